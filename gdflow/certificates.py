@@ -1,0 +1,264 @@
+"""What can be proved about the limit from a single state, without an integrator.
+
+- The *level certificate*: the loss falls along the flow, every trajectory converges to a critical point, and critical
+  values form a finite set. So from a state with a loss below the second-lowest critical value the exact flow converges to a
+  global minimum.
+- An explicit *radius* that no trajectory from here ever leaves.
+- *Exponential rates* for pyramidal states.
+
+What a certificate does not cover is the integration error up to the state it is given: watch the drift of the conserved
+quantities, and audit.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+from jaxtyping import Array, Float, Int
+from rich.console import RenderableType
+
+from gdflow.invariants import conserved
+from gdflow.levels import nested_levels
+from gdflow.network import LayerTuple
+from gdflow.problem import Problem, critical_values
+from gdflow.tables import Printable, key_value_table
+
+#: Certified means a loss below the level by at least this many eps·‖Ȳ‖².
+SLACK_EPS = 100.0
+
+KINDS = ("exact", "almost sure")
+
+
+class LevelCertificate(eqx.Module):
+    """The levels a falling loss crosses on its way down, and what each crossing proves.
+
+    **Arguments:**
+
+    - `problem`: with the squared error.
+    - `widths`: `(d_0, …, d_N)`.
+    - `kind`: `"exact"`: the lowest distinct critical values; a loss below all but the first proves, for this very state,
+      that the exact flow converges to a global minimum. `"almost sure"`: the nested levels `ℓ({1..r})` only, the claim being
+      that outside a set of starts of measure zero no other limit occurs (Terstiege, Rauhut, Bah, Westdickenberg 2022,
+      Theorem 5a): weaker, but it stops earlier where the bottleneck is narrower than the rank of the target.
+    - `depth`: at most that many levels above the minimum are told apart (`K`).
+    - `allow_float32`: certify in single precision, where `eps = 1.2e-7`.
+
+    Fields: `levels`, the distinct critical values from the lowest, `(K+1,)`; `thresholds`, `levels[1:]` less the slack
+    `100·eps·‖Ȳ‖²` that keeps round-off of the loss from faking a crossing; `slack`; `num_merged`, how many levels stand for
+    several that round-off cannot tell apart.
+
+    **Raises:** `ValueError` for losses without levels, widths that do not fit, and float32 without `allow_float32`.
+    """
+
+    levels: Float[Array, " K_plus_1"]
+    thresholds: Float[Array, " K"]
+    slack: Float[Array, ""]
+    kind: str = eqx.field(static=True)
+    num_merged: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        problem: Problem,
+        widths: Iterable[int],
+        *,
+        kind: str = "exact",
+        depth: int = 16,
+        allow_float32: bool = False,
+    ):
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        s = np.asarray(problem.singular_values, dtype=np.float64)
+        dtype = problem.target.dtype
+        if dtype != jnp.float64 and not allow_float32:
+            raise ValueError(
+                f"certificates need float64 but the problem is {dtype}: call "
+                'jax.config.update("jax_enable_x64", True) before anything else, or pass allow_float32=True'
+            )
+        max_rank = problem.max_rank(widths)
+        self.slack = jnp.asarray(SLACK_EPS * float(jnp.finfo(dtype).eps) * np.sum(s**2))
+        if kind == "exact":
+            table = critical_values(problem, max_rank, lowest=depth + 1)
+            levels = table.values
+            self.num_merged = sum(level.width > 0 for level in table)
+        else:
+            levels = nested_levels(s, max_rank, tolerance=problem.level_tolerance)[: depth + 1]
+            self.num_merged = max_rank + 1 - len(levels) if max_rank <= depth else 0
+        self.levels = jnp.asarray(levels, dtype=dtype)
+        self.thresholds = self.levels[1:] - self.slack
+        self.kind = kind
+
+    def level(self, loss: Float[Array, "*n"]) -> Int[Array, "*n"]:
+        """Distance from the bottom: 0 certifies a global minimum; `k`: the limit is at one of the lowest `k+1` levels.
+
+        Capped at `K`, where nothing is claimed; `K` also for a loss that is not a number.
+        """
+        below = loss[..., None] < self.thresholds
+        return self.thresholds.shape[0] - jnp.sum(below, axis=-1)
+
+    def certified(self, loss: Float[Array, "*n"]) -> Array:
+        """Whether a loss proves convergence to a global minimum."""
+        return (self.level(loss) == 0) & jnp.isfinite(loss)
+
+
+def radius_bounds(problem: Problem, net: LayerTuple) -> np.ndarray:
+    """Explicit bounds on `‖W_j(t)‖_F` for all `t ≥ 0`, shape `(N,)`: the trajectory through `net` is bounded.
+
+    With `g = ‖W_N‖²`, `δ_j = |‖W_j‖² − ‖W_N‖²|` and `c_j = ‖C_j‖_2`, all conserved, `κ = min(d_N, d_{N-1})` and
+    `R_0 = (‖Σ_Y‖_F + √(2L(0)))/σ_min(D)`:
+
+        g^N/κ^{N-1} − E(g) ≤ ‖ΠW‖²_F ≤ R_0²,
+        E(g) = Σ_{m=1}^{N-1} [∏_{j>m}(g+δ_j)]·[(g+δ_{m+1}+c_m)^m − (g+δ_{m+1})^m],
+
+    so `g` stays below the largest root of the difference: the constructive form of Lemma 2.4 and Proposition 1 of Chitour,
+    Liao, Couillet (2022). `E` has non-negative coefficients and degree `N − 1`, so by Descartes' rule that root is the only
+    positive one. Computed on the host in float64; not differentiable.
+    """
+    reduced = problem.convert(net, problem.coordinates, "whitened" if problem.coordinates == "whitened" else "reduced")
+    norms = np.asarray(reduced.layer_norms(), dtype=np.float64) ** 2
+    f, N = problem.decomposition, net.depth
+    sigma_min = 1.0 if problem.coordinates == "whitened" else float(f.S_X[-1])
+    loss = float(problem.effective_loss(net))
+    R0 = (float(jnp.linalg.norm(f.s)) + np.sqrt(2 * max(loss, 0.0))) / sigma_min
+    kappa = min(net.widths[-1], net.widths[-2])
+    delta = abs(norms - norms[-1])
+    c = [float(jnp.linalg.norm(C, ord=2)) for C in conserved(reduced)]
+
+    P = np.polynomial.Polynomial
+    excess = P([R0**2])
+    for m in range(1, N):
+        outer = P([1.0])
+        for j in range(m + 1, N + 1):
+            outer *= P([delta[j - 1], 1.0])
+        excess += outer * (P([delta[m] + c[m - 1], 1.0]) ** m - P([delta[m], 1.0]) ** m)
+    bound = P([0.0] * N + [1 / kappa ** (N - 1)]) - excess
+
+    high = max(1.0, R0 ** (2 / N))
+    while bound(high) <= 0:
+        high *= 2
+    root = scipy.optimize.brentq(bound, 0.0, high, xtol=1e-300, rtol=1e-12) if bound(0.0) < 0 else 0.0
+    squares = np.maximum(root * (1 + 1e-10) + norms - norms[-1], 0.0)
+    # The part of W_1 on the null directions of X never moves and adds to its norm.
+    squares[0] += max(float(jnp.sum(net.weights[0] ** 2)) - norms[0], 0.0)
+    return np.sqrt(squares)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    """Exponential rates: `L(t) ≤ L(0)e^{-2αt}`; `None` where the bound does not apply.
+
+    - `alpha`: `∏_l μ_l`, Proposition 2 of Chitour, Liao, Couillet (2022), times `σ_min(D)²` in data coordinates.
+    - `alpha_sharp`: `∏_l b_l ≥ α`, the same with Weyl's inequality iterated.
+    - `reason`: why there is none, if there is none.
+    """
+
+    alpha: float | None
+    alpha_sharp: float | None
+    reason: str = ""
+
+
+def exponential_rates(problem: Problem, net: LayerTuple) -> Rates:
+    """Guaranteed exponential rates of the loss from this state on, for pyramidal widths `d_1 ≥ … ≥ d_H ≥ d_y`.
+
+    With `μ_l = λ_{d_l−d_{l+1}+1}(C_l)`, `l = 1..H` (eigenvalues ascending: the `d_{l+1}`-th *largest*; the paper prints
+    "smallest"), `α = ∏μ_l` if all `μ_l > 0`; and `α' = ∏b_l` with `b_0 = 0`, `b_l = max(0, μ_l + b_{l-1})`. Computed on
+    the host; not differentiable.
+    """
+    widths = net.widths
+    if net.depth == 1:
+        return Rates(None, None, "a single layer has no conserved quantities")
+    if any(a < b for a, b in zip(widths[1:-1], widths[2:], strict=True)):
+        return Rates(None, None, f"widths {widths} are not pyramidal: d_1 ≥ … ≥ d_H ≥ d_y fails")
+    whitened = problem.coordinates == "whitened"
+    reduced = problem.convert(net, problem.coordinates, "whitened" if whitened else "reduced")
+    factor = 1.0 if whitened else float(problem.decomposition.S_X[-1]) ** 2
+    mu = [
+        float(np.linalg.eigvalsh(np.asarray(C))[d - after])
+        for C, d, after in zip(conserved(reduced), widths[1:-1], widths[2:], strict=True)
+    ]
+    b, alpha_sharp = 0.0, 1.0
+    for m in mu:
+        b = max(0.0, m + b)
+        alpha_sharp *= b
+    alpha = float(np.prod(mu)) * factor if min(mu) > 0 else None
+    reason = "" if alpha_sharp > 0 else f"eigenvalue condition fails: min μ_l = {min(mu):.3g}"
+    return Rates(alpha, alpha_sharp * factor if alpha_sharp > 0 else None, reason)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Certificate(Printable):
+    """What is proved about the limit of the trajectory through one state.
+
+    - `loss`: effective loss at the state.
+    - `level`: 0 if convergence to a global minimum is proved, else the number of critical values (above the lowest) that
+      the loss is not yet below, capped.
+    - `global_minimum`: proved for this state, for the exact flow.
+    - `almost_surely`: proved outside a set of starts of measure zero.
+    - `levels`: the critical values used, from the lowest.
+    - `radius`: bounds on `‖W_j(t)‖_F`, `t ≥ 0`.
+    - `rates`: exponential rates.
+    """
+
+    loss: float
+    level: int
+    global_minimum: bool
+    almost_surely: bool
+    levels: np.ndarray
+    num_merged: int
+    radius: np.ndarray
+    rates: Rates
+
+    def __rich__(self) -> RenderableType:
+        if self.global_minimum:
+            limit = "converges to a global minimum"
+        elif self.almost_surely:
+            limit = "converges to a global minimum, except for starts in a set of measure zero"
+        else:
+            limit = f"undecided: the loss is not below {self.level} critical value(s) above the lowest"
+        rates = (
+            self.rates.reason
+            if self.rates.alpha_sharp is None
+            else f"L(t) ≤ L(0)exp(-2α't), α'={self.rates.alpha_sharp:.6g}"
+            + ("" if self.rates.alpha is None else f" (α={self.rates.alpha:.6g})")
+        )
+        merged = f" ({self.num_merged} stand for several that round-off cannot tell apart)" if self.num_merged else ""
+        rows = [
+            ("exact flow", limit),
+            ("effective loss", f"{self.loss:.8g}"),
+            ("lowest levels", ", ".join(f"{v:.6g}" for v in self.levels[:6]) + merged),
+            ("norms ‖W_j‖ ≤", ", ".join(f"{r:.4g}" for r in self.radius)),
+            ("rate", rates),
+        ]
+        return key_value_table("Certificate", rows)
+
+
+def certify(problem: Problem, net: LayerTuple, *, allow_float32: bool = False) -> Certificate:
+    """Everything that is proved about the limit from one state: level verdict, radius and rates.
+
+    **Arguments:** `net`: one network in the problem's coordinates; `allow_float32`: see
+    [`gdflow.certificates.LevelCertificate`][].
+
+    **Raises:** `ValueError` for losses without levels, networks that do not fit, entries that are not finite, and float32.
+
+    ```python
+    >>> certify(problem, net).global_minimum
+    ```
+    """
+    problem.check_network(net)
+    exact = LevelCertificate(problem, net.widths, allow_float32=allow_float32)
+    almost = LevelCertificate(problem, net.widths, kind="almost sure", allow_float32=allow_float32)
+    loss = problem.effective_loss(net)
+    return Certificate(
+        loss=float(loss),
+        level=int(exact.level(loss)),
+        global_minimum=bool(exact.certified(loss)),
+        almost_surely=bool(almost.certified(loss)),
+        levels=np.asarray(exact.levels),
+        num_merged=exact.num_merged,
+        radius=radius_bounds(problem, net),
+        rates=exponential_rates(problem, net),
+    )

@@ -1,0 +1,59 @@
+"""Conserved quantities of the gradient flow of any loss of the end-to-end matrix.
+
+`C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ`, `j = 1, …, N−1`, is constant along the flow (Chitour, Liao, Couillet 2022, Lemma 2.2).
+"""
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gdflow.network import LayerTuple, check_widths, matmul
+
+
+def conserved(net: LayerTuple) -> tuple[Float[Array, "d_j d_j"], ...]:
+    """`C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ` for `j = 1, …, N−1`; empty for a single layer.
+
+    ```python
+    >>> conserved(LayerTuple([jnp.eye(2), 2.0 * jnp.eye(2)]))[0]
+    Array([[3., 0.],
+           [0., 3.]], dtype=float64)
+    ```
+    """
+    pairs = zip(net.weights[:-1], net.weights[1:], strict=True)
+    return tuple(matmul(after.T, after) - matmul(before, before.T) for before, after in pairs)
+
+
+def norm_differences(net: LayerTuple) -> Float[Array, " N_minus_1"]:
+    """`‖W_{j+1}‖² − ‖W_j‖² = tr C_j`, conserved."""
+    return jnp.diff(net.layer_norms() ** 2)
+
+
+def num_independent_laws(widths: Iterable[int]) -> int:
+    """Number of functionally independent scalar conservation laws among the entries of all `C_j`.
+
+    `Σ_j ρ_j` with `n = d_{j-1} + d_{j+1}` and `ρ_j = d_j(d_j+1)/2` if `n ≥ d_j`, else `n(2d_j − n + 1)/2`: `C_j` is
+    symmetric and, where the layer is wider than both neighbours together, of rank at most `n`.
+
+    **Arguments:** `widths`: `(d_0, …, d_N)`.
+    """
+    widths = check_widths(widths)
+    count = 0
+    for before, d, after in zip(widths[:-2], widths[1:-1], widths[2:], strict=True):
+        n = min(before + after, d)
+        count += n * (2 * d - n + 1) // 2
+    return count
+
+
+def drift(net: LayerTuple, start: LayerTuple) -> Float[Array, ""]:
+    """How far the conserved quantities have moved, relative to the weights.
+
+    `max_j ‖C_j(net) − C_j(start)‖_F / max_j ‖W_j‖²_F`, the maximum of the norms taken over both networks; zero for the
+    exact flow, for a single layer and between zero networks. It measures the error of an integration that the level
+    certificate does not see.
+    """
+    if net.depth == 1:
+        return jnp.zeros((), dtype=net.weights[0].dtype)
+    moved = jnp.stack([jnp.linalg.norm(a - b) for a, b in zip(conserved(net), conserved(start), strict=True)])
+    scale = jnp.maximum(jnp.max(net.layer_norms()), jnp.max(start.layer_norms())) ** 2
+    return jnp.max(moved) / jnp.where(scale > 0, scale, 1.0)
