@@ -1,0 +1,21 @@
+"""Gradient flow in deep linear networks: simulation, invariants, certificates and basins of attraction."""
+
+from importlib.metadata import version as _version
+
+from gdflow import initialization as initialization
+from gdflow.certificates import certify as certify
+from gdflow.dynamics import RK4 as RK4
+from gdflow.dynamics import AtCertificate as AtCertificate
+from gdflow.dynamics import AtEvent as AtEvent
+from gdflow.dynamics import AtGradientNorm as AtGradientNorm
+from gdflow.dynamics import Trajectory as Trajectory
+from gdflow.dynamics import simulate as simulate
+from gdflow.invariants import conserved as conserved
+from gdflow.invariants import drift as drift
+from gdflow.invariants import num_independent_laws as num_independent_laws
+from gdflow.network import LayerTuple as LayerTuple
+from gdflow.problem import Problem as Problem
+from gdflow.problem import critical_values as critical_values
+from gdflow.problem import iterate_critical_values as iterate_critical_values
+
+__version__ = _version("gdflow")

@@ -1,0 +1,10 @@
+"""Flows and their trajectories."""
+
+from gdflow.dynamics.gradient_flow import gradient_flow_field as gradient_flow_field
+from gdflow.dynamics.gradient_flow import simulate as simulate
+from gdflow.dynamics.runge_kutta import RK4 as RK4
+from gdflow.dynamics.stopping import AbstractStop as AbstractStop
+from gdflow.dynamics.stopping import AtCertificate as AtCertificate
+from gdflow.dynamics.stopping import AtEvent as AtEvent
+from gdflow.dynamics.stopping import AtGradientNorm as AtGradientNorm
+from gdflow.dynamics.trajectory import Trajectory as Trajectory

@@ -1,0 +1,75 @@
+"""When to stop a trajectory: at a level certificate, at a gradient norm, at an event of the user's."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gdflow.certificates import KINDS, LevelCertificate
+from gdflow.network import LayerTuple
+from gdflow.problem import Problem
+
+
+class AbstractStop(eqx.Module):
+    """A condition that stops the flow where a real function of the state falls to zero.
+
+    The crossing is located inside the step by the solver's own interpolant. A state at which the function is already zero
+    or negative at the start stops at once.
+    """
+
+    def prepare(self, problem: Problem, widths: tuple[int, ...], allow_float32: bool) -> "AbstractStop":
+        """The condition for a given problem; raises before any integration if it can't be."""
+        return self
+
+    @abstractmethod
+    def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
+        """Positive while the flow goes on."""
+
+
+class AtCertificate(AbstractStop):
+    """Stops where a global minimum is certified, i.e. the loss falls below the second-lowest critical value.
+
+    **Arguments:** `kind`: `"exact"` or `"almost sure"`, see [`gdflow.certificates.LevelCertificate`][].
+    """
+
+    kind: str = eqx.field(static=True, default="exact")
+    certificate: LevelCertificate | None = None
+
+    def __check_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+
+    def prepare(self, problem: Problem, widths: tuple[int, ...], allow_float32: bool) -> "AtCertificate":
+        certificate = LevelCertificate(problem, widths, kind=self.kind, depth=1, allow_float32=allow_float32)
+        return AtCertificate(self.kind, certificate)
+
+    def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
+        assert self.certificate is not None
+        loss = problem.effective_loss(net)
+        if self.certificate.thresholds.shape[0] == 0:  # the minimum is the only critical value
+            return -jnp.ones_like(loss)
+        return loss - self.certificate.thresholds[0]
+
+
+class AtGradientNorm(AbstractStop):
+    """Stops where `‖∇L‖` falls to `norm`. This fires near saddles too: it decides nothing about the limit."""
+
+    norm: float
+
+    def __check_init__(self):
+        if not self.norm > 0:
+            raise ValueError(f"the gradient norm to stop at must be positive, got {self.norm}")
+
+    def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
+        return problem.gradient(net).norm() - self.norm
+
+
+class AtEvent(AbstractStop):
+    """Stops where `function(t, net)`, real-valued and traceable, falls to zero."""
+
+    function: Callable[[Float[Array, ""], LayerTuple], Float[Array, ""]]
+
+    def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
+        return self.function(t, net)

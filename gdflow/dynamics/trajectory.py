@@ -1,0 +1,150 @@
+"""A trajectory: times, networks, and what is measured along it."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from rich.console import RenderableType
+
+from gdflow.certificates import LevelCertificate
+from gdflow.invariants import drift
+from gdflow.network import LayerTuple
+from gdflow.problem import Problem
+from gdflow.tables import Printable, key_value_table
+
+
+class Trajectory(eqx.Module, Printable):
+    """A solution of the gradient flow, from [`gdflow.simulate`][].
+
+    For a batch of starts every array has a leading batch axis and shorter trajectories are padded with NaN.
+
+    - `ts`: saved times, `(T,)`. Entries after a stop are NaN.
+    - `networks`: the networks at these times (leading axis `T`).
+    - `losses`, `gradient_norms`: effective loss and `‖∇L‖` there.
+    - `final_time`, `final`: the end of the integration: `t1`, or the stop, located inside the step.
+    - `num_steps`: accepted and rejected steps together.
+    - `reached`: index of the stop that ended it (in the order given), `-1` if none did.
+    - `finite`: whether the final network is finite.
+    - `solved`: whether the step limit was *not* exhausted.
+    """
+
+    problem: Problem
+    start: LayerTuple
+    ts: Float[Array, "*batch T"]
+    networks: LayerTuple
+    losses: Float[Array, "*batch T"]
+    gradient_norms: Float[Array, "*batch T"]
+    final_time: Float[Array, "*batch"]
+    final: LayerTuple
+    num_steps: Int[Array, "*batch"]
+    reached: Int[Array, "*batch"]
+    finite: Array
+    solved: Array
+    stops: tuple[str, ...] = eqx.field(static=True)
+    interpolation: diffrax.DenseInterpolation | None
+
+    @property
+    def status(self) -> str | list[str]:
+        """How it ended, in words; a list for a batch."""
+        if self.final_time.ndim:
+            return [self._status(*row) for row in zip(self.reached, self.finite, self.solved, strict=True)]
+        return self._status(self.reached, self.finite, self.solved)
+
+    def _status(self, reached, finite, solved) -> str:
+        if not finite:
+            return "not finite"
+        if reached >= 0:
+            return f"stopped: {self.stops[int(reached)]}"
+        return "reached t1" if solved else "step limit"
+
+    def _over_time(self, function):
+        for _ in self.ts.shape:
+            function = jax.vmap(function)
+        return jax.jit(function)
+
+    @property
+    def singular_values(self) -> Float[Array, "*batch T k"]:
+        """Singular values of the end-to-end matrix at the saved times."""
+        return self._over_time(lambda net: jnp.linalg.svd(net.end_to_end, compute_uv=False))(self.networks)
+
+    @property
+    def drift(self) -> Float[Array, "*batch T"]:
+        """Relative drift of the conserved quantities since the start, see [`gdflow.drift`][]."""
+        measure = jax.vmap(drift, in_axes=(0, None))
+        for _ in self.ts.shape[:-1]:
+            measure = jax.vmap(measure)
+        return jax.jit(measure)(self.networks, self.start)
+
+    def evaluate(self, t: Float[Array, ""] | float) -> LayerTuple:
+        """The network at any time up to `final_time`, by the solver's own interpolant.
+
+        **Raises:** `ValueError` if the trajectory was not computed with `dense=True`.
+        """
+        if self.interpolation is None:
+            raise ValueError("this trajectory has no dense output: simulate(..., dense=True)")
+        if self.final_time.ndim:
+            return eqx.filter_vmap(lambda dense: dense.evaluate(t))(self.interpolation)
+        return self.interpolation.evaluate(t)
+
+    def crossing_times(self, levels: Float[Array, " K"] | None = None) -> Float[Array, "*batch K"]:
+        """First times at which the loss falls to given levels; infinite where it does not before `final_time`.
+
+        The loss is monotone along the flow, so each crossing is found by bisection on the dense output.
+
+        **Arguments:** `levels`: by default the lowest critical values (at most 17) from the lowest upwards.
+
+        **Raises:** `ValueError` without dense output.
+        """
+        if self.interpolation is None:
+            raise ValueError("crossing times need dense output: simulate(..., dense=True)")
+        if levels is None:
+            levels = LevelCertificate(self.problem, self.start.widths, allow_float32=True).levels
+        crossing = _crossing_times
+        if self.final_time.ndim:
+            crossing = eqx.filter_vmap(crossing, in_axes=(None, None, eqx.if_array(0), 0, 0))
+        return crossing(self.problem, jnp.asarray(levels), self.interpolation, self.final_time, self.final)
+
+    def __rich__(self) -> RenderableType:
+        if self.final_time.ndim:
+            counts: dict[str, int] = {}
+            for status in self.status:
+                counts[status] = counts.get(status, 0) + 1
+            rows = [("trajectories", str(len(self.status))), *((status, str(n)) for status, n in counts.items())]
+            return key_value_table("Trajectories", rows)
+        end = self.final
+        s = np.linalg.svd(np.asarray(end.end_to_end), compute_uv=False)
+        loss = self.problem.effective_loss(end)
+        rows = [
+            ("widths", "-".join(map(str, self.start.widths)) + f" ({self.problem.coordinates} coordinates)"),
+            ("status", str(self.status)),
+            ("time", f"{float(self.final_time):.6g} after {int(self.num_steps)} steps, {self.ts.shape[-1]} saved"),
+            ("effective loss", f"{float(self.problem.effective_loss(self.start)):.6g} → {float(loss):.6g}"),
+            ("gradient norm", f"{float(self.problem.gradient(end).norm()):.3g}"),
+            ("singular values", ", ".join(f"{v:.6g}" for v in s[:8]) + (" …" if len(s) > 8 else "")),
+            ("drift of C_j", f"{float(drift(end, self.start)):.2e} (relative; zero for the exact flow)"),
+        ]
+        return key_value_table("Trajectory", rows)
+
+
+@eqx.filter_jit
+def _crossing_times(problem, levels, dense, end, final):
+    start = dense.t0
+
+    def crossing(level):
+        def above(t):
+            return problem.effective_loss(dense.evaluate(t)) > level
+
+        def halve(_, bracket):
+            low, high = bracket
+            middle = 0.5 * (low + high)
+            up = above(middle)
+            return jnp.where(up, middle, low), jnp.where(up, high, middle)
+
+        # 60 halvings shrink any bracket to round-off of its end.
+        _, time = jax.lax.fori_loop(0, 60, halve, (start, end))
+        time = jnp.where(above(start), time, start)
+        return jnp.where(problem.effective_loss(final) <= level, time, jnp.inf)
+
+    return jax.vmap(crossing)(levels)

@@ -1,0 +1,25 @@
+"""Shared configuration of the tests: double precision, no silent broadcasting between ranks, shared problems."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Every new shape compiles for about a second, so examples have no deadline and are few.
+settings.register_profile(
+    "gdflow", deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("gdflow")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260101)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(7)
