@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rich.console import RenderableType
 
 from gdflow.ranks import equal_threshold
@@ -130,13 +131,13 @@ def _subsets(groups: list[list[int]], counts: Sequence[int]) -> Iterator[tuple[i
         yield tuple(sorted(i + 1 for part in parts for i in part))
 
 
-def _prepare(singular_values: Sequence[float], tolerance: float | None) -> tuple[np.ndarray, float]:
+def _prepare(singular_values: ArrayLike, tolerance: float | None) -> tuple[np.ndarray, float]:
     s = -np.sort(-np.asarray(singular_values, dtype=np.float64))
     return s, equal_threshold(float(np.sum(s**2))) if tolerance is None else tolerance
 
 
 def iterate_levels(
-    singular_values: Sequence[float], max_rank: int, *, tolerance: float | None = None
+    singular_values: ArrayLike, max_rank: int, *, tolerance: float | None = None
 ) -> Iterator[Level]:
     """Streams the critical values of the effective loss from the lowest upwards.
 
@@ -168,7 +169,7 @@ def iterate_levels(
 
 
 def list_levels(
-    singular_values: Sequence[float], max_rank: int, *, lowest: int | None = None, tolerance: float | None = None
+    singular_values: ArrayLike, max_rank: int, *, lowest: int | None = None, tolerance: float | None = None
 ) -> CriticalValues:
     """The critical values as a table: all of them, or the `lowest` ones without enumerating the rest.
 
@@ -191,7 +192,7 @@ def list_levels(
     return CriticalValues(levels, tuple(map(float, s)), max_rank, tolerance, complete)
 
 
-def nested_levels(singular_values: Sequence[float], max_rank: int, *, tolerance: float | None = None) -> np.ndarray:
+def nested_levels(singular_values: ArrayLike, max_rank: int, *, tolerance: float | None = None) -> np.ndarray:
     """The distinct values among `ℓ({1..r}) = ½Σ_{i>r}s_i²`, `r = max_rank, …, 0`, increasing.
 
     The levels of the best fits of rank `r`, the only ones at which a limit lies for almost every start (Terstiege, Rauhut,

@@ -243,7 +243,7 @@ class Problem(eqx.Module):
 
     @classmethod
     def from_singular_values(
-        cls, s: Iterable[float], d_x: int | None = None, d_y: int | None = None, *, coordinates: str = "whitened"
+        cls, s: ArrayLike, d_x: int | None = None, d_y: int | None = None, *, coordinates: str = "whitened"
     ) -> "Problem":
         """The problem `½‖Σ − W‖²` with the given singular values on the diagonal of a `(d_y, d_x)` target.
 
@@ -252,7 +252,7 @@ class Problem(eqx.Module):
         (3, 6)
         ```
         """
-        values = np.asarray(list(s), dtype=np.float64)
+        values = np.atleast_1d(np.asarray(s, dtype=np.float64))
         d_x, d_y = d_x or values.size, d_y or values.size
         if values.size == 0 or not np.all(values >= 0) or not np.all(np.isfinite(values)):
             raise ValueError(f"singular values must be finite and not negative, at least one of them; got {values.tolist()}")

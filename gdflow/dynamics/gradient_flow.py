@@ -54,7 +54,7 @@ def simulate(
     t1: float,
     *,
     t0: float = 0.0,
-    ts: ArrayLike | int | None = None,
+    ts: ArrayLike | Sequence[float] | int | None = None,
     dense: bool | None = None,
     stop: AbstractStop | Sequence[AbstractStop] = (),
     solver: diffrax.AbstractSolver | None = None,
