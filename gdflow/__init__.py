@@ -3,6 +3,8 @@
 from importlib.metadata import version as _version
 
 from gdflow import initialization as initialization
+from gdflow.basins import BasinEstimate as BasinEstimate
+from gdflow.basins import basin_sizes as basin_sizes
 from gdflow.certificates import certify as certify
 from gdflow.dynamics import RK4 as RK4
 from gdflow.dynamics import AtCertificate as AtCertificate

@@ -1,0 +1,70 @@
+"""What became of each start: one row per start, and what the columns mean."""
+
+import enum
+
+import numpy as np
+import pyarrow as pa
+
+
+class Status(enum.IntEnum):
+    """How the integration of one start ended."""
+
+    CERTIFIED = 0
+    TIME_LIMIT = 1
+    STEP_LIMIT = 2
+    STATIONARY = 3
+    NON_FINITE = 4
+
+    @property
+    def message(self) -> str:
+        """What it means, for people."""
+        return _MESSAGES[self]
+
+    @property
+    def label(self) -> str:
+        """The word that stands in tables and files."""
+        return self.name.lower().replace("_", " ")
+
+
+_MESSAGES = {
+    Status.CERTIFIED: "the loss fell below the second-lowest critical value: the limit is a global minimum",
+    Status.TIME_LIMIT: "not decided by t1",
+    Status.STEP_LIMIT: "not decided within max_steps",
+    Status.STATIONARY: "the gradient vanishes at an undecided point: the start is critical",
+    Status.NON_FINITE: "the start or the integration is not finite",
+}
+
+#: What a certificate of each kind proves of the limit of a certified start.
+VERDICTS = {"exact": "global minimum", "almost sure": "global minimum (almost surely)"}
+UNDECIDED = "undecided"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.uint64(), metadata={"doc": "start id; with the key it determines the start"}),
+        pa.field("status", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "how the integration ended"}),
+        pa.field("verdict", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "what is certified of the limit"}),
+        pa.field("level", pa.int32(), metadata={"doc": "critical values above the lowest not yet passed; 0 = certified"}),
+        pa.field("time", pa.float64(), metadata={"doc": "crossing of the last level, else the time reached (flow time)"}),
+        pa.field("steps", pa.int32(), metadata={"doc": "integration steps, accepted and rejected"}),
+        pa.field("loss", pa.float64(), metadata={"doc": "effective loss where the integration ended"}),
+        pa.field("gradient_norm", pa.float64(), metadata={"doc": "norm of the gradient there"}),
+        pa.field("drift", pa.float64(), metadata={"doc": "relative drift of the conserved quantities"}),
+    ]
+)
+
+
+def outcome_table(columns: dict[str, np.ndarray], kind: str = "exact") -> pa.Table:
+    """A table with the columns of `SCHEMA` from arrays.
+
+    **Arguments:** `columns["status"]` holds codes of [`gdflow.basins.Status`][]; `kind` is that of the certificate.
+    """
+    codes = columns["status"].astype(np.int8)
+    status = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([s.label for s in Status]))
+    verdict = pa.DictionaryArray.from_arrays(
+        pa.array((codes == Status.CERTIFIED).astype(np.int8)), pa.array([UNDECIDED, VERDICTS[kind]])
+    )
+    arrays = {"status": status, "verdict": verdict}
+    for field in SCHEMA:
+        if field.name not in arrays:
+            arrays[field.name] = pa.array(np.asarray(columns[field.name]), type=field.type)
+    return pa.table([arrays[field.name] for field in SCHEMA], schema=SCHEMA)
