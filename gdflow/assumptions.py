@@ -26,7 +26,7 @@ def check_dimensions(m: int | None, d_x: int, d_y: int, hidden: tuple[int, ...] 
     holds = d_x >= d_y and (m is None or m >= d_x) and min(hidden or (d_y,)) >= d_y
     samples = "" if m is None else f"m={m}, "
     layers = "" if hidden is None else f", min hidden={min(hidden, default='none')}"
-    return Assumption("A1: m ≥ d_x ≥ d_y, hidden ≥ d_y", holds, f"{samples}d_x={d_x}, d_y={d_y}{layers}")
+    return Assumption("A1 dimensions", holds, f"m ≥ d_x ≥ d_y, hidden ≥ d_y: {samples}d_x={d_x}, d_y={d_y}{layers}")
 
 
 def check_ranks(rank_x: RankDecision, rank_y: RankDecision, d_x: int, d_y: int) -> Assumption:
@@ -37,7 +37,7 @@ def check_ranks(rank_x: RankDecision, rank_y: RankDecision, d_x: int, d_y: int) 
         for name, r, d in (("X", rank_x, d_x), ("Y", rank_y, d_y))
     ]
     uncertain = "" if rank_x.certain and rank_y.certain else "; near the threshold: UNCERTAIN"
-    return Assumption("A2: X, Y of full row rank", holds, ", ".join(parts) + uncertain)
+    return Assumption("A2 full rank", holds, ", ".join(parts) + uncertain)
 
 
 def check_distinct(s: np.ndarray, d_y: int) -> Assumption:
@@ -48,12 +48,12 @@ def check_distinct(s: np.ndarray, d_y: int) -> Assumption:
     top = squares[0]
     relative = gaps.min() / top if top > 0 else 0.0
     holds = decide_rank(gaps, size=d_y).rank == d_y
-    return Assumption("A3: ȲȲᵀ has distinct eigenvalues > 0", holds, f"smallest gap = {relative:.2e} of the largest")
+    return Assumption("A3 distinct s_i", holds, f"smallest gap of ȲȲᵀ = {relative:.2e} of its largest eigenvalue")
 
 
 def check_subset_sums(levels: CriticalValues) -> Assumption:
     """(A4): the sums `½Σ_{i∉S}s_i²` are pairwise distinct (over the subsets that occur as critical values)."""
-    name = "A4: distinct critical values"
+    name = "A4 distinct levels"
     if not levels.complete:
         return Assumption(name, None, f"not checked: too many subsets (lowest {len(levels)} levels listed)")
     merged = sum(level.num_subsets > 1 for level in levels)

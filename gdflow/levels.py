@@ -72,7 +72,7 @@ class CriticalValues(Printable, Sequence):
 
     def __rich__(self) -> RenderableType:
         what = "all" if self.complete else f"the lowest {len(self)}"
-        table = column_table(f"Critical values of the effective loss ({what})", "level", "value", "subsets", "S")
+        table = column_table(f"Critical values ({what})", "level", "value", "subsets", "S")
         for k, level in enumerate(self.levels[:32]):
             shown = " ".join("{" + ",".join(map(str, s)) + "}" for s in level.subsets[:4])
             more = " …" if level.num_subsets > min(4, len(level.subsets)) else ""

@@ -160,6 +160,10 @@ class LayerTuple(eqx.Module):
         return jnp.stack([jnp.linalg.norm(w) for w in self.weights])
 
 
+#: Networks with more parameters than this (8 GiB in double precision) are taken for a mistake.
+MAX_PARAMETERS = 2**30
+
+
 def check_widths(widths: Iterable[int]) -> tuple[int, ...]:
     """`widths` as a tuple of at least two positive integers `(d_0, …, d_N)`, or a `ValueError` that names the culprit."""
     widths = tuple(widths)
@@ -168,4 +172,8 @@ def check_widths(widths: Iterable[int]) -> tuple[int, ...]:
     for d in widths:
         if isinstance(d, bool) or not isinstance(d, int | np.integer) or d < 1:
             raise ValueError(f"widths must be positive integers, got {d!r} in {widths}")
-    return tuple(int(d) for d in widths)
+    widths = tuple(int(d) for d in widths)
+    count = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+    if count > MAX_PARAMETERS:
+        raise ValueError(f"widths {widths} make {count:.2g} parameters, more than {MAX_PARAMETERS:.2g}")
+    return widths

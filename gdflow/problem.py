@@ -193,7 +193,7 @@ class Problem(eqx.Module):
             return
 
         if X.shape[1] > sum((X.shape[0], Y.shape[0])):
-            notes.append("samples reduced by blockwise Householder QR (singular values to a few eps of the largest)")
+            notes.append("samples reduced by Householder QR: singular values to a few eps of the largest")
         X, Y = _compress(X, Y)
         U_X, S_X, V_Xt = np.linalg.svd(X, full_matrices=False)
         rank_x = decide_rank(S_X, size=max(X.shape))
@@ -490,7 +490,7 @@ class Report(Printable):
     def __rich__(self) -> rich.console.RenderableType:
         info = self.info
         rows = [
-            ("data", f"{info.source}: m={info.m} samples, d_x={info.d_x}, d_y={info.d_y}"),
+            ("data", f"{os.path.basename(info.source)}: m={info.m} samples, d_x={info.d_x}, d_y={info.d_y}"),
             *([("features", ", ".join(info.features))] if info.features else []),
             *([("targets", ", ".join(info.targets))] if info.targets else []),
             ("coordinates", self.coordinates),

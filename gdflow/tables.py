@@ -42,7 +42,10 @@ def key_value_table(title: str, rows: list[tuple[str, str]]) -> Table:
 
 def column_table(title: str, *columns: str, caption: str | None = None) -> Table:
     """An empty table with a header; the first column is left-aligned, the others are right-aligned."""
-    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table = Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, caption=caption, caption_justify="left",
+        pad_edge=False,
+    )  # fmt: skip
     for k, column in enumerate(columns):
         table.add_column(column, justify="left" if k == 0 else "right")
     return table

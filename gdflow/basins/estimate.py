@@ -26,6 +26,10 @@ from gdflow.tables import Printable, column_table, key_value_table
 
 #: An audit re-runs at tolerances tighter by this factor.
 AUDIT_FACTOR = 100.0
+#: A lane holds about so many copies of its state (stages, interpolant, old and new) …
+_COPIES = 32
+#: … and all lanes together may take this many bytes.
+_MEMORY = 2**34
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -148,12 +152,11 @@ class BasinEstimate(Printable):
             caption="possible: not excluded. Intervals are exact (Clopper–Pearson); undecided starts widen them.",
         )  # fmt: skip
         for row in self.rows:
-            if row.level == 0:
-                name = verdict
-            else:
-                sets = ["{" + ",".join(map(str, s)) + "}" for s in row.subsets[:1]]
-                name = f"level {row.level}" + (" or above" if row.level == len(self.levels) - 1 and not self.levels.complete
-                                               else f", S={sets[0]}" + (" …" if len(row.subsets) > 1 else ""))  # fmt: skip
+            name = verdict if row.level == 0 else f"level {row.level}"
+            if row.level and row.level == len(self.levels) - 1 and not self.levels.complete:
+                name += " or above"
+            elif row.level:
+                name += " {" + ",".join(map(str, row.subsets[0])) + "}" + (" …" if len(row.subsets) > 1 else "")
             table.add_row(
                 name, f"{row.value:.6g}", str(row.certified), str(row.possible),
                 _interval(row.interval), _interval(row.simultaneous),
@@ -184,7 +187,7 @@ class BasinEstimate(Printable):
 
 
 def _interval(bounds: tuple[float, float]) -> str:
-    return f"[{bounds[0]:.5f}, {bounds[1]:.5f}]"
+    return f"[{bounds[0]:.4f}, {bounds[1]:.4f}]"
 
 
 def _check(name: str, value: int, lowest: int) -> None:
@@ -256,6 +259,13 @@ def basin_sizes(
     settings = LaneSettings(solver or diffrax.Tsit5(), rtol, atol, t1, max_steps)
     ids = id_range(first_id, num)
     size = min(chunk, num)
+    parameters = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+    needed = size * parameters * problem.target.dtype.itemsize * _COPIES
+    if needed > _MEMORY:
+        raise ValueError(
+            f"{size} networks of widths {widths} ({parameters:.2g} parameters each) would need {needed / 2**30:.0f} GiB: "
+            "lower chunk, or the widths"
+        )
 
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),

@@ -1,5 +1,8 @@
 """A trajectory: times, networks, and what is measured along it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -59,15 +62,16 @@ class Trajectory(eqx.Module, Printable):
             return f"stopped: {self.stops[int(reached)]}"
         return "reached t1" if solved else "step limit"
 
-    def _over_time(self, function):
+    def map_over_time(self, function: Callable[[LayerTuple], Any]) -> Any:
+        """Applies a traceable function of one network at every saved time (and in every trajectory of a batch)."""
         for _ in self.ts.shape:
             function = jax.vmap(function)
-        return jax.jit(function)
+        return jax.jit(function)(self.networks)
 
     @property
     def singular_values(self) -> Float[Array, "*batch T k"]:
         """Singular values of the end-to-end matrix at the saved times."""
-        return self._over_time(lambda net: jnp.linalg.svd(net.end_to_end, compute_uv=False))(self.networks)
+        return self.map_over_time(lambda net: jnp.linalg.svd(net.end_to_end, compute_uv=False))
 
     @property
     def drift(self) -> Float[Array, "*batch T"]:

@@ -1,0 +1,319 @@
+"""Basin estimates: known laws, independence of chunks, honest statuses, bad input."""
+
+import math
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet
+import pytest
+import scipy.stats
+import systems
+
+import gdflow as gf
+from gdflow.basins import Status
+from gdflow.basins.lanes import LaneSettings, run_chunk
+from gdflow.basins.storage import prepare_folder, save_estimate
+from gdflow.certificates import LevelCertificate
+from gdflow.initialization import AbstractInitialization, Balanced, Gaussian, id_range
+
+KEY = jax.random.key(11)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return gf.Problem.from_singular_values([3, 2, 1], d_x=4)
+
+
+@pytest.fixture(scope="module")
+def law(problem):
+    return Gaussian(problem.widths([5, 4]))
+
+
+@pytest.fixture(scope="module")
+def estimate(problem, law):
+    return gf.basin_sizes(problem, law, 200, key=KEY, chunk=64, audit=40, progress=False)
+
+
+class Fixed(AbstractInitialization):
+    """A law that always draws one network."""
+
+    net: gf.LayerTuple
+    widths: tuple[int, ...] = eqx.field(static=True)
+
+    def draw(self, key):
+        return self.net
+
+
+def fixed(problem, weights):
+    net = gf.LayerTuple(weights)
+    return Fixed(net, net.widths)
+
+
+def test_every_start_is_accounted_for(estimate):
+    assert estimate.outcomes.num_rows == 200
+    assert estimate.outcomes["id"].to_pylist() == list(range(200))
+    assert sum(estimate.statuses.values()) == 200
+    assert estimate.certified + estimate.undecided == 200
+    # Two hidden layers at least as wide as the target: no start has ever been seen to end elsewhere.
+    assert estimate.certified == 200
+
+
+def test_interval_is_clopper_pearson_with_audit(estimate):
+    """By hand: all of 200 certified, no flips in 40, error alpha/4 in each tail and alpha/2 in the flip rate."""
+    assert estimate.audit.num == 40
+    assert estimate.audit.flips == 0
+    low = 0.0125 ** (1 / 200) - (1 - 0.025 ** (1 / 40))
+    np.testing.assert_allclose(estimate.interval, (low, 1.0), rtol=1e-10)
+    row = estimate.rows[0]
+    assert row.simultaneous[0] < row.interval[0]
+    assert [r.possible for r in estimate.rows[1:]] == [0] * (len(estimate.rows) - 1)
+
+
+def test_certified_losses_lie_below_the_second_level(estimate, problem):
+    ell = gf.critical_values(problem, 3)[1].value
+    assert ell == 0.5  # s_3² / 2
+    assert estimate.outcomes["loss"].to_numpy().max() < ell
+
+
+def test_crossing_times_equal_those_of_a_tight_trajectory(estimate, problem, law):
+    """The time is where the loss crosses the level, not the end of the step: against rtol 1e-10, stopped at the level."""
+    starts = law.sample_batch(KEY, np.arange(6))
+    reference = gf.simulate(problem, starts, math.inf, stop=gf.AtCertificate(), rtol=1e-10, atol=1e-12, dense=False)
+    # Global error at rtol 1e-6 is about 1e-6 times the length of the integration; step ends lag by 3 %.
+    np.testing.assert_allclose(estimate.outcomes["time"].to_numpy()[:6], reference.final_time, rtol=2e-5)
+
+
+def test_lanes_follow_diffeqsolve(problem, law):
+    """Accepted states of the lane stepper are those of diffeqsolve with the same first step: same number of steps."""
+    num = 32
+    certificate = LevelCertificate(problem, law.widths)
+    rows = run_chunk(problem, law, KEY, id_range(0, num), certificate, LaneSettings())
+    starts = law.sample_batch(KEY, np.arange(num))
+    reference = gf.simulate(problem, starts, math.inf, stop=gf.AtCertificate(), rtol=1e-6, atol=1e-9, dense=False, ts=None)
+    assert np.mean(rows["steps"] == np.asarray(reference.num_steps)) >= 0.98
+    # Both bisect the same quintic interpolant; round-off of the states is 1e-13.
+    np.testing.assert_allclose(rows["time"], reference.final_time, rtol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_results_do_not_depend_on_the_chunk(problem, law, estimate, chunk):
+    num = 20 if chunk == 1 else 50
+    other = gf.basin_sizes(problem, law, num, key=KEY, chunk=chunk, progress=False).outcomes
+    for name in ("id", "status", "verdict", "level"):
+        assert other[name].to_pylist() == estimate.outcomes[name].to_pylist()[:num]
+    assert np.mean(other["steps"].to_numpy() == estimate.outcomes["steps"].to_numpy()[:num]) >= 0.95
+    # Interpolated crossing times move only by the round-off of differently fused arithmetic.
+    np.testing.assert_allclose(other["time"].to_numpy(), estimate.outcomes["time"].to_numpy()[:num], rtol=1e-9)
+
+
+def test_ids_beyond_32_bits_are_fresh_starts(problem, law):
+    low = gf.basin_sizes(problem, law, 5, key=KEY, progress=False).outcomes["time"].to_numpy()
+    high = gf.basin_sizes(problem, law, 5, key=KEY, first_id=2**32, progress=False)
+    assert high.outcomes["id"].to_pylist() == [2**32 + i for i in range(5)]
+    assert not np.any(np.isclose(high.outcomes["time"].to_numpy(), low, rtol=1e-6))
+
+
+def test_sojourn_law_of_the_scalar_network():
+    """P(τ ≤ T) of the width-2 scalar network against its exact law (by exact hitting times of fresh random starts).
+
+    `W = W_2W_1` has critical values 0 and s²/2; the certificate is at product 0 or 2s from below or above. The exact
+    hitting times of 20000 other starts give the law; Kolmogorov–Smirnov at p = 1e-4 is the false-alarm probability.
+    """
+    s = 1.5
+    problem = gf.Problem.from_singular_values([s])
+    law = Gaussian((1, 2, 1), 1.0)
+    times = gf.basin_sizes(problem, law, 2000, key=KEY, progress=False, chunk=256).outcomes["time"].to_numpy()
+    rng = np.random.default_rng(0)
+    exact = []
+    for a, b in rng.normal(size=(20000, 2, 2)):
+        u = float(a @ b)
+        inside = 0 < u < 2 * s
+        exact.append(0.0 if inside else systems.hitting_time_width_h(a, b, s, 0.0 if u <= 0 else 2 * s))
+    assert abs(np.mean(times == 0) - np.mean(np.array(exact) == 0)) < 0.045  # 4 standard errors
+    positive, reference = times[times > 0], np.array(exact)[np.array(exact) > 0]
+    assert scipy.stats.ks_2samp(positive, reference).pvalue > 1e-4
+
+
+def test_fraction_between_zero_and_one():
+    """A law that starts on the wrong side of a saddle's stable set with known probability.
+
+    Depth 1 x 1 networks `W_2W_1` with exactly balanced weights keep the sign of the product: a start with negative product
+    tends to the saddle at zero and is never certified. With Haar signs that is every second start.
+    """
+    problem = gf.Problem.from_singular_values([1.0])
+    law = Balanced((1, 1, 1), singular_values=0.5)
+    estimate = gf.basin_sizes(problem, law, 400, key=KEY, t1=8.0, progress=False)
+    # Positive products start below the level ℓ = s²/2 at once; the others approach it and never pass it.
+    assert estimate.statuses[Status.TIME_LIMIT] == estimate.undecided
+    assert abs(estimate.fraction - 0.5) < 0.1  # 4 standard deviations: false alarm 6e-5
+    low, high = estimate.interval
+    assert high == 1.0  # undecided starts are not excluded …
+    assert low < estimate.fraction  # … and the lower bound rests on certified ones alone
+    times = estimate.outcomes["time"].to_numpy()
+    assert np.all(times[estimate.outcomes["level"].to_numpy() > 0] == 8.0)
+
+
+def test_statuses(problem):
+    d = problem.widths([5, 4])
+    zeros = [np.zeros((b, a)) for a, b in zip(d[:-1], d[1:], strict=True)]
+
+    def run(weights, **options):
+        return gf.basin_sizes(problem, fixed(problem, weights), 2, key=KEY, progress=False, **options)
+
+    stationary = run(zeros)
+    assert stationary.statuses[Status.STATIONARY] == 2
+    assert stationary.outcomes["level"].to_pylist() == [7, 7]
+    assert stationary.interval == (0.0, 1.0)
+
+    nan = [w.copy() for w in zeros]
+    nan[0][0, 0] = np.nan
+    assert run(nan).statuses[Status.NON_FINITE] == 2
+    huge = [w + 1e200 for w in zeros]
+    assert run(huge).statuses[Status.NON_FINITE] == 2
+
+    generic = [w + 0.1 * np.random.default_rng(0).normal(size=w.shape) for w in zeros]
+    assert run(generic, max_steps=3).statuses[Status.STEP_LIMIT] == 2
+    limited = run(generic, t1=1e-3)
+    assert limited.statuses[Status.TIME_LIMIT] == 2
+    assert limited.outcomes["time"].to_pylist() == [1e-3, 1e-3]
+    for estimate in (stationary, limited):
+        assert "undecided" in estimate.outcomes["verdict"].to_pylist()
+
+    done = [np.eye(5, 4), np.eye(4, 5), np.diag([3.0, 2, 1, 0])[:3]]
+    certified = run(done)
+    assert certified.statuses[Status.CERTIFIED] == 2
+    assert certified.outcomes["steps"].to_pylist() == [0, 0]
+    assert certified.outcomes["time"].to_pylist() == [0.0, 0.0]
+
+
+def test_problem_with_one_critical_value():
+    """Where the target vanishes, zero is the only critical value, and every start is certified as it stands."""
+    problem = gf.Problem.from_target(np.zeros((2, 3)))
+    estimate = gf.basin_sizes(problem, Gaussian((3, 2, 2)), 10, key=KEY, progress=False)
+    assert estimate.certified == 10
+    assert estimate.outcomes["time"].to_pylist() == [0.0] * 10
+
+
+def test_bottleneck_kinds(problem):
+    """Behind a bottleneck the almost-sure certificate is at ℓ({1..k-1}), the exact one lower: it comes earlier, and says so."""
+    law = Gaussian(problem.widths([2, 3]))
+    exact = gf.basin_sizes(problem, law, 40, key=KEY, progress=False)
+    almost = gf.basin_sizes(problem, law, 40, key=KEY, kind="almost sure", progress=False)
+    assert exact.certified == almost.certified == 40
+    assert np.all(almost.outcomes["time"].to_numpy() <= exact.outcomes["time"].to_numpy())
+    assert set(almost.outcomes["verdict"].to_pylist()) == {"global minimum (almost surely)"}
+    # s = (3,2,1), rank 2: exact levels 1/2 < (2²)/2, nested levels 1/2 < (2²+1)/2.
+    assert [row.value for row in exact.rows][:2] == [0.5, 2.0]
+    assert [row.value for row in almost.rows][:2] == [0.5, 2.5]
+
+
+def test_ties_and_zeros():
+    problem = gf.Problem.from_singular_values([2, 2, 1, 0])
+    estimate = gf.basin_sizes(problem, Gaussian(problem.widths([2, 3])), 30, key=KEY, progress=False)
+    assert estimate.certified == 30
+    assert estimate.rows[0].value == 0.5
+    np.testing.assert_allclose(estimate.rows[1].value, 2.0)  # {1,3} and {2,3} are one level
+
+
+def test_audit_catches_a_sloppy_integration():
+    """Weights near a saddle's stable set, integrated with hardly any accuracy: labels flip, and the audit sees it."""
+    problem = gf.Problem.from_singular_values([1.0])
+    # Slightly unbalanced starts pass the saddle late; at rtol 0.5 the integration does not know when.
+    net = gf.LayerTuple([np.array([[2.0]]), np.array([[-2.0]])])
+    law = gf.initialization.Around(net, 1e-3)
+    sloppy = gf.basin_sizes(problem, law, 60, key=KEY, rtol=0.5, atol=1e-1, t1=8.5, audit=60, progress=False)
+    assert sloppy.audit.flips > 0
+    assert len(sloppy.audit.flipped_ids) == sloppy.audit.flips
+    careful = gf.basin_sizes(problem, law, 60, key=KEY, rtol=1e-9, atol=1e-12, t1=8.5, audit=60, progress=False)
+    assert careful.audit.flips == 0
+
+
+def test_other_solvers_give_the_same_labels(problem, law, estimate):
+    for solver in (diffrax.Dopri8(), diffrax.Kvaerno5()):
+        other = gf.basin_sizes(problem, law, 10, key=KEY, solver=solver, progress=False)
+        assert other.outcomes["level"].to_pylist() == estimate.outcomes["level"].to_pylist()[:10]
+        np.testing.assert_allclose(other.outcomes["time"].to_numpy(), estimate.outcomes["time"].to_numpy()[:10], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num=0), "num must be at least 1, got 0"),
+        (dict(num=5, chunk=0), "chunk must be at least 1"),
+        (dict(num=5, audit=6), "cannot audit 6 of 5"),
+        (dict(num=5, audit=-1), "audit must be at least 0"),
+        (dict(num=5, confidence=1.0), "confidence must lie between 0 and 1"),
+        (dict(num=5, rtol=0.0), "rtol > 0"),
+        (dict(num=5, t1=-1.0), "t1 must be positive"),
+        (dict(num=5, max_steps=0), "max_steps must be at least 1"),
+        (dict(num=5, kind="certain"), "kind must be one of"),
+        (dict(num=5, first_id=2**64 - 2), "do not lie between"),
+        (dict(num=5, num_levels=0), "depth must be at least 1"),
+        (dict(num=5, solver=gf.RK4()), "RK4 has no error estimate"),
+        (dict(num=10**6, chunk=10**9), "GiB"),
+    ],
+)
+def test_bad_options_are_refused_before_running(problem, law, options, message):
+    with pytest.raises(ValueError, match=message):
+        gf.basin_sizes(problem, law, key=KEY, progress=False, **options)
+
+
+def test_misfits_are_refused(problem):
+    with pytest.raises(ValueError, match="do not fit the problem"):
+        gf.basin_sizes(problem, Gaussian((3, 5, 3)), 5, key=KEY)
+    logistic = gf.Problem(np.ones((2, 3)), np.ones((1, 3)), gf.losses.Logistic())
+    with pytest.raises(ValueError, match="Logistic has no finite set of critical values"):
+        gf.basin_sizes(logistic, Gaussian((2, 2, 1)), 5, key=KEY)
+
+
+def test_saving_and_reading_back(estimate, tmp_path):
+    folder = prepare_folder(tmp_path / "a" / "b", ("outcomes.parquet", "summary.json"))
+    save_estimate(estimate, folder)
+    table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
+    assert table.column_names == "id status verdict level time steps loss gradient_norm drift".split()
+    assert table["level"].to_pylist() == estimate.outcomes["level"].to_pylist()
+    assert sorted(p.name for p in folder.iterdir()) == ["outcomes.parquet", "summary.json"]
+    with pytest.raises(FileExistsError, match="already holds outcomes.parquet"):
+        prepare_folder(folder, ("outcomes.parquet",))
+    prepare_folder(folder, ("outcomes.parquet",), overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        prepare_folder(tmp_path / "file" / "x", ())
+
+
+def test_printing(estimate):
+    text = str(estimate)
+    for part in ("Basin estimate", "200 certified", "global minimum", "0 of 40 labels changed", "level 7"):
+        assert part in text
+    assert "Basin estimate" in estimate._repr_html_()
+
+
+def test_float32_is_refused_without_consent():
+    with jax.enable_x64(False):
+        problem = gf.Problem.from_singular_values([3, 2, 1])
+        law = Gaussian(problem.widths([4]))
+        assert problem.target.dtype == jnp.float32
+        with pytest.raises(ValueError, match="jax_enable_x64"):
+            gf.basin_sizes(problem, law, 5, key=KEY)
+        estimate = gf.basin_sizes(problem, law, 5, key=KEY, first_id=2**33, rtol=1e-4, atol=1e-6, allow_float32=True)
+        assert estimate.certified == 5
+        assert estimate.outcomes["id"].to_pylist()[0] == 2**33
+
+
+@pytest.mark.slow
+def test_a_million_starts_stay_in_memory():
+    """Peak resident memory grows by less than 1 GB beyond what the process had (2 GB in all)."""
+    import resource
+
+    problem = gf.Problem.from_singular_values([1.5])
+    law = Gaussian((1, 2, 1))
+    gf.basin_sizes(problem, law, 4096, key=KEY, chunk=4096, progress=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    estimate = gf.basin_sizes(problem, law, 10**6, key=KEY, chunk=4096, progress=False)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert estimate.certified == 10**6
+    assert after < 2e6  # kB
+    assert after - before < 1e6
