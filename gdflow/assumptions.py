@@ -33,7 +33,8 @@ def check_ranks(rank_x: RankDecision, rank_y: RankDecision, d_x: int, d_y: int) 
     """(A2): `X` and `Y` have full row rank; the margin is smallest singular value over threshold."""
     holds = rank_x.rank == d_x and rank_y.rank == d_y
     parts = [
-        f"rank {name}={r.rank} of {d}" + (f" (σ_min/threshold={_ratio(r.smallest_kept, r.threshold)})" if r.rank else "")
+        f"rank {name}={r.rank} of {d}"
+        + (f" (σ_min/threshold={_ratio(r.smallest_kept, r.threshold)})" if r.rank else "")
         for name, r, d in (("X", rank_x, d_x), ("Y", rank_y, d_y))
     ]
     uncertain = "" if rank_x.certain and rank_y.certain else "; near the threshold: UNCERTAIN"

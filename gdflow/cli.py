@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 
@@ -261,7 +261,7 @@ def simulate_command(
     law = starts.law(problem.widths(columns.hidden))
     net = law.sample(starts.key(), start)
     folder = prepare_folder(out, (TRAJECTORY_PICTURE,), overwrite=overwrite)
-    options = dict(rtol=rtol, atol=atol, max_steps=max_steps)
+    options: dict[str, Any] = dict(rtol=rtol, atol=atol, max_steps=max_steps)
     certified = simulate(problem, net, t1, stop=AtCertificate(), **options)
     end = t1 if math.isfinite(t1) else 4 * float(certified.final_time)
     trajectory = simulate(problem, net, max(end, 1e-12), **options)
@@ -280,7 +280,9 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        rich.console.Console(stderr=True).print(f"[bold red]gdflow:[/] {rich.markup.escape(str(error))}", soft_wrap=True)
+        rich.console.Console(stderr=True).print(
+            f"[bold red]gdflow:[/] {rich.markup.escape(str(error))}", soft_wrap=True
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

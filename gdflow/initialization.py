@@ -174,13 +174,15 @@ class Balanced(AbstractInitialization):
     def draw(self, key: Key[Array, ""]) -> LayerTuple:
         keys = jax.random.split(key, len(self.widths))
         frames = [jax.random.orthogonal(k, d, m=self._rank) for k, d in zip(keys, self.widths, strict=True)]
-        root = jnp.asarray(self.singular_values, dtype=frames[0].dtype) ** (1 / (len(self.widths) - 1))
+        root = jnp.broadcast_to(jnp.asarray(self.singular_values, dtype=frames[0].dtype), (1, self._rank)) ** (
+            1 / (len(self.widths) - 1)
+        )
         return LayerTuple(matmul(after * root, before.T) for before, after in zip(frames[:-1], frames[1:], strict=True))
 
 
 def _symmetric_root(square: Float[Array, "d d"], shift: float) -> Float[Array, "d d"]:
     values, vectors = jnp.linalg.eigh(square)
-    return matmul(vectors * jnp.sqrt(jnp.maximum(values, 0) + shift), vectors.T)
+    return matmul(vectors * jnp.sqrt(jnp.maximum(values, 0) + shift)[None, :], vectors.T)
 
 
 class LambdaBalanced(AbstractInitialization):

@@ -136,9 +136,7 @@ def _prepare(singular_values: ArrayLike, tolerance: float | None) -> tuple[np.nd
     return s, equal_threshold(float(np.sum(s**2))) if tolerance is None else tolerance
 
 
-def iterate_levels(
-    singular_values: ArrayLike, max_rank: int, *, tolerance: float | None = None
-) -> Iterator[Level]:
+def iterate_levels(singular_values: ArrayLike, max_rank: int, *, tolerance: float | None = None) -> Iterator[Level]:
     """Streams the critical values of the effective loss from the lowest upwards.
 
     **Arguments:**

@@ -67,7 +67,9 @@ class SoftmaxCrossEntropy(AbstractLoss):
         sums = target.sum(axis=0)
         worst = int(np.argmax(abs(sums - 1)))
         if abs(sums[worst] - 1) > 1e-6:
-            raise ValueError(f"cross-entropy needs columns that sum to 1, but column {worst} of Y sums to {sums[worst]:g}")
+            raise ValueError(
+                f"cross-entropy needs columns that sum to 1, but column {worst} of Y sums to {sums[worst]:g}"
+            )
 
 
 class Huber(AbstractLoss):

@@ -118,7 +118,7 @@ class LayerTuple(eqx.Module):
         `[(ΠW)_{j+1}^N]ᵀ G [(ΠW)_1^{j-1}]ᵀ` for every `j`, the adjoint of `w ↦ Σ_j P_j(w)`; with `G = −(A − WD)Dᵀ` the
         right-hand side of eq. (6) of Chitour, Liao, Couillet (2022), up to sign. Costs two sweeps over the layers.
         """
-        right = [None]  # (ΠW)_1^{j-1}, None for the identity
+        right: list[Array | None] = [None]  # (ΠW)_1^{j-1}, None for the identity
         for w in self.weights[:-1]:
             right.append(w if right[-1] is None else matmul(w, right[-1]))
         left, layers = gradient, []

@@ -10,9 +10,9 @@ the first term is the *effective loss*, the second the residual of least squares
 |---|---|---|---|
 | `"data"` | the given `W_j` | `½‖Ȳ − W U_X S_X‖²` | the one a practitioner runs |
 | `"reduced"` | `W_1U_X`, `U_YᵀW_N` | `½‖U_YᵀȲ − W S_X‖²` | the same flow, isometric, with diagonal input |
-| `"whitened"` | `W_1U_XS_XV_Y`, `U_YᵀW_N` | `½‖Σ_Y − W‖²` | the GDD of Chitour, Liao, Couillet (2022, eq. (3)); another flow unless `XXᵀ = I` |
+| `"whitened"` | `W_1U_XS_XV_Y`, `U_YᵀW_N` | `½‖Σ_Y − W‖²` | another flow unless `XXᵀ = I`: the GDD of eq. (3) |
 
-with `Ȳ = U_Y Σ_Y V_Yᵀ`. All three have the same critical values. Every form is `ℓ(WD; A)` for a target `A` and a design `D`.
+with `Ȳ = U_Y Σ_Y V_Yᵀ`; eq. (3) is that of Chitour, Liao, Couillet (2022). All three have the same critical values. Every form is `ℓ(WD; A)` for a target `A` and a design `D`.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class Spectrum(eqx.Module):
     @property
     def Sigma_Y(self) -> Float[Array, "d_y rho"]:
         """`Σ_Y`, the rectangular diagonal matrix of the singular values."""
-        return matmul(matmul(self.U_Y.T, self.Y_bar), self.V_Y) * jnp.eye(*self.Y_bar.shape)
+        return matmul(matmul(self.U_Y.T, self.Y_bar), self.V_Y) * jnp.eye(self.Y_bar.shape[0], self.Y_bar.shape[1])
 
 
 def _check_array(name: str, value: ArrayLike) -> np.ndarray:
@@ -99,7 +99,7 @@ def _compress(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     R = np.zeros((0, width))
     for first in range(0, X.shape[1], _BLOCK):
         block = np.concatenate([X[:, first : first + _BLOCK], Y[:, first : first + _BLOCK]]).T
-        R = np.linalg.qr(np.concatenate([R, block]), mode="r")
+        R = np.asarray(np.linalg.qr(np.concatenate([R, block]), mode="r"))
     return R[:, :d_x].T, R[:, d_x:].T
 
 
@@ -167,7 +167,9 @@ class Problem(eqx.Module):
     ):
         X, Y = _check_array("X", X), _check_array("Y", Y)
         if X.shape[1] != Y.shape[1]:
-            raise ValueError(f"X has {X.shape[1]} samples (columns) but Y has {Y.shape[1]}; shapes {X.shape}, {Y.shape}")
+            raise ValueError(
+                f"X has {X.shape[1]} samples (columns) but Y has {Y.shape[1]}; shapes {X.shape}, {Y.shape}"
+            )
         _check_coordinates(coordinates)
         notes = []
         if center or scale:
@@ -179,7 +181,12 @@ class Problem(eqx.Module):
             raise ValueError("X is zero" + (" after centring: there are too few distinct samples" if center else ""))
         loss.check_target(Y)
         sizes = dict(
-            m=X.shape[1], d_x=X.shape[0], d_y=Y.shape[0], features=tuple(features), targets=tuple(targets), source=source
+            m=X.shape[1],
+            d_x=X.shape[0],
+            d_y=Y.shape[0],
+            features=tuple(features),
+            targets=tuple(targets),
+            source=source,
         )
         self.loss = loss
         if not isinstance(loss, SquaredError):
@@ -224,7 +231,7 @@ class Problem(eqx.Module):
         assert self.spectrum is not None
         f = self.spectrum
         if coordinates == "data":
-            return f.Y_bar, f.U_X * f.S_X
+            return f.Y_bar, f.U_X * f.S_X[None, :]
         if coordinates == "reduced":
             return matmul(f.U_Y.T, f.Y_bar), jnp.diag(f.S_X)
         return f.Sigma_Y, jnp.eye(f.S_X.shape[0])
@@ -255,7 +262,9 @@ class Problem(eqx.Module):
         values = np.atleast_1d(np.asarray(s, dtype=np.float64))
         d_x, d_y = d_x or values.size, d_y or values.size
         if values.size == 0 or not np.all(values >= 0) or not np.all(np.isfinite(values)):
-            raise ValueError(f"singular values must be finite and not negative, at least one of them; got {values.tolist()}")
+            raise ValueError(
+                f"singular values must be finite and not negative, at least one of them; got {values.tolist()}"
+            )
         if values.size > min(d_x, d_y):
             raise ValueError(f"a {d_y}×{d_x} target has at most {min(d_x, d_y)} singular values, got {values.size}")
         A = np.zeros((d_y, d_x))
@@ -264,7 +273,7 @@ class Problem(eqx.Module):
 
     @classmethod
     def _from_table(cls, table: Table, **options: Any) -> "Problem":
-        names = dict(features=table.features, targets=table.targets, source=table.source)
+        names: dict[str, Any] = dict(features=table.features, targets=table.targets, source=table.source)
         return cls(table.X, table.Y, **names, **options)
 
     @classmethod
@@ -334,7 +343,9 @@ class Problem(eqx.Module):
         for j, w in enumerate(net.weights, 1):
             bad = np.argwhere(~np.isfinite(np.asarray(w)))
             if bad.size:
-                raise ValueError(f"W_{j} is {w[tuple(bad[0])]} at entry {tuple(map(int, bad[0]))}; starts must be finite")
+                raise ValueError(
+                    f"W_{j} is {w[tuple(bad[0])]} at entry {tuple(map(int, bad[0]))}; starts must be finite"
+                )
 
     def max_rank(self, widths: Iterable[int]) -> int:
         """`r_max = min(ρ, d_1, …, d_N)`, the largest rank an end-to-end matrix can have on the range of `X`."""
@@ -385,7 +396,7 @@ class Problem(eqx.Module):
     def least_squares(self) -> Float[Array, "d_y d_in"]:
         """The end-to-end matrix of least norm that minimises the loss without rank constraint (`W_LS = YXᵀ(XXᵀ)⁺`)."""
         f = self.decomposition
-        W = matmul(f.U_Y.T, f.Y_bar) / f.S_X
+        W = matmul(f.U_Y.T, f.Y_bar) / f.S_X[None, :]
         return self.convert(LayerTuple([W]), "reduced", self.coordinates).weights[0]
 
     # -- coordinates ---------------------------------------------------------------------------------------------------
@@ -412,7 +423,7 @@ class Problem(eqx.Module):
         if source == destination:
             return net
         f = self.decomposition
-        into = {"data": f.U_X, "whitened": f.V_Y.T / f.S_X}
+        into = {"data": f.U_X, "whitened": f.V_Y.T / f.S_X[None, :]}
         out_of = {"data": f.U_X.T, "whitened": f.S_X[:, None] * f.V_Y}
         first, *_ = net.weights
         if source != "reduced":

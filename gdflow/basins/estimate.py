@@ -29,7 +29,7 @@ AUDIT_FACTOR = 100.0
 #: A lane holds about so many copies of its state (stages, interpolant, old and new) …
 _COPIES = 32
 #: … and all lanes together may take this many bytes.
-_MEMORY = 2**34
+_MEMORY = 2**32
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -112,7 +112,8 @@ class BasinEstimate(Printable):
             certified = self.certified if k == 0 else 0
             possible = self.num if k == 0 else int(np.sum(reached >= k))
             intervals = [
-                verdict_interval(certified, possible, self.num, a, self.audit) for a in (alpha, alpha / len(self.levels))
+                verdict_interval(certified, possible, self.num, a, self.audit)
+                for a in (alpha, alpha / len(self.levels))
             ]
             rows.append(BasinRow(k, level.value, level.subsets, certified, possible, *intervals))
         return tuple(rows)
@@ -279,7 +280,9 @@ def basin_sizes(
         result = None
         if audit:
             chosen = _choose(key, num, audit)
-            result = _audit(problem, initialization, key, ids[chosen], certificate, settings, size, bar, columns["level"][chosen])
+            result = _audit(
+                problem, initialization, key, ids[chosen], certificate, settings, size, bar, columns["level"][chosen]
+            )
 
     configuration = dict(
         widths=widths, coordinates=problem.coordinates, initialization=_describe(initialization), source=problem.info.source,

@@ -4,6 +4,7 @@ Everything that steps is behind [`gdflow.basins.lanes.run_chunk`][]: callers han
 row per start.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 from gdflow.basins.outcomes import Status
 from gdflow.certificates import LevelCertificate
 from gdflow.dynamics import gradient_flow_field
+from gdflow.dynamics.runge_kutta import has_error_estimate
 from gdflow.initialization import AbstractInitialization, split_ids
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple
@@ -34,14 +36,14 @@ class LaneSettings(eqx.Module):
     - `max_steps`: number of steps, accepted and rejected, after which it is given up.
     """
 
-    solver: diffrax.AbstractAdaptiveSolver = diffrax.Tsit5()
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()
     rtol: float = 1e-6
     atol: float = 1e-9
     t1: float = np.inf
     max_steps: int = eqx.field(static=True, default=10_000)
 
     def __check_init__(self):
-        if not isinstance(self.solver, diffrax.AbstractAdaptiveSolver):
+        if not has_error_estimate(self.solver):
             raise ValueError(f"{type(self.solver).__name__} has no error estimate; take an adaptive solver")
         if not (self.rtol > 0 and np.isfinite(self.rtol) and self.atol >= 0 and np.isfinite(self.atol)):
             raise ValueError(f"need rtol > 0 and atol ≥ 0, got rtol={self.rtol}, atol={self.atol}")
@@ -49,6 +51,22 @@ class LaneSettings(eqx.Module):
             raise ValueError(f"t1 must be positive, got {self.t1}")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+
+
+def _with_tolerances(solver: diffrax.AbstractSolver, controller: diffrax.PIDController) -> diffrax.AbstractSolver:
+    """Hands the controller's tolerances to the root finder of an implicit solver, as `diffeqsolve` does."""
+    if not isinstance(solver, diffrax.AbstractImplicitSolver):
+        return solver
+
+    def unset(finder):
+        given: dict[str, Callable[[Any], bool]] = {"rtol": np.isscalar, "atol": np.isscalar, "norm": callable}
+        return [
+            name for name, is_given in given.items() if hasattr(finder, name) and not is_given(getattr(finder, name))
+        ]
+
+    names = unset(solver.root_finder)
+    values = [getattr(controller, name) for name in names]
+    return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in names], solver, values)
 
 
 class _Lane(eqx.Module):
@@ -96,9 +114,13 @@ class _Engine(eqx.Module):
     def controller(self):
         return diffrax.PIDController(rtol=self.settings.rtol, atol=self.settings.atol)
 
+    @property
+    def solver(self):
+        return _with_tolerances(self.settings.solver, self.controller)
+
     def init(self, net: LayerTuple) -> _Lane:
         s = self.settings
-        solver, terms, controller = s.solver, self.terms, self.controller
+        solver, terms, controller = self.solver, self.terms, self.controller
         t0, t1 = jnp.zeros(()), jnp.asarray(s.t1, dtype=float)
         t_next, controller_state = controller.init(
             terms, t0, t1, net, None, self.problem, solver.func, solver.error_order(terms)
@@ -126,7 +148,7 @@ class _Engine(eqx.Module):
         )  # fmt: skip
 
     def _step(self, net, t, t_next, solver_state):
-        return self.settings.solver.step(self.terms, t, t_next, net, self.problem, solver_state, made_jump=False)
+        return self.solver.step(self.terms, t, t_next, net, self.problem, solver_state, made_jump=False)
 
     def step(self, lane: _Lane) -> _Lane:
         s = self.settings
@@ -135,7 +157,14 @@ class _Engine(eqx.Module):
         ok = _finite((net, error))
         error = jax.tree.map(lambda e: jnp.where(ok, e, jnp.inf), error)
         keep, t, t_next, _, controller_state, _ = self.controller.adapt_step_size(
-            lane.t, lane.t_next, lane.net, net, self.problem, error, s.solver.error_order(self.terms), lane.controller_state
+            lane.t,
+            lane.t_next,
+            lane.net,
+            net,
+            self.problem,
+            error,
+            self.solver.error_order(self.terms),
+            lane.controller_state,
         )
         keep = keep & ok
         net = _select(keep, net, lane.net)
@@ -166,7 +195,7 @@ class _Engine(eqx.Module):
 
     def crossing_time(self, lane: _Lane) -> Float[Array, ""]:
         """When the loss fell to the last level passed, by bisection on the solver's own interpolant of that step."""
-        interpolation = self.settings.solver.interpolation_cls(t0=lane.step_start, t1=lane.step_end, **lane.dense)
+        interpolation = self.solver.interpolation_cls(t0=lane.step_start, t1=lane.step_end, **lane.dense)
 
         def halve(_, bracket):
             low, high = bracket

@@ -27,7 +27,9 @@ def prepare_folder(folder: str | os.PathLike, names: tuple[str, ...], *, overwri
         raise PermissionError(f"the output folder {folder} cannot be made: {error.strerror}") from None
     present = [name for name in names if (folder / name).exists()]
     if present and not overwrite:
-        raise FileExistsError(f"{folder} already holds {', '.join(present)}: choose another folder, or ask to overwrite")
+        raise FileExistsError(
+            f"{folder} already holds {', '.join(present)}: choose another folder, or ask to overwrite"
+        )
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

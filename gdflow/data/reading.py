@@ -65,7 +65,9 @@ def _numbers(cells: pa.ChunkedArray, name: str, source: str) -> np.ndarray:
         values = np.array([float(cell) for cell in cells.to_pylist()])
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
-        raise ValueError(f"{source}: column {name!r}, data row {bad[0] + 1} (the header not counted) is {values[bad[0]]}")
+        raise ValueError(
+            f"{source}: column {name!r}, data row {bad[0] + 1} (the header not counted) is {values[bad[0]]}"
+        )
     return values
 
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike
 
-from gdflow.dynamics.runge_kutta import RK4
+from gdflow.dynamics.runge_kutta import RK4, has_error_estimate
 from gdflow.dynamics.stopping import AbstractStop
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple
@@ -21,7 +21,7 @@ from gdflow.problem import Problem
 DENSE_BYTES = 2**29
 
 
-def gradient_flow_field(t: Float[Array, ""], net: LayerTuple, problem: Problem) -> LayerTuple:
+def gradient_flow_field(t: ArrayLike, net: LayerTuple, problem: Problem) -> LayerTuple:
     """`−∇L(W)` in closed form: `Ẇ_j = [(ΠW)_{j+1}^N]ᵀ M Dᵀ [(ΠW)_1^{j-1}]ᵀ`, `M = A − WD` for the squared error.
 
     Eq. (6) of Chitour, Liao, Couillet (2022), there for `D = I`. In the form of a Diffrax vector field.
@@ -115,8 +115,10 @@ def simulate(
     stop = tuple(s.prepare(problem, net.widths, allow_float32) for s in stop)
     if solver is None:
         solver = diffrax.Tsit5() if step is None else RK4()
-    if step is None and isinstance(solver, RK4):
-        raise ValueError("RK4 has no error estimate: give a fixed step=…, or take an adaptive solver")
+    if step is None and not has_error_estimate(solver):
+        raise ValueError(
+            f"{type(solver).__name__} has no error estimate: give a fixed step=…, or take an adaptive solver"
+        )
 
     row = net.num_parameters * net.weights[0].dtype.itemsize * math.prod(batch) * max_steps
     dense_bytes = row * 9  # two states and seven stages a step
@@ -137,9 +139,9 @@ def simulate(
         solver, controller, adjoint or diffrax.RecursiveCheckpointAdjoint(), meter, stop, bool(dense), max_steps, step
     )
     times = None if ts is None else jnp.asarray(ts, dtype=float)
-    t0, t1 = jnp.asarray(t0, dtype=float), jnp.asarray(t1, dtype=float)
+    span = jnp.asarray(t0, dtype=float), jnp.asarray(t1, dtype=float)
     solve = _solve if not batch else eqx.filter_vmap(_solve, in_axes=(None, 0, None, None, None, None))
-    parts = eqx.filter_jit(solve)(problem, net, t0, t1, times, options)
+    parts = eqx.filter_jit(solve)(problem, net, *span, times, options)
     names = tuple(type(s).__name__ for s in stop)
     trajectory = Trajectory(problem=problem, start=net, stops=names, **parts)
     return trajectory if traced else _trim(trajectory)
@@ -176,7 +178,7 @@ def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
 
     event = None
     if options.stop:
-        event = diffrax.Event(remaining, optx.Bisection(rtol=1e-13, atol=1e-13), direction=False)
+        event = diffrax.Event(remaining, optx.Bisection(rtol=1e-13, atol=1e-13), direction=False)  # type: ignore[call-arg]
 
     saved = diffrax.SubSaveAt(t0=True, steps=True) if ts is None else diffrax.SubSaveAt(ts=ts)
     solution = diffrax.diffeqsolve(

@@ -24,3 +24,8 @@ class RK4(diffrax.AbstractERK):
 
     def order(self, terms):
         return 4
+
+
+def has_error_estimate(solver: diffrax.AbstractSolver) -> bool:
+    """Whether a solver can choose its own steps."""
+    return isinstance(solver, diffrax.AbstractAdaptiveSolver) and not isinstance(solver, RK4)
