@@ -34,8 +34,12 @@ def _draw_levels(axes: Axes, levels: CriticalValues, lowest: float) -> None:
             subset = ",".join(map(str, level.subsets[0]))
             more = " …" if level.num_subsets > 1 else ""
             axes.annotate(
-                rf"$\ell(\{{{subset}\}})$" + more, (1.01, level.value), xycoords=("axes fraction", "data"), va="center", fontsize=8
-            )  # fmt: skip
+                rf"$\ell(\{{{subset}\}})$" + more,
+                (1.01, level.value),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=8,
+            )
             previous = level.value
 
 

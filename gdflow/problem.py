@@ -12,7 +12,8 @@ the first term is the *effective loss*, the second the residual of least squares
 | `"reduced"` | `W_1U_X`, `U_YᵀW_N` | `½‖U_YᵀȲ − W S_X‖²` | the same flow, isometric, with diagonal input |
 | `"whitened"` | `W_1U_XS_XV_Y`, `U_YᵀW_N` | `½‖Σ_Y − W‖²` | another flow unless `XXᵀ = I`: the GDD of eq. (3) |
 
-with `Ȳ = U_Y Σ_Y V_Yᵀ`; eq. (3) is that of Chitour, Liao, Couillet (2022). All three have the same critical values. Every form is `ℓ(WD; A)` for a target `A` and a design `D`.
+with `Ȳ = U_Y Σ_Y V_Yᵀ`; eq. (3) is that of Chitour, Liao, Couillet (2022).
+All three have the same critical values. Every form is `ℓ(WD; A)` for a target `A` and a design `D`.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ class Printable(abc.ABC):
         """The renderable that is shown."""
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110, color_system=None)
+        console = Console(file=io.StringIO(), width=110, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(self.__rich__())
         return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
@@ -25,7 +25,7 @@ class Printable(abc.ABC):
         return str(self)
 
     def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), width=110, record=True)
+        console = Console(file=io.StringIO(), width=110, record=True, force_jupyter=False)
         console.print(self.__rich__())
         return console.export_html(inline_styles=True, code_format="<pre style='line-height:1.25'>{code}</pre>")
 

@@ -1,0 +1,178 @@
+"""The command line: files it writes, repeatability, and the message for every kind of bad input."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from gdflow import cli
+from gdflow.data import linnerud_path
+
+LINNERUD = str(linnerud_path())
+TARGETS = ["--targets", "Weight", "Waist", "Pulse"]
+
+
+def run(capsys, monkeypatch, *arguments):
+    """Runs the entry point in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["gdflow", *map(str, arguments)])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err.replace("\n", " ")
+
+
+@pytest.fixture
+def gdflow(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(text, name="table.csv"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_basins_without_arguments_runs_linnerud_and_writes_everything(gdflow, tmp_path):
+    code, out, err = gdflow("basins", "--num", 60, "--no-progress")
+    assert (code, err) == (0, "")
+    for part in ("standardised", "Critical values", "60 certified", "global minimum", "labels changed", "gdflow-out"):
+        assert part in out
+    folder = tmp_path / "gdflow-out"
+    table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
+    assert table.num_rows == 60
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["certified"] + summary["undecided"] == summary["num"] == 60
+    assert summary["configuration"]["notes"][0].startswith("rows of X and Y were standardised")
+    assert summary["configuration"]["versions"]["jax"]
+    picture = matplotlib.image.imread(folder / "basins.png")
+    assert picture.shape[0] > 300
+    assert np.std(picture) > 0.05  # not blank
+
+    # A folder with results is left alone unless asked.
+    code, _, err = gdflow("basins", "--num", 60, "--no-progress")
+    assert code == 2
+    assert "already holds outcomes.parquet" in err
+
+    # The same command gives the same outcomes; another seed gives others.
+    code, *_ = gdflow("basins", "--num", 60, "--overwrite", "--no-progress")
+    assert code == 0
+    assert pyarrow.parquet.read_table(folder / "outcomes.parquet").equals(table)
+    gdflow("basins", "--num", 60, "--seed", 1, "--out", "other", "--no-progress")
+    other = pyarrow.parquet.read_table(tmp_path / "other" / "outcomes.parquet")
+    assert not np.any(np.isclose(other["time"].to_numpy(), table["time"].to_numpy(), rtol=1e-9))
+
+
+def test_report_and_coordinates(gdflow):
+    code, out, _ = gdflow("report", LINNERUD, *TARGETS, "--hidden", 2, "--coordinates", "whitened", "--lowest", 2)
+    assert code == 0
+    assert "3-2-3" in out
+    assert "whitened" in out
+    assert "the lowest 2" in out
+
+
+def test_simulate_writes_a_picture(gdflow, tmp_path):
+    code, out, _ = gdflow("simulate", "--start", 3)
+    assert code == 0
+    assert "global minimum certified" in out
+    assert matplotlib.image.imread(tmp_path / "gdflow-out" / "trajectory.png").shape[0] > 300
+
+
+def test_npz(gdflow, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", X=rng.normal(size=(3, 20)), Y=rng.normal(size=(2, 20)))
+    code, out, _ = gdflow("report", "d.npz", "--hidden", 4)
+    assert code == 0
+    assert "standardised" not in out
+    assert "3-4-2" in out
+    code, _, err = gdflow("report", "d.npz", "--targets", "a")
+    assert code == 2
+    assert "takes no --targets" in err
+
+
+def test_bare_command_prints_help(gdflow):
+    code, out, _ = gdflow()
+    assert code == 0
+    for command in ("basins", "report", "simulate"):
+        assert command in out
+
+
+def test_version():
+    process = subprocess.run([sys.executable, "-m", "gdflow.cli", "--version"], capture_output=True, text=True, check=True)
+    assert process.stdout.strip()[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num", -3], "num must be at least 1, got -3"),
+        (["--num", "many"], "Invalid value for --num"),
+        (["--nmu", 3], "Did you mean --num?"),
+        (["nothing.csv", *TARGETS], "there is no file 'nothing.csv'"),
+        ([LINNERUD], "name at least one target column"),
+        ([LINNERUD, "--targets", "Wieght"], "has no column 'Wieght'; it has 'Chins'"),
+        ([LINNERUD, "--targets", "Weight", "--features", "Weight"], "both as a feature and as a target"),
+        (["--targets", "Weight", LINNERUD], "is a file: put the data file first"),
+        (["--targets", "Weight"], "need a data file"),
+        (["--hidden", 0], "widths must be positive integers, got 0"),
+        (["--hidden", 10**6, 10**6], "parameters, more than"),
+        (["--hidden", 6000, 6000], "lower chunk, or the widths"),
+        (["--confidence", 95], "confidence must lie between 0 and 1, got 95"),
+        (["--rtol", -1], "rtol > 0"),
+        (["--t1", 0], "t1 must be positive"),
+        (["--max-steps", 0], "max_steps must be at least 1"),
+        (["--audit", -1], "audit must be at least 0"),
+        (["--seed", -1], "--seed must lie between"),
+        (["--init-scale", 0], "scale must be positive and finite, got 0"),
+        (["--init", "gauss"], "Invalid value"),
+        (["--init", "pyramidal", "--hidden", 2, 5], "pyramidal starts need d_1 ≥ … ≥ d_N"),
+        (["--coordinates", "polar"], "Invalid value"),
+    ],
+)
+def test_bad_options(gdflow, arguments, message):
+    code, out, err = gdflow("basins", *arguments)
+    assert code != 0
+    flat = " ".join((out + err).replace("│", " ").split())
+    assert message in flat
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("a,b,y\n", "has a header but no data rows"),
+        ("a,b,y\n1,2,3\n1,x,3\n", "column 'b', data row 2 (the header not counted) holds 'x', which is no number"),
+        ("a,b,y\n1,2,3\n1,,3\n", "column 'b', data row 2 (the header not counted) is empty"),
+        ("a,b,y\n1,2,3\n1,nan,3\n", "column 'b', data row 2 (the header not counted) is nan"),
+        ("a,b,y\n1,2,3\n", "constant and cannot be scaled"),
+        ("a,b,y\n1,2,3\n1,2\n", "cannot be read as CSV"),
+    ],
+)
+def test_bad_files(gdflow, csv, text, message):
+    code, _, err = gdflow("basins", csv(text), "--targets", "y")
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+def test_unwritable_folders(gdflow, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = gdflow("basins", "--out", "file")
+    assert code == 2
+    assert "cannot be an output folder" in err
+    if pathlib.Path("/proc/self").exists():
+        code, _, err = gdflow("basins", "--out", "/proc/gdflow")
+        assert code == 2
+        assert "cannot be made" in err

@@ -1,0 +1,27 @@
+"""The README's Python example runs as printed, and its commands are the ones CI runs."""
+
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_python_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    namespace: dict = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    assert namespace["estimate"].certified == 2000
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    readme, ci = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", ".ci/run"))
+    install, test = re.findall(r"^pip install .*$", readme, flags=re.MULTILINE)
+    assert install == "pip install -e . && gdflow basins"
+    # In CI: quiet, on few starts, into a temporary folder.
+    assert install.replace("pip install", "pip install --quiet") + " --num" in ci
+    assert test.replace("pip install", "pip install --quiet") in ci
+
+
+def test_picture_is_there():
+    (picture,) = re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert (ROOT / picture).is_file()
