@@ -278,7 +278,7 @@ def simulate_command(
 def main() -> None:
     """Entry point: runs a command; bad input ends with a message on standard error and exit code 2."""
     try:
-        app()
+        app(sys.argv[1:])
     except (ValueError, OSError) as error:
         rich.console.Console(stderr=True).print(
             f"[bold red]gdflow:[/] {rich.markup.escape(str(error))}", soft_wrap=True
