@@ -126,13 +126,17 @@ def _count_vectors(s: np.ndarray, groups: list[list[int]], max_rank: int) -> Ite
 
 
 def _subsets(groups: list[list[int]], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    choices = [itertools.combinations(g, c) for g, c in zip(groups, counts, strict=True)]
+    # itertools.product holds its factors in full; its first elements need no more than the first of each factor.
+    choices = [itertools.islice(itertools.combinations(g, c), MAX_LISTED) for g, c in zip(groups, counts, strict=True)]
     for parts in itertools.product(*choices):
         yield tuple(sorted(i + 1 for part in parts for i in part))
 
 
 def _prepare(singular_values: ArrayLike, tolerance: float | None) -> tuple[np.ndarray, float]:
-    s = -np.sort(-np.asarray(singular_values, dtype=np.float64))
+    s = np.asarray(singular_values, dtype=np.float64)
+    if s.ndim != 1 or not np.all(np.isfinite(s) & (s >= 0)):
+        raise ValueError(f"singular values must be a list of finite numbers, none negative; got {s.tolist()}")
+    s = -np.sort(-s)
     return s, equal_threshold(float(np.sum(s**2))) if tolerance is None else tolerance
 
 
@@ -145,17 +149,28 @@ def iterate_levels(singular_values: ArrayLike, max_rank: int, *, tolerance: floa
     - `max_rank`: `r_max = min(ρ, d_1, …, d_N)`.
     - `tolerance`: levels closer than this merge; by default [`gdflow.ranks.equal_threshold`][] of `Σs_i²` in float64.
     """
+    _check_rank_bound(max_rank)
+    return _merge(*_prepare(singular_values, tolerance), max_rank)
+
+
+def _check_rank_bound(max_rank: int) -> None:
     if max_rank < 0:
         raise ValueError(f"max_rank must not be negative, got {max_rank}")
-    s, tolerance = _prepare(singular_values, tolerance)
+
+
+def _merge(s: np.ndarray, tolerance: float, max_rank: int) -> Iterator[Level]:
     groups = _tied_groups(s, tolerance)
+    halves = [0.5 * s[g] ** 2 for g in groups]
     max_rank = min(max_rank, sum(map(len, groups)))
 
     def merged(members):
         values = [v for v, _ in members]
+        # Inside a group `value` leaves out the smallest members; leaving out the largest costs most.
+        spreads = [sum(float(h[:k].sum() - h[len(h) - k :].sum()) for h, k in zip(halves, c, strict=True)) for _, c in members]
+        highest = max(v + spread for v, spread in zip(values, spreads, strict=True))
         listed = itertools.islice(itertools.chain.from_iterable(_subsets(groups, c) for _, c in members), MAX_LISTED)
         count = sum(math.prod(math.comb(len(g), k) for g, k in zip(groups, c, strict=True)) for _, c in members)
-        return Level(values[0], values[-1] - values[0], count, tuple(listed))
+        return Level(values[0], max(highest - values[0], 0.0), count, tuple(listed))
 
     members: list[tuple[float, tuple[int, ...]]] = []
     for value, counts in _count_vectors(s, groups, max_rank):
@@ -196,6 +211,7 @@ def nested_levels(singular_values: ArrayLike, max_rank: int, *, tolerance: float
     The levels of the best fits of rank `r`, the only ones at which a limit lies for almost every start (Terstiege, Rauhut,
     Bah, Westdickenberg 2022, Theorem 5a).
     """
+    _check_rank_bound(max_rank)
     s, tolerance = _prepare(singular_values, tolerance)
     tails = [0.5 * math.fsum(s[r:] ** 2) for r in range(min(max_rank, len(s)), -1, -1)]
     distinct = tails[:1]

@@ -51,6 +51,7 @@ class DataInfo:
     d_y: int
     rank_x: RankDecision | None
     rank_y: RankDecision | None
+    rank_targets: RankDecision | None
     features: tuple[str, ...]
     targets: tuple[str, ...]
     source: str
@@ -74,7 +75,10 @@ class Spectrum(eqx.Module):
 
 
 def _check_array(name: str, value: ArrayLike) -> np.ndarray:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} is no matrix: {error}") from None
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
     if array.ndim != 2:
@@ -105,11 +109,13 @@ def _compress(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _standardize(name: str, array: np.ndarray, names: Sequence[str], center: bool, scale: bool) -> np.ndarray:
+    std = array.std(axis=1, keepdims=True)
+    # Beside the row before centring: centring leaves round-off of a constant row, not zeros.
+    constant = std[:, 0] <= 1e-14 * abs(array).max(axis=1)
     if center:
-        array = array - array.mean(axis=1, keepdims=True)
+        array = np.where(constant[:, None], 0.0, array - array.mean(axis=1, keepdims=True))
     if scale:
-        std = array.std(axis=1, keepdims=True)
-        flat = np.flatnonzero(std[:, 0] <= 1e-14 * abs(array).max(axis=1))
+        flat = np.flatnonzero(constant)
         if flat.size:
             label = repr(names[flat[0]]) if names else f"row {flat[0]}"
             raise ValueError(f"{name}: {label} is constant and cannot be scaled to unit variance; leave it out")
@@ -172,6 +178,9 @@ class Problem(eqx.Module):
                 f"X has {X.shape[1]} samples (columns) but Y has {Y.shape[1]}; shapes {X.shape}, {Y.shape}"
             )
         _check_coordinates(coordinates)
+        for kind, names, array in (("features", features, X), ("targets", targets, Y)):
+            if len(names) not in (0, len(array)):
+                raise ValueError(f"{len(names)} names of {kind} for {len(array)} rows: {', '.join(names)}")
         notes = []
         if center or scale:
             how = {(True, True): "standardised", (True, False): "centred", (False, True): "scaled"}[center, scale]
@@ -197,7 +206,7 @@ class Problem(eqx.Module):
                 )
             self.target, self.design = jnp.asarray(Y), jnp.asarray(X)
             self.offset, self.spectrum, self.coordinates = jnp.zeros(()), None, coordinates
-            self.info = DataInfo(rank_x=None, rank_y=None, notes=tuple(notes), **sizes)
+            self.info = DataInfo(rank_x=None, rank_y=None, rank_targets=None, notes=tuple(notes), **sizes)
             return
 
         if X.shape[1] > sum((X.shape[0], Y.shape[0])):
@@ -205,6 +214,7 @@ class Problem(eqx.Module):
         X, Y = _compress(X, Y)
         U_X, S_X, V_Xt = np.linalg.svd(X, full_matrices=False)
         rank_x = decide_rank(S_X, size=max(X.shape))
+        rank_targets = decide_rank(np.linalg.svd(Y, compute_uv=False), size=max(Y.shape))
         rho = rank_x.rank
         if rho < sizes["d_x"]:
             notes.append(
@@ -224,7 +234,7 @@ class Problem(eqx.Module):
         self.spectrum = Spectrum(*map(jnp.asarray, (U_X, S_X, Y_bar, U_Y, s, V_Yt.T)))
         self.offset = jnp.asarray(0.5 * np.sum(residual**2))
         self.coordinates = coordinates
-        self.info = DataInfo(rank_x=rank_x, rank_y=rank_y, notes=tuple(notes), **sizes)
+        self.info = DataInfo(rank_x=rank_x, rank_y=rank_y, rank_targets=rank_targets, notes=tuple(notes), **sizes)
         self.target, self.design = self._standard_form(coordinates)
 
     def _standard_form(self, coordinates: str) -> tuple[Array, Array]:
@@ -245,8 +255,9 @@ class Problem(eqx.Module):
         """
         A = _check_array("A", A)
         D = np.eye(A.shape[1]) if D is None else np.asarray(D)
-        if D.ndim == 1:
-            D = np.diag(D)
+        D = _check_array("D", np.diag(D) if D.ndim == 1 else D)
+        if D.shape[1] != A.shape[1]:
+            raise ValueError(f"D has {D.shape[1]} columns but A has {A.shape[1]}; shapes {D.shape}, {A.shape}")
         return cls(D, A, coordinates=coordinates, source="target matrix")
 
     @classmethod
@@ -261,8 +272,10 @@ class Problem(eqx.Module):
         ```
         """
         values = np.atleast_1d(np.asarray(s, dtype=np.float64))
-        d_x, d_y = d_x or values.size, d_y or values.size
-        if values.size == 0 or not np.all(values >= 0) or not np.all(np.isfinite(values)):
+        d_x, d_y = (values.size if d is None else d for d in (d_x, d_y))
+        if min(d_x, d_y) < (values.size > 0):
+            raise ValueError(f"d_x and d_y must be positive, got {d_x} and {d_y}")
+        if values.ndim != 1 or values.size == 0 or not np.all(values >= 0) or not np.all(np.isfinite(values)):
             raise ValueError(
                 f"singular values must be finite and not negative, at least one of them; got {values.tolist()}"
             )
@@ -449,13 +462,13 @@ class Problem(eqx.Module):
         f = self.decomposition
         widths = None if widths is None else self.check_widths(widths)
         max_rank = min(f.Y_bar.shape) if widths is None else self.max_rank(widths)
-        levels = critical_values(self, max_rank, lowest=lowest or (None if len(f.s) <= 10 else 64))
+        levels = critical_values(self, max_rank, lowest=64 if lowest is None and len(f.s) > 10 else lowest)
         info, s = self.info, np.asarray(f.s, dtype=np.float64)
         assert info.rank_x is not None
         assert info.rank_y is not None
         checks = (
             check_dimensions(info.m, info.d_x, info.d_y, None if widths is None else widths[1:-1]),
-            check_ranks(info.rank_x, info.rank_y, info.d_x, info.d_y),
+            check_ranks(info.rank_x, info.rank_targets, info.d_x, info.d_y),
             check_distinct(s, info.d_y),
             check_subset_sums(levels),
         )

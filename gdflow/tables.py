@@ -5,6 +5,7 @@ import io
 
 import rich.box
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -36,7 +37,7 @@ def key_value_table(title: str, rows: list[tuple[str, str]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in rows:
-        table.add_row(key, value)
+        table.add_row(escape(key), escape(value))
     return table
 
 

@@ -45,7 +45,19 @@ def check_small(table):
         "a,b,c\n+1,2.5,1E+3\n3.,-4,.0\n",
         "a,b,c\n\n1,2.5,1e3\n\n3,-4,0\n\n",
     ],
-    ids=["comma", "semicolon", "tab", "crlf", "no-final-newline", "bom", "quoted", "bom-quoted-crlf", "spaces", "signs", "blanks"],
+    ids=[
+        "comma",
+        "semicolon",
+        "tab",
+        "crlf",
+        "no-final-newline",
+        "bom",
+        "quoted",
+        "bom-quoted-crlf",
+        "spaces",
+        "signs",
+        "blanks",
+    ],
 )
 def test_csv_dialects(write, content):
     path = write(content)
@@ -76,7 +88,7 @@ def test_chosen_columns_keep_the_order_of_the_request_and_leave_out_others(write
     assert (table.features, table.targets) == (("b",), ("c", "a"))
     np.testing.assert_array_equal(table.X, [[2, 5]])
     np.testing.assert_array_equal(table.Y, [[3, 6], [1, 4]])
-    with pytest.raises(ValueError, match="column 'name', data row 1 .*'Ann'.*no number"):
+    with pytest.raises(ValueError, match=r"column 'name', data row 1 .*'Ann'.*no number"):
         read_csv(path, "c")
 
 
@@ -210,7 +222,7 @@ def test_files_that_are_no_npz(tmp_path, rng):
 
 def test_npz_arrays_are_checked_by_the_problem(tmp_path):
     np.savez(tmp_path / "data.npz", X=np.ones((2, 3)), Y=np.ones((1, 4)))
-    with pytest.raises(ValueError, match="X has 3 samples .* Y has 4"):
+    with pytest.raises(ValueError, match=r"X has 3 samples .* Y has 4"):
         Problem.from_npz(tmp_path / "data.npz")
     np.savez(tmp_path / "text.npz", X=np.array([["a", "b"]]), Y=np.ones((1, 2)))
     with pytest.raises(TypeError, match="X must hold real numbers"):

@@ -1,9 +1,12 @@
 """From a CSV file, an NPZ file or a pandas frame to arrays `X (d_x, m)`, `Y (d_y, m)`, with errors that name the cell."""
 
+import csv
 import dataclasses
 import os
 import pathlib
+import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,11 +42,12 @@ def _choose_columns(
     if both:
         raise ValueError(f"column {both[0]!r} is named both as a feature and as a target")
     if not chosen:
-        raise ValueError(f"no feature columns are left in {source}: all of its columns are targets")
-    for names in (targets, chosen, list(available)):
+        why = "all of its columns are targets" if features is None else "the list of features is empty"
+        raise ValueError(f"no feature columns are left in {source}: {why}")
+    for names, where in ((list(available), source), (targets, "the targets"), (chosen, "the features")):
         repeated = [c for k, c in enumerate(names) if c in names[:k]]
         if repeated:
-            raise ValueError(f"column {repeated[0]!r} occurs twice in {source}")
+            raise ValueError(f"column {repeated[0]!r} occurs twice in {where}")
     return chosen, targets
 
 
@@ -89,21 +93,27 @@ def read_csv(
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a CSV file")
     with path.open("rb") as file:
-        header_line = file.readline()
-    if not header_line.strip():
-        raise ValueError(f"{path} is empty")
+        header_line, skip = file.readline(), 1
+        while header_line and not header_line.strip():
+            header_line, skip = file.readline(), skip + 1
+        if not header_line:
+            raise ValueError(f"{path} is empty")
+        no_rows = not file.read(1)
     try:
         header = header_line.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file in UTF-8") from None
-    separator = max(",;\t", key=header.count)
-    available = [c.strip().strip('"').strip() for c in header.rstrip("\r\n").split(separator)]
+    separator = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
+    (available,) = csv.reader([header.rstrip("\r\n")], delimiter=separator, skipinitialspace=True)
+    available = [c.strip() for c in available]
+    if no_rows:
+        raise ValueError(f"{path} has a header but no data rows")
     chosen, targets = _choose_columns(available, targets, features, str(path))
     names = [*chosen, *targets]
     try:
         table = pyarrow.csv.read_csv(
             path,
-            read_options=pyarrow.csv.ReadOptions(column_names=available, skip_rows=1),
+            read_options=pyarrow.csv.ReadOptions(column_names=available, skip_rows=skip),
             parse_options=pyarrow.csv.ParseOptions(delimiter=separator),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=names, column_types={c: pa.string() for c in names}, strings_can_be_null=False
@@ -120,6 +130,13 @@ def read_csv(
     return Table(X, Y, tuple(chosen), tuple(targets), str(path))
 
 
+def _read_array(archive: Any, name: str, path: pathlib.Path) -> np.ndarray:
+    try:
+        return archive[name]
+    except ValueError as error:
+        raise ValueError(f"{path}: array {name!r} cannot be read: {error}") from None
+
+
 def read_npz(path: str | os.PathLike) -> Table:
     """Reads arrays `X (d_x, m)` and `Y (d_y, m)` from an NPZ file.
 
@@ -129,15 +146,18 @@ def read_npz(path: str | os.PathLike) -> Table:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not an NPZ file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise ValueError(f"{path} holds a single array, not an NPZ archive with X and Y")
+        # Opened here: NumPy leaves the file of a broken archive open.
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError(f"{path} is not an NPZ archive of arrays X and Y, or it is truncated")
+            file.seek(0)
+            archive = np.load(file, allow_pickle=False)
             missing = [name for name in ("X", "Y") if name not in archive.files]
             if missing:
                 found = ", ".join(archive.files) or "nothing"
                 raise ValueError(f"{path} has no array {missing[0]!r}; it has {found}")
-            X, Y = archive["X"], archive["Y"]
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+            X, Y = (_read_array(archive, name, path) for name in ("X", "Y"))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise ValueError(f"{path} is not a readable NPZ file (truncated?): {error}") from None
