@@ -97,7 +97,7 @@ class LevelCertificate(eqx.Module):
 
         Capped at `K`, where nothing is claimed; `K` also for a loss that is not a number.
         """
-        below = loss[..., None] < self.thresholds
+        below = loss[..., None] < self.thresholds.reshape((1,) * loss.ndim + (-1,))
         return self.thresholds.shape[0] - jnp.sum(below, axis=-1)
 
     def certified(self, loss: Float[Array, "*n"]) -> Array:

@@ -29,7 +29,10 @@ def start_key(key: Key[Array, ""], i: int) -> Key[Array, ""]:
 
 def split_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """High and low 32 bits of 64-bit ids, in a form that survives JAX's 32-bit mode."""
-    ids = np.asarray(ids, dtype=np.uint64)
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu" or np.any(ids < 0):
+        raise ValueError(f"start ids are integers between 0 and 2**64 - 1, got {ids.min()} of dtype {ids.dtype}")
+    ids = ids.astype(np.uint64)
     return (ids >> np.uint64(32)).astype(np.uint32), (ids & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
 

@@ -166,7 +166,9 @@ def _merge(s: np.ndarray, tolerance: float, max_rank: int) -> Iterator[Level]:
     def merged(members):
         values = [v for v, _ in members]
         # Inside a group `value` leaves out the smallest members; leaving out the largest costs most.
-        spreads = [sum(float(h[:k].sum() - h[len(h) - k :].sum()) for h, k in zip(halves, c, strict=True)) for _, c in members]
+        spreads = [
+            sum(float(h[:k].sum() - h[len(h) - k :].sum()) for h, k in zip(halves, c, strict=True)) for _, c in members
+        ]
         highest = max(v + spread for v, spread in zip(values, spreads, strict=True))
         listed = itertools.islice(itertools.chain.from_iterable(_subsets(groups, c) for _, c in members), MAX_LISTED)
         count = sum(math.prod(math.comb(len(g), k) for g, k in zip(groups, c, strict=True)) for _, c in members)

@@ -71,7 +71,8 @@ class Spectrum(eqx.Module):
     @property
     def Sigma_Y(self) -> Float[Array, "d_y rho"]:
         """`Σ_Y`, the rectangular diagonal matrix of the singular values."""
-        return matmul(matmul(self.U_Y.T, self.Y_bar), self.V_Y) * jnp.eye(self.Y_bar.shape[0], self.Y_bar.shape[1])
+        k = jnp.arange(self.s.shape[0])
+        return jnp.zeros(self.Y_bar.shape, self.s.dtype).at[k, k].set(self.s)
 
 
 def _check_array(name: str, value: ArrayLike) -> np.ndarray:
@@ -437,6 +438,9 @@ class Problem(eqx.Module):
         if source == destination:
             return net
         f = self.decomposition
+        ends = (f.U_X.shape[0] if source == "data" else f.S_X.shape[0], self.d_out)
+        if (net.widths[0], net.widths[-1]) != ends:
+            raise ValueError(f"widths {net.widths} do not fit {source} coordinates, which need d_0, d_N = {ends}")
         into = {"data": f.U_X, "whitened": f.V_Y.T / f.S_X[None, :]}
         out_of = {"data": f.U_X.T, "whitened": f.S_X[:, None] * f.V_Y}
         first, *_ = net.weights
@@ -465,7 +469,7 @@ class Problem(eqx.Module):
         levels = critical_values(self, max_rank, lowest=64 if lowest is None and len(f.s) > 10 else lowest)
         info, s = self.info, np.asarray(f.s, dtype=np.float64)
         assert info.rank_x is not None
-        assert info.rank_y is not None
+        assert info.rank_targets is not None
         checks = (
             check_dimensions(info.m, info.d_x, info.d_y, None if widths is None else widths[1:-1]),
             check_ranks(info.rank_x, info.rank_targets, info.d_x, info.d_y),

@@ -278,10 +278,12 @@ def test_saving_and_reading_back(estimate, tmp_path):
     folder = prepare_folder(tmp_path / "a" / "b", ("outcomes.parquet", "summary.json"))
     save_estimate(estimate, folder)
     table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
-    assert table.column_names == "id status verdict level time steps loss gradient_norm drift".split()
+    assert table.column_names == [
+        "id", "status", "verdict", "level", "time", "steps", "loss", "gradient_norm", "drift",
+    ]  # fmt: skip
     assert table["level"].to_pylist() == estimate.outcomes["level"].to_pylist()
     assert sorted(p.name for p in folder.iterdir()) == ["outcomes.parquet", "summary.json"]
-    with pytest.raises(FileExistsError, match="already holds outcomes.parquet"):
+    with pytest.raises(FileExistsError, match="already holds"):
         prepare_folder(folder, ("outcomes.parquet",))
     prepare_folder(folder, ("outcomes.parquet",), overwrite=True)
     (tmp_path / "file").write_text("")

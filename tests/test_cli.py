@@ -110,7 +110,9 @@ def test_bare_command_prints_help(gdflow):
 
 
 def test_version():
-    process = subprocess.run([sys.executable, "-m", "gdflow.cli", "--version"], capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, "-m", "gdflow.cli", "--version"], capture_output=True, text=True, check=True
+    )
     assert process.stdout.strip()[0].isdigit()
 
 

@@ -66,13 +66,14 @@ def test_the_fixed_step_method_has_order_four(name):
     s = system(name)
     problem, start = Problem.from_target(s.target), LayerTuple(s.weights)
     errors = []
-    for step in (0.1, 0.05, 0.025):
+    for step in (0.05, 0.025, 0.0125):
         trajectory = gf.simulate(problem, start, 1.0, ts=[1.0], step=step, dense=False)
         assert int(trajectory.num_steps) == round(1.0 / step)
         errors.append(relative_errors(s, trajectory.networks, [1.0])[0])
-    # 2⁴ = 16 up to the next order; errors of 1e-6 and less lie far above rounding. Order 3 would give 8, order 5 32.
+    # 2⁴ = 16 up to the next order; errors of 1e-9 and more lie far above rounding. Order 3 would give 8, order 5 32.
     for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
-        assert 12 < coarse / fine < 22
+        assert 13 < coarse / fine < 20
+    print(errors)
 
 
 def test_an_implicit_solver_agrees():
@@ -360,7 +361,6 @@ def test_a_stop_already_met_stops_at_once(stopped):
     assert np.all(flat(row(stopped.final, 39)) == 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the root finder refuses the trajectories of a batch that meet no stop")
 def test_a_batch_in_which_some_stop_and_others_do_not():
     a, b = scalar_starts()
     pick = np.array([0, 36, 39])  # certified after a while, at the start, and never (the saddle)
@@ -381,17 +381,16 @@ def test_a_batch_in_which_some_stop_and_others_do_not():
     assert np.all(flat(row(trajectories.final, 2)) == 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the root find ends on either side of the threshold")
 def test_a_state_at_which_the_certificate_stopped_the_flow_is_certified():
+    # Large starts: the loss falls steeply through the level, by far more than the slack within the root find's tolerance.
     problem = Problem.from_singular_values([3, 2, 1], d_x=4)
-    starts = gf.initialization.Gaussian((4, 3, 3)).sample_batch(jax.random.key(0), np.arange(50))
+    starts = gf.initialization.Gaussian((4, 5, 5, 3), scale=2.0).sample_batch(jax.random.key(0), np.arange(50))
     trajectories = gf.simulate(problem, starts, np.inf, ts=[0.0], stop=gf.AtCertificate(), dense=False)
     assert set(trajectories.status) == {"stopped: AtCertificate"}
     verdict = LevelCertificate(problem, starts.widths).certified
     assert np.all(jax.vmap(lambda net: verdict(problem.effective_loss(net)))(trajectories.final))
 
 
-@pytest.mark.xfail(strict=True, reason="the stop is guessed from the smallest of values that cannot be compared")
 def test_a_flow_that_ends_at_a_saddle_is_not_said_to_be_certified():
     # The second mode is never learnt: the loss tends to the level ½ itself, a rounding error above the certificate.
     problem = Problem.from_singular_values([1.8, 1.0])
@@ -474,7 +473,6 @@ def test_a_step_limit_is_reported(problem, starts):
     assert float(trajectory.ts[-1]) == float(trajectory.final_time)
 
 
-@pytest.mark.xfail(strict=True, reason="with ts and no stop, rows after a step limit hold inf instead of NaN")
 def test_rows_after_a_step_limit_are_not_numbers(problem, starts):
     # The first start has converged already and takes longer steps: it alone gets to the end.
     nets = jax.tree.map(lambda w: w.at[0].multiply(0.0), starts)
@@ -530,7 +528,6 @@ def test_options_that_make_no_sense_are_refused(options, message, problem, start
         gf.simulate(problem, row(starts, 0), **{"t1": 1.0, **options})
 
 
-@pytest.mark.xfail(strict=True, reason="not checked yet")
 @pytest.mark.parametrize(
     "options",
     [
@@ -654,6 +651,23 @@ def test_gradients_of_the_scalar_network_are_those_of_its_solution():
     np.testing.assert_allclose(np.array(found), limits, rtol=0, atol=1e-7)
 
 
+def test_the_time_of_a_stop_is_differentiable():
+    problem, a, b = Problem.from_target(np.array([[S]])), np.array([0.7, 0.3]), np.array([-0.6, 0.1])
+
+    def stopping_time(a, b):
+        net = LayerTuple([a[:, None], b[None, :]])
+        stop = gf.AtCertificate()
+        return gf.simulate(problem, net, np.inf, ts=[0.0], stop=stop, rtol=1e-10, atol=1e-12, max_steps=200).final_time
+
+    gradient = np.concatenate(jax.grad(stopping_time, argnums=(0, 1))(jnp.asarray(a), jnp.asarray(b)))
+    h = 1e-5
+    for k, unit in enumerate(np.eye(4)):
+        ab = np.concatenate([a, b])
+        up, down = (systems.hitting_time_width_h(*np.split(ab + sign * h * unit, 2), S, 0.0) for sign in (1, -1))
+        # Differences of a closed form: 1e-9; the interpolant as above, differentiated along with the steps.
+        np.testing.assert_allclose(gradient[k], (up - down) / (2 * h), rtol=0, atol=1e-6)
+
+
 # Honesty: what is certified is true.
 
 # Plain, ties, ties across the bottleneck, zeros. Near the minimum rates are of order one, but a singular value 0 is
@@ -692,11 +706,9 @@ def test_what_is_certified_comes_true(hidden, spectra, end):
     certified = []
     for p, nets in zip(problems, starts, strict=True):
         run = gf.simulate(p, nets, np.inf, ts=[0.0], stop=stop, rtol=1e-6, atol=1e-9, dense=False)
-        # The root find ends on either side of the threshold, which lies a slack below the level: nine tenths of the
-        # slack tell a loss near the threshold from one on the level.
-        ladder = LevelCertificate(p, widths)
-        losses = jax.vmap(p.effective_loss)(run.final) - 0.9 * ladder.slack
-        certified.append(np.asarray(jax.vmap(ladder.certified)(losses)))
+        verdict = LevelCertificate(p, widths).certified
+        certified.append(np.asarray(jax.vmap(lambda net: verdict(p.effective_loss(net)))(run.final)))  # noqa: B023
+        assert certified[-1].tolist() == (np.asarray(run.reached) == 0).tolist()
 
     # From every start again, a thousand times more accurately and until nothing moves.
     @jax.jit

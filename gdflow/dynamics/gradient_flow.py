@@ -8,11 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix as optx
 from jaxtyping import ArrayLike
 
 from gdflow.dynamics.runge_kutta import RK4, has_error_estimate
-from gdflow.dynamics.stopping import AbstractStop
+from gdflow.dynamics.stopping import AbstractStop, FirstNonPositive
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
@@ -34,17 +33,20 @@ def _is_traced(tree) -> bool:
 
 
 def _check_times(t0: float, t1: float, ts: np.ndarray | None, stop: Sequence[AbstractStop], step: float | None) -> None:
-    if not t1 > t0:
-        raise ValueError(f"the flow runs forwards: t1={t1} must be larger than t0={t0}")
+    if not (t1 > t0 and math.isfinite(t0)):
+        raise ValueError(f"the flow runs forwards from a finite time: t1={t1} must be larger than t0={t0}")
     if math.isinf(t1) and not stop:
         raise ValueError("t1=inf needs a stop, e.g. stop=gf.AtCertificate()")
-    if ts is not None and (np.any(np.diff(ts) <= 0) or ts[0] < t0 or ts[-1] > t1):
-        raise ValueError(f"save times must increase and lie in [{t0}, {t1}], got {ts[0]} … {ts[-1]}")
+    if ts is not None:
+        if ts.ndim != 1 or not ts.size:
+            raise ValueError(f"save times must be a list of at least one, got shape {ts.shape}")
+        if not (np.all(np.diff(ts) > 0) and ts[0] >= t0 and ts[-1] <= t1):
+            raise ValueError(f"save times must increase and lie in [{t0}, {t1}], got {ts[0]} … {ts[-1]}")
     if step is not None:
-        if not step > 0:
+        if not (step > 0 and math.isfinite(step)):
             raise ValueError(f"the step must be positive, got {step}")
         count = (t1 - t0) / step
-        if math.isfinite(count) and abs(count - round(count)) > 1e-6:
+        if math.isfinite(count) and (round(count) < 1 or abs(count - round(count)) > 1e-6):
             raise ValueError(f"a fixed step must divide t1 - t0: ({t1} - {t0})/{step} = {count}")
 
 
@@ -178,7 +180,7 @@ def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
 
     event = None
     if options.stop:
-        event = diffrax.Event(remaining, optx.Bisection(rtol=1e-13, atol=1e-13), direction=False)  # type: ignore[call-arg]
+        event = diffrax.Event(remaining, FirstNonPositive(), direction=False)
 
     saved = diffrax.SubSaveAt(t0=True, steps=True) if ts is None else diffrax.SubSaveAt(ts=ts)
     solution = diffrax.diffeqsolve(
@@ -201,10 +203,9 @@ def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
     networks, finals = solution.ys
     final = jax.tree.map(lambda x: x[0], finals)
     present = jnp.isfinite(times)
-    if ts is None or event is not None:
-        # Rows after the end hold infinities; with NaN there, nothing computed from them can pass for a number.
-        times = jnp.where(present, times, jnp.nan)
-        networks = jax.tree.map(lambda x: jnp.where(present[:, None, None], x, jnp.nan), networks)
+    # Rows after the end hold infinities; with NaN there, nothing computed from them can pass for a number.
+    times = jnp.where(present, times, jnp.nan)
+    networks = jax.tree.map(lambda x: jnp.where(present[:, None, None], x, jnp.nan), networks)
 
     def measure(y):
         return problem.effective_loss(y), problem.gradient(y).norm()
@@ -212,8 +213,10 @@ def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
     losses, gradient_norms = jax.vmap(measure)(networks)
     reached = jnp.asarray(-1)
     if options.stop:
-        closest = jnp.argmin(jnp.stack([stop.value(final_time, final, problem) for stop in options.stop]))
-        reached = jnp.where(solution.event_mask, closest, reached)
+        # The root find ends where the least of the values is not positive; of these the first in order is named.
+        values = jnp.stack([stop.value(final_time, final, problem) for stop in options.stop])
+        met = jnp.where(jnp.any(values <= 0), jnp.argmax(values <= 0), jnp.argmin(values))
+        reached = jnp.where(solution.event_mask, met, reached)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(w)) for w in final.weights]))
     return dict(
         ts=times,

@@ -5,11 +5,50 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optimistix as optx
+from jaxtyping import Array, Float, Int
 
 from gdflow.certificates import KINDS, LevelCertificate
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
+
+
+class _Bracket(eqx.Module):
+    lower: Float[Array, ""]
+    upper: Float[Array, ""]
+    count: Int[Array, ""]
+
+
+class FirstNonPositive(optx.AbstractRootFinder):
+    """Bisection for a function that falls through zero, ending on the side where it is not positive.
+
+    Optimistix's own bisection ends on either side, and refuses a bracket without a sign change, as the trajectories of a
+    batch have that meet no stop: here those end at the upper end of the bracket.
+    """
+
+    rtol: float = 0.0
+    atol: float = 0.0
+    norm: Callable = jnp.abs
+
+    #: Halvings that shrink any bracket of doubles around a root of its own magnitude to round-off.
+    halvings: int = 64
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        lower, upper = (jnp.asarray(options[end], dtype=jnp.result_type(y)) for end in ("lower", "upper"))
+        return _Bracket(lower, upper, jnp.asarray(0))
+
+    def step(self, fn, y, args, options, state, tags):
+        middle = 0.5 * (state.lower + state.upper)
+        value, aux = fn(middle, args)
+        positive = value > 0
+        lower, upper = jnp.where(positive, middle, state.lower), jnp.where(positive, state.upper, middle)
+        return upper, _Bracket(lower, upper, state.count + 1), aux
+
+    def terminate(self, fn, y, args, options, state, tags):
+        return state.count >= self.halvings, optx.RESULTS.successful
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        return y, aux, {}
 
 
 class AbstractStop(eqx.Module):
@@ -50,7 +89,8 @@ class AtCertificate(AbstractStop):
         loss = problem.effective_loss(net)
         if self.certificate.thresholds.shape[0] == 0:  # the minimum is the only critical value
             return -jnp.ones_like(loss)
-        return loss - self.certificate.thresholds[0]
+        # Twice the slack, so that the state at which the flow stops is certified whatever order its loss is summed in.
+        return loss - (self.certificate.thresholds[0] - self.certificate.slack)
 
 
 class AtGradientNorm(AbstractStop):
