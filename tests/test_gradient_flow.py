@@ -719,7 +719,7 @@ def test_what_is_certified_comes_true(hidden, spectra, end):
         return run.losses[:, -1], run.gradient_norms[:, -1]
 
     stack = jax.tree.map(lambda *x: jnp.stack(x), *starts)
-    losses, gradients = map(np.asarray, audit([jnp.stack(x) for x in zip(*leaves, strict=True)], stack))
+    losses, _gradients = map(np.asarray, audit([jnp.stack(x) for x in zip(*leaves, strict=True)], stack))
     stuck = 0
     for k, s in enumerate(spectra):
         lowest = 0.5 * sum(x**2 for x in s[min(widths) :])
