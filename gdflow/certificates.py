@@ -80,14 +80,15 @@ class LevelCertificate(eqx.Module):
                 'jax.config.update("jax_enable_x64", True) before anything else, or pass allow_float32=True'
             )
         max_rank = problem.max_rank(widths)
-        self.slack = jnp.asarray(SLACK_EPS * float(jnp.finfo(dtype).eps) * np.sum(s**2))
+        self.slack = jnp.asarray(SLACK_EPS * float(jnp.finfo(dtype).eps) * np.sum(s**2), dtype=dtype)
         if kind == "exact":
             table = critical_values(problem, max_rank, lowest=depth + 1)
             levels = table.values
             self.num_merged = sum(level.width > 0 for level in table)
         else:
             levels = nested_levels(s, max_rank, tolerance=problem.level_tolerance)[: depth + 1]
-            self.num_merged = max_rank + 1 - len(levels) if max_rank <= depth else 0
+            positive = min(max_rank, int(np.sum(s > 0)))
+            self.num_merged = max(positive + 1 - len(levels), 0) if positive <= depth else 0
         self.levels = jnp.asarray(levels, dtype=dtype)
         self.thresholds = self.levels[1:] - self.slack
         self.kind = kind

@@ -154,7 +154,7 @@ def basins(
     kind: Literal["exact", "almost sure"] = "exact",
     confidence: float = 0.95,
     audit: int | None = None,
-    chunk: int = 64,
+    lanes: int | None = None,
     out: pathlib.Path = DEFAULT_OUT,
     overwrite: bool = False,
     progress: bool = True,
@@ -181,8 +181,8 @@ def basins(
         Confidence of the intervals.
     audit
         Starts to re-run with another solver at 100 times tighter tolerances. By default 5 % of them, at most 500.
-    chunk
-        Starts integrated together. Results do not depend on it.
+    lanes
+        Starts in flight at once, per core. Results do not depend on it.
     out
         Folder for outcomes.parquet, summary.json and basins.png.
     overwrite
@@ -198,7 +198,7 @@ def basins(
     console.print(problem.report(widths, lowest=16))
     estimate = basin_sizes(
         problem, law, num, key=key, t1=t1, max_steps=max_steps, rtol=rtol, atol=atol, kind=kind, confidence=confidence,
-        audit=audit, chunk=chunk, progress=progress,
+        audit=audit, lanes=lanes, progress=progress,
     )  # fmt: skip
     save_estimate(estimate, folder)  # before anything else can go wrong
     console.print(estimate)

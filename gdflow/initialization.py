@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from gdflow.network import LayerTuple, check_widths, matmul
 
@@ -59,14 +59,12 @@ class AbstractInitialization(eqx.Module):
         return self.draw(start_key(key, i))
 
     def sample_batch(self, key: Key[Array, ""], ids: np.ndarray) -> LayerTuple:
-        """The starts of several ids, stacked along a leading axis; equal to `sample` id by id."""
-        high, low = split_ids(ids)
-        return _draw_batch(self, key, high, low)
+        """The starts of several ids, stacked along a leading axis; equal to `sample` id by id up to round-off."""
+        return eqx.filter_jit(type(self).draw_batch)(self, key, *map(jnp.asarray, split_ids(ids)))
 
-
-@eqx.filter_jit
-def _draw_batch(law: AbstractInitialization, key, high, low) -> LayerTuple:
-    return jax.vmap(lambda h, lo: law.draw(jax.random.fold_in(jax.random.fold_in(key, h), lo)))(high, low)
+    def draw_batch(self, key: Key[Array, ""], high: UInt32[Array, " n"], low: UInt32[Array, " n"]) -> LayerTuple:
+        """`sample_batch` for ids split into high and low 32 bits. Traceable."""
+        return jax.vmap(lambda h, lo: self.draw(jax.random.fold_in(jax.random.fold_in(key, h), lo)))(high, low)
 
 
 def _shapes(widths: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -208,7 +206,7 @@ class LambdaBalanced(AbstractInitialization):
             raise ValueError(f"λ must be finite, got {self.lam}")
         steps = np.diff(self.widths[1:]) if self.lam >= 0 else np.diff(self.widths[:-1][::-1])
         if np.any(steps < 0):
-            needed = "d_1 ≤ … ≤ d_N" if self.lam >= 0 else "d_0 ≥ … ≥ d_{N-1}"
+            needed = "d_1 ≤ … ≤ d_N (or take Balanced for λ = 0)" if self.lam >= 0 else "d_0 ≥ … ≥ d_{N-1}"
             raise ValueError(f"λ = {self.lam} needs widths with {needed}, got {self.widths}")
 
     def draw(self, key: Key[Array, ""]) -> LayerTuple:

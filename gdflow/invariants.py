@@ -20,6 +20,8 @@ def conserved(net: LayerTuple) -> tuple[Float[Array, "d_j d_j"], ...]:
            [0., 3.]], dtype=float64)
     ```
     """
+    if net.batch_shape:
+        raise ValueError(f"one network is needed here, got a batch of shape {net.batch_shape}: use jax.vmap")
     pairs = zip(net.weights[:-1], net.weights[1:], strict=True)
     return tuple(matmul(after.T, after) - matmul(before, before.T) for before, after in pairs)
 

@@ -88,6 +88,8 @@ class LayerTuple(eqx.Module):
         """`(ΠW)_j^k = W_k … W_j` for `1 ≤ j ≤ k ≤ N`; the identity of size `d_k` for `k = j − 1`."""
         if not 1 <= j <= k + 1 <= self.depth + 1:
             raise ValueError(f"no product (ΠW)_{j}^{k} in a network of depth {self.depth}")
+        if self.batch_shape:
+            raise ValueError(f"one network is needed here, got a batch of shape {self.batch_shape}: use jax.vmap")
         if k == j - 1:
             return jnp.eye(self.widths[k], dtype=self.weights[0].dtype)
         return functools.reduce(lambda right, left: matmul(left, right), self.weights[j - 1 : k])
@@ -147,7 +149,10 @@ class LayerTuple(eqx.Module):
 
     def inner(self, other: "LayerTuple") -> Float[Array, ""]:
         """`⟨W,V⟩ = Σ_j tr(W_jᵀV_j)`."""
-        return sum((jnp.sum(a * b) for a, b in zip(self.weights, other.weights, strict=True)), start=jnp.zeros(()))
+        return sum(
+            (jnp.sum(a * b) for a, b in zip(self.weights, other.weights, strict=True)),
+            start=jnp.zeros((), self.weights[0].dtype),
+        )
 
     def norm(self) -> Float[Array, ""]:
         """`√⟨W,W⟩`; its derivative at the zero tuple is taken to be zero."""

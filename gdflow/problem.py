@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
@@ -423,9 +424,18 @@ class Problem(eqx.Module):
             return self
         _ = self.decomposition
         target, design = self._standard_form(coordinates)
-        moved = eqx.tree_at(lambda p: (p.target, p.design), self, (target, design))
-        object.__setattr__(moved, "coordinates", coordinates)  # static: not reachable by tree_at
-        return moved
+        return eqx.tree_at(lambda p: (p.target, p.design), self._with(coordinates=coordinates), (target, design))
+
+    def without_info(self) -> "Problem":
+        """The same problem without its description, which is static: with it, every new data set would compile anew."""
+        return self._with(info=None)
+
+    def _with(self, **static: Any) -> "Problem":
+        """A copy with other static fields, which `eqx.tree_at` does not reach."""
+        copy = jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(self))
+        for name, value in static.items():
+            object.__setattr__(copy, name, value)
+        return copy
 
     def convert(self, net: LayerTuple, source: str, destination: str) -> LayerTuple:
         """Maps a network (or a batch) between coordinates, with the same loss.

@@ -14,7 +14,8 @@ import systems
 
 import gdflow as gf
 from gdflow.basins import Status
-from gdflow.basins.lanes import LaneSettings, run_chunk
+from gdflow.basins.flows import LaneSettings, gradient_flow_process
+from gdflow.basins.lanes import run_lanes
 from gdflow.basins.storage import prepare_folder, save_estimate
 from gdflow.certificates import LevelCertificate
 from gdflow.initialization import AbstractInitialization, Balanced, Gaussian, id_range
@@ -34,7 +35,7 @@ def law(problem):
 
 @pytest.fixture(scope="module")
 def estimate(problem, law):
-    return gf.basin_sizes(problem, law, 200, key=KEY, chunk=64, audit=40, progress=False)
+    return gf.basin_sizes(problem, law, 200, key=KEY, lanes=64, audit=40, progress=False)
 
 
 class Fixed(AbstractInitialization):
@@ -90,7 +91,8 @@ def test_lanes_follow_diffeqsolve(problem, law):
     """Accepted states of the lane stepper are those of diffeqsolve with the same first step: same number of steps."""
     num = 32
     certificate = LevelCertificate(problem, law.widths)
-    rows = run_chunk(problem, law, KEY, id_range(0, num), certificate, LaneSettings())
+    process = gradient_flow_process(problem, law, KEY, certificate, LaneSettings())
+    rows = run_lanes(process, id_range(0, num), lanes=8, pool=16, threads=1)
     starts = law.sample_batch(KEY, np.arange(num))
     reference = gf.simulate(
         problem, starts, math.inf, stop=gf.AtCertificate(), rtol=1e-6, atol=1e-9, dense=False, ts=None
@@ -100,10 +102,10 @@ def test_lanes_follow_diffeqsolve(problem, law):
     np.testing.assert_allclose(rows["time"], reference.final_time, rtol=1e-10)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 256])
-def test_results_do_not_depend_on_the_chunk(problem, law, estimate, chunk):
-    num = 20 if chunk == 1 else 50
-    other = gf.basin_sizes(problem, law, num, key=KEY, chunk=chunk, progress=False).outcomes
+@pytest.mark.parametrize("lanes", [1, 7, 50])
+def test_results_do_not_depend_on_the_number_of_lanes(problem, law, estimate, lanes):
+    num = 20 if lanes == 1 else 50
+    other = gf.basin_sizes(problem, law, num, key=KEY, lanes=lanes, progress=False).outcomes
     for name in ("id", "status", "verdict", "level"):
         assert other[name].to_pylist() == estimate.outcomes[name].to_pylist()[:num]
     assert np.mean(other["steps"].to_numpy() == estimate.outcomes["steps"].to_numpy()[:num]) >= 0.95
@@ -127,7 +129,7 @@ def test_sojourn_law_of_the_scalar_network():
     s = 1.5
     problem = gf.Problem.from_singular_values([s])
     law = Gaussian((1, 2, 1), 1.0)
-    times = gf.basin_sizes(problem, law, 2000, key=KEY, progress=False, chunk=256).outcomes["time"].to_numpy()
+    times = gf.basin_sizes(problem, law, 2000, key=KEY, progress=False, lanes=256).outcomes["time"].to_numpy()
     rng = np.random.default_rng(0)
     exact = []
     for a, b in rng.normal(size=(20000, 2, 2)):
@@ -247,7 +249,7 @@ def test_other_solvers_give_the_same_labels(problem, law, estimate):
     ("options", "message"),
     [
         (dict(num=0), "num must be at least 1, got 0"),
-        (dict(num=5, chunk=0), "chunk must be at least 1"),
+        (dict(num=5, lanes=0), "lanes must be at least 1"),
         (dict(num=5, audit=6), "cannot audit 6 of 5"),
         (dict(num=5, audit=-1), "audit must be at least 0"),
         (dict(num=5, confidence=1.0), "confidence must lie between 0 and 1"),
@@ -258,7 +260,7 @@ def test_other_solvers_give_the_same_labels(problem, law, estimate):
         (dict(num=5, first_id=2**64 - 2), "do not lie between"),
         (dict(num=5, num_levels=0), "depth must be at least 1"),
         (dict(num=5, solver=gf.RK4()), "RK4 has no error estimate"),
-        (dict(num=10**6, chunk=10**9), "GiB"),
+        (dict(num=10**6, lanes=10**9), "GiB"),
     ],
 )
 def test_bad_options_are_refused_before_running(problem, law, options, message):
@@ -317,9 +319,9 @@ def test_a_million_starts_stay_in_memory():
 
     problem = gf.Problem.from_singular_values([1.5])
     law = Gaussian((1, 2, 1))
-    gf.basin_sizes(problem, law, 4096, key=KEY, chunk=4096, progress=False)
+    gf.basin_sizes(problem, law, 4096, key=KEY, lanes=4096, progress=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    estimate = gf.basin_sizes(problem, law, 10**6, key=KEY, chunk=4096, progress=False)
+    estimate = gf.basin_sizes(problem, law, 10**6, key=KEY, lanes=4096, progress=False)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert estimate.certified == 10**6
     assert after < 2e6  # kB

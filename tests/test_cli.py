@@ -130,7 +130,7 @@ def test_version():
         (["--targets", "Weight"], "need a data file"),
         (["--hidden", 0], "widths must be positive integers, got 0"),
         (["--hidden", 10**6, 10**6], "parameters, more than"),
-        (["--hidden", 6000, 6000], "lower chunk, or the widths"),
+        (["--hidden", 6000, 6000], "fewer lanes, or narrower layers"),
         (["--confidence", 95], "confidence must lie between 0 and 1, got 95"),
         (["--rtol", -1], "rtol > 0"),
         (["--t1", 0], "t1 must be positive"),

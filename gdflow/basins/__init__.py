@@ -2,5 +2,5 @@
 
 from gdflow.basins.estimate import BasinEstimate as BasinEstimate
 from gdflow.basins.estimate import basin_sizes as basin_sizes
-from gdflow.basins.lanes import LaneSettings as LaneSettings
+from gdflow.basins.flows import LaneSettings as LaneSettings
 from gdflow.basins.outcomes import Status as Status

@@ -15,8 +15,9 @@ import rich.console
 import rich.progress
 from jaxtyping import Array, Key
 
+from gdflow.basins.flows import LaneSettings, gradient_flow_process
 from gdflow.basins.intervals import Audit, verdict_interval
-from gdflow.basins.lanes import LaneSettings, run_chunk
+from gdflow.basins.lanes import default_lanes, default_threads, run_lanes
 from gdflow.basins.outcomes import VERDICTS, Status, outcome_table
 from gdflow.certificates import LevelCertificate
 from gdflow.initialization import AbstractInitialization, id_range
@@ -30,6 +31,8 @@ AUDIT_FACTOR = 100.0
 _COPIES = 32
 #: … and all lanes together may take this many bytes.
 _MEMORY = 2**32
+#: Starts are drawn in pools of about this many numbers.
+_POOL = 2**19
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -210,7 +213,7 @@ def basin_sizes(
     kind: str = "exact",
     confidence: float = 0.95,
     audit: int = 0,
-    chunk: int = 256,
+    lanes: int | None = None,
     first_id: int = 0,
     num_levels: int = 16,
     progress: bool = True,
@@ -220,7 +223,7 @@ def basin_sizes(
 
     A start is certified when its loss falls below the second-lowest critical value. It counts as undecided, with its
     reason, if that has not happened by `t1` or within `max_steps`. Start `i` depends on `key` and `i` alone, and ids are
-    fixed in advance, so fast basins are not favoured and results do not depend on `chunk`.
+    fixed in advance, so fast basins are not favoured and results do not depend on the number of lanes or threads.
 
     **Arguments:**
 
@@ -232,7 +235,8 @@ def basin_sizes(
     - `kind`: `"exact"` or `"almost sure"`, see [`gdflow.certificates.LevelCertificate`][].
     - `confidence`: of the intervals.
     - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances.
-    - `chunk`: starts integrated together; memory grows with it, results do not depend on it.
+    - `lanes`: starts in flight at once per thread, by default [`gdflow.basins.lanes.default_lanes`][]; memory grows with them,
+      results do not depend on them.
     - `num_levels`: how many levels above the lowest are told apart.
     - `progress`: show a progress bar.
     - `allow_float32`: certify in single precision.
@@ -249,7 +253,8 @@ def basin_sizes(
     """
     begin = time.perf_counter()
     _check("num", num, 1)
-    _check("chunk", chunk, 1)
+    if lanes is not None:
+        _check("lanes", lanes, 1)
     _check("audit", audit, 0)
     if audit > num:
         raise ValueError(f"cannot audit {audit} of {num} starts")
@@ -259,13 +264,13 @@ def basin_sizes(
     certificate = LevelCertificate(problem, widths, kind=kind, depth=num_levels, allow_float32=allow_float32)
     settings = LaneSettings(solver or diffrax.Tsit5(), rtol, atol, t1, max_steps)
     ids = id_range(first_id, num)
-    size = min(chunk, num)
+    lanes = min(lanes or default_lanes(widths), num)
     parameters = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
-    needed = size * parameters * problem.target.dtype.itemsize * _COPIES
+    needed = lanes * parameters * problem.target.dtype.itemsize * _COPIES
     if needed > _MEMORY:
         raise ValueError(
-            f"{size} networks of widths {widths} ({parameters:.2g} parameters each) would need {needed / 2**30:.0f} GiB: "
-            "lower chunk, or the widths"
+            f"{lanes} networks of widths {widths} ({parameters:.2g} parameters each) would need {needed / 2**30:.0f} GiB: "
+            "fewer lanes, or narrower layers"
         )
 
     with rich.progress.Progress(
@@ -276,12 +281,12 @@ def basin_sizes(
         transient=True,
         disable=not progress,
     ) as bar:
-        columns = _run_all(problem, initialization, key, ids, certificate, settings, size, bar, "integrating")
+        columns = _run_all(problem, initialization, key, ids, certificate, settings, lanes, bar, "integrating")
         result = None
         if audit:
             chosen = _choose(key, num, audit)
             result = _audit(
-                problem, initialization, key, ids[chosen], certificate, settings, size, bar, columns["level"][chosen]
+                problem, initialization, key, ids[chosen], certificate, settings, lanes, bar, columns["level"][chosen]
             )
 
     configuration = dict(
@@ -290,7 +295,7 @@ def basin_sizes(
         singular_values=np.asarray(problem.singular_values).tolist(),
         key=np.asarray(jax.random.key_data(key)).tolist(), key_impl=str(jax.random.key_impl(key)),
         num=num, first_id=first_id, t1=t1 if math.isfinite(t1) else None, max_steps=max_steps, rtol=rtol, atol=atol,
-        solver=type(settings.solver).__name__, kind=kind, confidence=confidence, num_audited=audit, chunk=chunk,
+        solver=type(settings.solver).__name__, kind=kind, confidence=confidence, num_audited=audit, lanes=lanes,
         num_levels=num_levels, dtype=str(problem.target.dtype), backend=jax.default_backend(),
         versions=dict(jax=jax.__version__, jaxlib=jaxlib.__version__, diffrax=diffrax.__version__, numpy=np.__version__),
     )  # fmt: skip
@@ -319,17 +324,13 @@ def _describe(law: AbstractInitialization) -> str:
     return f"{type(law).__name__}({', '.join(options)})"
 
 
-def _run_all(problem, law, key, ids, certificate, settings, size, bar, description) -> dict[str, np.ndarray]:
+def _run_all(problem, law, key, ids, certificate, settings, lanes, bar, description) -> dict[str, np.ndarray]:
     task = bar.add_task(description, total=len(ids))
-    parts = []
-    for first in range(0, len(ids), size):
-        part = ids[first : first + size]
-        # The last chunk is padded to full size, so that nothing compiles anew.
-        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part))])
-        rows = run_chunk(problem, law, key, padded, certificate, settings)
-        parts.append({name: column[: len(part)] for name, column in rows.items()})
-        bar.advance(task, len(part))
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    pool = int(np.clip(_POOL // sum(a * b for a, b in zip(law.widths[1:], law.widths[:-1], strict=True)), lanes, 2**14))
+    pool = min(pool, 2 ** math.ceil(math.log2(max(len(ids), lanes))))
+    process = gradient_flow_process(problem, law, key, certificate, settings)
+    threads = default_threads(len(ids), pool)
+    return run_lanes(process, ids, lanes=lanes, pool=pool, threads=threads, report=lambda n: bar.advance(task, n))
 
 
 def _choose(key, num: int, audit: int) -> np.ndarray:
@@ -338,11 +339,11 @@ def _choose(key, num: int, audit: int) -> np.ndarray:
     return np.sort(np.random.default_rng([0x61756469, *seed]).choice(num, audit, replace=False))
 
 
-def _audit(problem, law, key, ids, certificate, settings, size, bar, levels) -> Audit:
+def _audit(problem, law, key, ids, certificate, settings, lanes, bar, levels) -> Audit:
     other = diffrax.Tsit5() if isinstance(settings.solver, diffrax.Dopri8) else diffrax.Dopri8()
     rtol, atol = max(settings.rtol / AUDIT_FACTOR, 1e-13), settings.atol / AUDIT_FACTOR
     tight = LaneSettings(other, rtol, atol, settings.t1, 10 * settings.max_steps)
-    columns = _run_all(problem, law, key, ids, certificate, tight, min(size, len(ids)), bar, "auditing")
+    columns = _run_all(problem, law, key, ids, certificate, tight, min(lanes, len(ids)), bar, "auditing")
     flipped = ids[columns["level"] != levels]
     method = f"{type(other).__name__}, rtol={rtol:.0e}, atol={atol:.0e}"
     return Audit(len(ids), len(flipped), method, tuple(int(i) for i in flipped))

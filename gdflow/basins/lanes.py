@@ -1,248 +1,249 @@
-"""The batch engine: integrates many starts at once, each with its own time and step, until its limit is decided.
+"""The batch engine: a fixed number of lanes, each with its own time and step, refilled as they finish.
 
-Everything that steps is behind [`gdflow.basins.lanes.run_chunk`][]: callers hand it a law, ids and settings and get one
-row per start.
+A lane holds one start on its way. All lanes advance together, a few steps at a time; then those that are finished hand in their
+row and are refilled with the next starts of a queue that was fixed in advance, all on the device. So no lane waits for a
+slower one; and since every id is assigned before anything runs and lanes in flight are drained at the end, fast starts are not
+favoured. What a start is and how it steps is the business of a *process*, a small protocol; gradient flows
+([`gdflow.basins.flows`][]) are one.
 """
 
+import concurrent.futures
+import os
+import threading
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Int
 
-from gdflow.basins.outcomes import Status
-from gdflow.certificates import LevelCertificate
-from gdflow.dynamics import gradient_flow_field
-from gdflow.dynamics.runge_kutta import has_error_estimate
-from gdflow.initialization import AbstractInitialization, split_ids
-from gdflow.invariants import drift
-from gdflow.network import LayerTuple
-from gdflow.problem import Problem
+from gdflow.initialization import split_ids
 
-#: A gradient of this norm or less is zero for the purposes of stepping: any step size would do, and overflow.
-_VANISHING = 1e-290
+#: Lanes are looked through for finished ones every so many steps …
+STEPS_PER_ROUND = 4
+#: … and this share of them is refilled at most: between two rounds that many finish, roughly.
+REFILL_SHARE = 4
 
 
-class LaneSettings(eqx.Module):
-    """How lanes are stepped.
+class AbstractLaneState(eqx.Module):
+    """The state of all lanes: every leaf is an array with the lanes along the process's lane axis (vectors: the only one)."""
 
-    - `solver`: a Diffrax solver with an embedded error estimate.
-    - `rtol`, `atol`: tolerances of the step-size controller.
-    - `t1`: flow time after which an undecided start is given up; infinite by default.
-    - `max_steps`: number of steps, accepted and rejected, after which it is given up.
-    """
-
-    solver: diffrax.AbstractSolver = diffrax.Tsit5()
-    rtol: float = 1e-6
-    atol: float = 1e-9
-    t1: float = np.inf
-    max_steps: int = eqx.field(static=True, default=10_000)
-
-    def __check_init__(self):
-        if not has_error_estimate(self.solver):
-            raise ValueError(f"{type(self.solver).__name__} has no error estimate; take an adaptive solver")
-        if not (self.rtol > 0 and np.isfinite(self.rtol) and self.atol >= 0 and np.isfinite(self.atol)):
-            raise ValueError(f"need rtol > 0 and atol ≥ 0, got rtol={self.rtol}, atol={self.atol}")
-        if not self.t1 > 0:
-            raise ValueError(f"t1 must be positive, got {self.t1}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+    done: eqx.AbstractVar[Bool[Array, " lanes"]]
 
 
-def _with_tolerances(solver: diffrax.AbstractSolver, controller: diffrax.PIDController) -> diffrax.AbstractSolver:
-    """Hands the controller's tolerances to the root finder of an implicit solver, as `diffeqsolve` does."""
-    if not isinstance(solver, diffrax.AbstractImplicitSolver):
-        return solver
+class AbstractProcess(eqx.Module):
+    """What runs in the lanes."""
 
-    def unset(finder):
-        given: dict[str, Callable[[Any], bool]] = {"rtol": np.isscalar, "atol": np.isscalar, "norm": callable}
-        return [
-            name for name, is_given in given.items() if hasattr(finder, name) and not is_given(getattr(finder, name))
-        ]
+    #: Axis of the lanes in all arrays with more than one axis: 0 or -1.
+    lane_axis: eqx.AbstractVar[int]
 
-    names = unset(solver.root_finder)
-    values = [getattr(controller, name) for name in names]
-    return eqx.tree_at(lambda s: [getattr(s.root_finder, name) for name in names], solver, values)
+    @abstractmethod
+    def draw(self, high: Array, low: Array) -> Any:
+        """Starts with given ids (high and low 32 bits): a pytree of arrays with the lanes along the lane axis."""
 
+    @abstractmethod
+    def init(self, starts: Any) -> AbstractLaneState:
+        """State of the lanes at given starts."""
 
-class _Lane(eqx.Module):
-    """One start on its way. Once `done`, nothing in it changes."""
+    @abstractmethod
+    def step(self, state: Any) -> tuple[Any, Any]:
+        """One step of every lane; lanes that are `done` must not change.
 
-    start: LayerTuple
-    net: LayerTuple
-    t: Float[Array, ""]
-    t_next: Float[Array, ""]
-    solver_state: Any
-    controller_state: Any
-    steps: Array
-    loss: Float[Array, ""]
-    level: Array
-    done: Array
-    status: Array
-    # The last accepted step that crossed a level: between these times, with this interpolant, the loss fell to `crossed`.
-    step_start: Float[Array, ""]
-    step_end: Float[Array, ""]
-    dense: Any
-    crossed: Float[Array, ""]
+        The second result is a pytree of by-products of this step (lanes as in the state) that `rows` may use. Since the
+        state of a done lane is frozen, its by-products are those of its last step, again and again.
+        """
 
+    @abstractmethod
+    def rows(self, state: Any, extra: Any) -> dict[str, Array]:
+        """What is reported of each lane once it is done: columns of shape `(lanes,)`."""
 
-def _finite(tree) -> Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+    def spread(self, values: Array, like: Array) -> Array:
+        """A per-lane vector in a shape that broadcasts against an array of the state."""
+        shape = [1] * like.ndim
+        shape[self.lane_axis if like.ndim > 1 else 0] = -1
+        return values.reshape(shape)
 
+    def select(self, condition: Array, new: Any, old: Any) -> Any:
+        """`new` in the lanes where the condition holds, `old` in the others."""
+        return jax.tree.map(lambda a, b: jnp.where(self.spread(condition, b), a, b), new, old)
 
-def _select(condition, new, old):
-    def pick(a, b):
-        return jnp.where(condition, a, b) if eqx.is_array(a) or eqx.is_array(b) else b
-
-    return jax.tree.map(pick, new, old)
+    def take(self, lanes: Any, index: Array) -> Any:
+        """The lanes with given indices (clipped)."""
+        return jax.tree.map(lambda x: jnp.take(x, index, axis=self.lane_axis if x.ndim > 1 else 0, mode="clip"), lanes)
 
 
-class _Engine(eqx.Module):
-    problem: Problem
-    certificate: LevelCertificate
-    settings: LaneSettings
+class _Flight(eqx.Module):
+    """All lanes between two calls: the process's state, and which row of the current queue each lane works on."""
 
-    @property
-    def terms(self):
-        return diffrax.ODETerm(gradient_flow_field)
+    state: AbstractLaneState
+    extra: Any
+    occupied: Bool[Array, " lanes"]
+    ids: tuple[Array, ...]
 
-    @property
-    def controller(self):
-        return diffrax.PIDController(rtol=self.settings.rtol, atol=self.settings.atol)
 
-    @property
-    def solver(self):
-        return _with_tolerances(self.settings.solver, self.controller)
+def _empty_flight(process: AbstractProcess, lanes: int) -> _Flight:
+    """Lanes without starts: placeholders that are done and so never move."""
 
-    def init(self, net: LayerTuple) -> _Lane:
-        s = self.settings
-        solver, terms, controller = self.solver, self.terms, self.controller
-        t0, t1 = jnp.zeros(()), jnp.asarray(s.t1, dtype=float)
-        t_next, controller_state = controller.init(
-            terms, t0, t1, net, None, self.problem, solver.func, solver.error_order(terms)
-        )
-        # Where the start is critical the selection of the first step has nothing to go by and may return no number.
-        t_next = jnp.minimum(jnp.where(jnp.isfinite(t_next) & (t_next > 0), t_next, 0.01), t1)
-        solver_state = solver.init(terms, t0, t_next, net, self.problem)
-        loss = self.problem.effective_loss(net)
-        level = self.certificate.level(loss)
-        gradient_norm = self.problem.gradient(net).norm()
-        finite = _finite(net) & jnp.isfinite(loss)
-        certified = self.certificate.certified(loss)
-        stationary = gradient_norm <= _VANISHING
-        status = jnp.where(
-            finite,
-            jnp.where(certified, Status.CERTIFIED, jnp.where(stationary, Status.STATIONARY, Status.STEP_LIMIT)),
-            Status.NON_FINITE,
-        )
-        dense_shape = eqx.filter_eval_shape(self._step, net, t0, t_next, solver_state)[2]
-        dense = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dense_shape)
-        return _Lane(
-            start=net, net=net, t=t0, t_next=t_next, solver_state=solver_state,
-            controller_state=jax.tree.map(jnp.asarray, controller_state), steps=jnp.asarray(0), loss=loss, level=level,
-            done=~finite | certified | stationary, status=status, step_start=t0, step_end=t0, dense=dense, crossed=loss,
-        )  # fmt: skip
+    def shapes():
+        ids = jnp.zeros(lanes, jnp.uint32)
+        state = process.init(process.draw(ids, ids))
+        return state, process.step(state)[1]
 
-    def _step(self, net, t, t_next, solver_state):
-        return self.solver.step(self.terms, t, t_next, net, self.problem, solver_state, made_jump=False)
-
-    def step(self, lane: _Lane) -> _Lane:
-        s = self.settings
-        net, error, dense, solver_state, _ = self._step(lane.net, lane.t, lane.t_next, lane.solver_state)
-        # A step that leaves the floating-point range counts as an infinite error: it is rejected and shortened.
-        ok = _finite((net, error))
-        error = jax.tree.map(lambda e: jnp.where(ok, e, jnp.inf), error)
-        keep, t, t_next, _, controller_state, _ = self.controller.adapt_step_size(
-            lane.t,
-            lane.t_next,
-            lane.net,
-            net,
-            self.problem,
-            error,
-            self.solver.error_order(self.terms),
-            lane.controller_state,
-        )
-        keep = keep & ok
-        net = _select(keep, net, lane.net)
-        loss = jnp.where(keep, self.problem.effective_loss(net), lane.loss)
-        level = jnp.minimum(self.certificate.level(loss), lane.level)
-        crossing = keep & (level < lane.level)
-        steps = lane.steps + 1
-        certified = keep & self.certificate.certified(loss)
-        out_of_time = t >= s.t1
-        out_of_steps = steps >= s.max_steps
-        stuck = t_next <= t  # the step fell below the resolution of t
-        stationary = self.problem.gradient(net).norm() <= _VANISHING
-        done = certified | out_of_time | out_of_steps | stuck | stationary
-        status = jnp.select(
-            [certified, stationary, out_of_time, stuck, out_of_steps],
-            [Status.CERTIFIED, Status.STATIONARY, Status.TIME_LIMIT, Status.NON_FINITE, Status.STEP_LIMIT],
-            Status.STEP_LIMIT,
-        )
-        padded = jnp.append(self.certificate.thresholds, jnp.inf)
-        new = _Lane(
-            start=lane.start, net=net, t=t, t_next=jnp.minimum(t_next, s.t1),
-            solver_state=_select(keep, solver_state, lane.solver_state), controller_state=controller_state, steps=steps,
-            loss=loss, level=level, done=done, status=status,
-            step_start=jnp.where(crossing, lane.t, lane.step_start), step_end=jnp.where(crossing, lane.t_next, lane.step_end),
-            dense=_select(crossing, dense, lane.dense), crossed=jnp.where(crossing, padded[level], lane.crossed),
-        )  # fmt: skip
-        return _select(~lane.done, new, lane)
-
-    def crossing_time(self, lane: _Lane) -> Float[Array, ""]:
-        """When the loss fell to the last level passed, by bisection on the solver's own interpolant of that step."""
-        interpolation = self.solver.interpolation_cls(t0=lane.step_start, t1=lane.step_end, **lane.dense)
-
-        def halve(_, bracket):
-            low, high = bracket
-            middle = 0.5 * (low + high)
-            above = self.problem.effective_loss(interpolation.evaluate(middle)) >= lane.crossed
-            return jnp.where(above, middle, low), jnp.where(above, high, middle)
-
-        # 55 halvings bring a double-precision bracket to round-off.
-        return jax.lax.fori_loop(0, 55, halve, (lane.step_start, lane.step_end))[1]
-
-    def row(self, lane: _Lane) -> dict[str, Array]:
-        certified = lane.status == Status.CERTIFIED
-        time = jnp.where(certified, jnp.where(lane.steps == 0, 0.0, self.crossing_time(lane)), lane.t)
-        return dict(
-            status=lane.status,
-            level=jnp.where(certified, 0, lane.level),
-            time=time,
-            steps=lane.steps,
-            loss=lane.loss,
-            gradient_norm=self.problem.gradient(lane.net).norm(),
-            drift=drift(lane.net, lane.start),
-        )
+    state, extra = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), eqx.filter_eval_shape(shapes))
+    empty = jnp.zeros(lanes, bool)
+    ids = jnp.zeros(lanes, jnp.uint32)
+    return _Flight(eqx.tree_at(lambda s: s.done, state, ~empty), extra, empty, (ids, ids))
 
 
 @eqx.filter_jit
-def _run(engine: _Engine, law: AbstractInitialization, key, high, low) -> dict[str, Array]:
-    def draw(h, lo):
-        return law.draw(jax.random.fold_in(jax.random.fold_in(key, h), lo))
+def _advance(process: AbstractProcess, flight: _Flight, high: Array, low: Array, num: Int[Array, ""], drain: Array):
+    """Works off the first `num` ids; with `drain` until all lanes are empty, else until all ids are assigned to lanes.
 
-    lanes = jax.vmap(lambda h, lo: engine.init(draw(h, lo)))(high, low)
-    lanes = jax.lax.while_loop(lambda x: ~jnp.all(x.done), jax.vmap(engine.step), lanes)
-    return jax.vmap(engine.row)(lanes)
-
-
-def run_chunk(
-    problem: Problem,
-    law: AbstractInitialization,
-    key: Array,
-    ids: np.ndarray,
-    certificate: LevelCertificate,
-    settings: LaneSettings,
-) -> dict[str, np.ndarray]:
-    """Runs the starts with the given ids until each is decided or given up.
-
-    **Arguments:** `ids`: `uint64`, shape `(n,)`; every new `n` compiles anew, so callers pad.
-
-    **Returns:** the columns `status, level, time, steps, loss, gradient_norm, drift`, one row per id.
+    Returns the lanes, the rows of the starts that finished, and how many these are.
     """
-    rows = _run(_Engine(problem, certificate, settings), law, key, *split_ids(ids))
-    return {name: np.asarray(column) for name, column in rows.items()}
+    lanes = flight.occupied.shape[0]
+    batch = max(1, lanes // REFILL_SHARE)
+    capacity = high.shape[0] + lanes
+    pool = process.draw(high, low)
+    shapes = jax.eval_shape(lambda: process.rows(process.take(flight.state, jnp.arange(batch)),
+                                                 process.take(flight.extra, jnp.arange(batch))))  # fmt: skip
+    rows = {name: jnp.zeros(capacity, x.dtype) for name, x in shapes.items()}
+    finished_ids = (jnp.zeros(capacity, jnp.uint32), jnp.zeros(capacity, jnp.uint32))
+
+    def refill(flight, taken):
+        lane = jnp.nonzero(~flight.occupied, size=batch, fill_value=lanes)[0]
+        source = taken + jnp.arange(batch)
+        valid = (lane < lanes) & (source < num)
+        fresh = process.init(process.take(pool, source))
+        # For every lane, which of the fresh starts it takes (`batch` for none).
+        chosen = jnp.full(lanes, batch).at[jnp.where(valid, lane, lanes)].set(jnp.arange(batch), mode="drop")
+        use = chosen < batch
+        state = process.select(use, process.take(fresh, chosen), flight.state)
+        ids = tuple(jnp.where(use, jnp.take(x, taken + chosen, mode="clip"), old)
+                    for x, old in zip((high, low), flight.ids, strict=True))  # fmt: skip
+        return _Flight(state, flight.extra, flight.occupied | use, ids), taken + jnp.sum(valid)
+
+    def fly(flight):
+        state, extra = jax.lax.fori_loop(
+            0, STEPS_PER_ROUND, lambda _, c: process.step(c[0]), (flight.state, flight.extra)
+        )
+        return _Flight(state, extra, flight.occupied, flight.ids)
+
+    def harvest(flight, rows, finished_ids, count):
+        finished = flight.state.done & flight.occupied
+        lane = jnp.nonzero(finished, size=batch, fill_value=lanes)[0]
+        got = lane < lanes
+        part = process.rows(process.take(flight.state, lane), process.take(flight.extra, lane))
+        position = jnp.where(got, count + jnp.arange(batch), capacity)
+        rows = {name: column.at[position].set(part[name], mode="drop") for name, column in rows.items()}
+        finished_ids = tuple(x.at[position].set(jnp.take(i, lane, mode="clip"), mode="drop")
+                             for x, i in zip(finished_ids, flight.ids, strict=True))  # fmt: skip
+        occupied = flight.occupied.at[lane].set(False, mode="drop")
+        return _Flight(flight.state, flight.extra, occupied, flight.ids), rows, finished_ids, count + jnp.sum(got)
+
+    def body(carry):
+        flight, taken, rows, finished_ids, count = carry
+        flight, taken = refill(flight, taken)
+        flight = fly(flight)
+        flight, rows, finished_ids, count = harvest(flight, rows, finished_ids, count)
+        return flight, taken, rows, finished_ids, count
+
+    def unfinished(carry):
+        flight, taken, *_ = carry
+        return (taken < num) | (drain & jnp.any(flight.occupied))
+
+    zero = jnp.zeros((), dtype=num.dtype)
+    flight, _, rows, finished_ids, count = jax.lax.while_loop(
+        unfinished, body, (flight, zero, rows, finished_ids, zero)
+    )
+    return flight, rows, finished_ids, count
+
+
+def run_lanes(
+    process: AbstractProcess,
+    ids: np.ndarray,
+    *,
+    lanes: int,
+    pool: int,
+    threads: int,
+    report: Callable[[int], None] = lambda n: None,
+) -> dict[str, np.ndarray]:
+    """Runs the starts with the given ids, each until it is done.
+
+    **Arguments:**
+
+    - `ids`: `uint64`, shape `(n,)`.
+    - `lanes`: how many starts are in flight at once, per thread.
+    - `pool`: how many starts are drawn and handed to the device at once.
+    - `threads`: how many host threads feed independent sets of lanes.
+    - `report`: called with the number of starts that have finished since it was last called.
+
+    **Returns:** the process's columns, one row per id, in the order of `ids`.
+    """
+    high, low = split_ids(ids)
+    order = np.argsort(ids, kind="stable")
+    queue = iter(range(0, len(ids), pool))
+    lock = threading.Lock()
+    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+
+    def pad(x: np.ndarray, first: int) -> np.ndarray:
+        # The last pool is padded to full size, so that nothing compiles anew.
+        part = x[first : first + pool]
+        return np.concatenate([part, np.repeat(x[-1:], pool - len(part))])
+
+    def work() -> None:
+        flight = None
+        while True:
+            with lock:
+                first = next(queue, None)
+            if first is None and flight is None:
+                return
+            h, lo = pad(high, first or 0), pad(low, first or 0)
+            num = 0 if first is None else min(pool, len(ids) - first)
+            if flight is None:
+                flight = _empty_flight(process, lanes)
+            flight, rows, (done_high, done_low), count = _advance(
+                process, flight, jnp.asarray(h), jnp.asarray(lo), jnp.asarray(num), jnp.asarray(first is None)
+            )
+            n = int(count)
+            finished = (np.asarray(done_high[:n]).astype(np.uint64) << np.uint64(32)) | np.asarray(done_low[:n])
+            with lock:
+                parts.append((finished, {name: np.asarray(column[:n]) for name, column in rows.items()}))
+                report(n)
+            if first is None:
+                return
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
+        for future in [executor.submit(work) for _ in range(threads)]:
+            future.result()
+    finished = np.concatenate([f for f, _ in parts])
+    assert len(finished) == len(ids)
+    place = order[np.searchsorted(ids[order], finished)]
+    columns = {}
+    for name in parts[0][1]:
+        joined = np.concatenate([rows[name] for _, rows in parts])
+        columns[name] = np.empty_like(joined)
+        columns[name][place] = joined
+    return columns
+
+
+def default_lanes(widths: tuple[int, ...]) -> int:
+    """How many lanes suit a network of given widths on the default backend.
+
+    On a CPU as many as fit into the cache together: 64 small networks, fewer of larger ones. On an accelerator, where launching
+    a step costs more than computing it, as many as fill it.
+    """
+    parameters = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+    most, numbers = (64, 2**16) if jax.default_backend() == "cpu" else (2**16, 2**27)
+    return int(np.clip(numbers // parameters, 8, most))
+
+
+def default_threads(num: int, pool: int) -> int:
+    """One thread per core on a CPU (each runs its own lanes), one on an accelerator; no more than there are pools."""
+    if jax.default_backend() != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, -(-num // pool)))

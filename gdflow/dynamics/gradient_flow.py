@@ -105,10 +105,10 @@ def simulate(
     if len(batch) > 1:
         raise ValueError(f"one batch axis at most, got weights with leading axes {batch}")
     problem.check_widths(net.widths)
-    if isinstance(ts, int):
+    if isinstance(ts, int | np.integer) and not isinstance(ts, bool):
         if ts < 2 or not np.isfinite(t1):
             raise ValueError(f"{ts} equidistant times up to t1={t1}: give at least 2, and a finite t1")
-        ts = jnp.linspace(t0, t1, ts)
+        ts = jnp.linspace(t0, t1, int(ts))
     if not traced:
         problem.check_network(net, batch=True)
         _check_times(t0, float(t1), None if ts is None else np.atleast_1d(np.asarray(ts)), stop, step)
@@ -143,7 +143,7 @@ def simulate(
     times = None if ts is None else jnp.asarray(ts, dtype=float)
     span = jnp.asarray(t0, dtype=float), jnp.asarray(t1, dtype=float)
     solve = _solve if not batch else eqx.filter_vmap(_solve, in_axes=(None, 0, None, None, None, None))
-    parts = eqx.filter_jit(solve)(problem, net, *span, times, options)
+    parts = eqx.filter_jit(solve)(problem.without_info(), net, *span, times, options)
     names = tuple(type(s).__name__ for s in stop)
     trajectory = Trajectory(problem=problem, start=net, stops=names, **parts)
     return trajectory if traced else _trim(trajectory)
@@ -229,6 +229,7 @@ def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
         reached=reached,
         finite=finite,
         solved=(solution.result == diffrax.RESULTS.successful) | (solution.result == diffrax.RESULTS.event_occurred),
+        exhausted=solution.result == diffrax.RESULTS.max_steps_reached,
         interpolation=solution.interpolation if options.dense else None,
     )
 

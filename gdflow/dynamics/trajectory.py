@@ -30,7 +30,7 @@ class Trajectory(eqx.Module, Printable):
     - `num_steps`: accepted and rejected steps together.
     - `reached`: index of the stop that ended it (in the order given), `-1` if none did.
     - `finite`: whether the final network is finite.
-    - `solved`: whether the step limit was *not* exhausted.
+    - `solved`: whether the solver got to the end; if not, `exhausted` says whether it ran out of steps.
     """
 
     problem: Problem
@@ -45,6 +45,7 @@ class Trajectory(eqx.Module, Printable):
     reached: Int[Array, "*batch"]
     finite: Array
     solved: Array
+    exhausted: Array
     stops: tuple[str, ...] = eqx.field(static=True)
     interpolation: diffrax.DenseInterpolation | None
 
@@ -52,15 +53,21 @@ class Trajectory(eqx.Module, Printable):
     def status(self) -> str | list[str]:
         """How it ended, in words; a list for a batch."""
         if self.final_time.ndim:
-            return [self._status(*row) for row in zip(self.reached, self.finite, self.solved, strict=True)]
-        return self._status(self.reached, self.finite, self.solved)
+            return [self._status(*row) for row in zip(*self._ends, strict=True)]
+        return self._status(*self._ends)
 
-    def _status(self, reached, finite, solved) -> str:
+    @property
+    def _ends(self) -> tuple[np.ndarray, ...]:
+        return tuple(map(np.asarray, (self.reached, self.finite, self.solved, self.exhausted)))
+
+    def _status(self, reached, finite, solved, exhausted) -> str:
         if not finite:
             return "not finite"
         if reached >= 0:
             return f"stopped: {self.stops[int(reached)]}"
-        return "reached t1" if solved else "step limit"
+        if solved:
+            return "reached t1"
+        return "step limit" if exhausted else "solver failed"
 
     def map_over_time(self, function: Callable[[LayerTuple], Any]) -> Any:
         """Applies a traceable function of one network at every saved time (and in every trajectory of a batch)."""

@@ -1,0 +1,140 @@
+"""The batch engine: every id once, whatever the lanes, pools, threads and layout; slow starts are not left out."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gdflow as gf
+from gdflow.basins import LaneSettings, Status
+from gdflow.basins.flows import ExplicitFlow, SolverFlow, gradient_flow_process
+from gdflow.basins.lanes import AbstractLaneState, AbstractProcess, default_lanes, default_threads, run_lanes
+from gdflow.certificates import LevelCertificate
+from gdflow.initialization import Gaussian, id_range
+
+KEY = jax.random.key(3)
+
+
+class _Countdown(AbstractLaneState):
+    left: jax.Array
+    total: jax.Array
+    done: jax.Array
+
+
+class Countdown(AbstractProcess):
+    """A process without mathematics: start `i` takes `1 + (7i mod 23)` steps, one in ten of them a hundred times as many."""
+
+    lane_axis: int = eqx.field(static=True, default=-1)
+
+    def draw(self, high, low):
+        i = low.astype(int)
+        return jnp.where(i % 10 == 0, 100, 1) * (1 + (7 * i) % 23)
+
+    def init(self, starts):
+        return _Countdown(starts, starts, starts == 0)
+
+    def step(self, state):
+        left = jnp.where(state.done, state.left, state.left - 1)
+        return _Countdown(left, state.total, left == 0), left
+
+    def rows(self, state, extra):
+        return dict(steps=state.total, left=extra)
+
+
+@pytest.mark.parametrize(
+    ("num", "lanes", "pool", "threads"),
+    [(1, 1, 1, 1), (5, 64, 64, 1), (100, 3, 7, 1), (100, 16, 128, 2), (333, 8, 50, 2), (64, 64, 8, 3)],
+)
+def test_every_id_is_run_once_to_its_end(num, lanes, pool, threads):
+    ids = id_range(2**32 - 50, num)  # ids on both sides of 2³²: the low word starts again
+    seen = []
+    rows = run_lanes(Countdown(), ids, lanes=lanes, pool=pool, threads=threads, report=seen.append)
+    low = (ids & np.uint64(0xFFFFFFFF)).astype(int)
+    np.testing.assert_array_equal(rows["steps"], np.where(low % 10 == 0, 100, 1) * (1 + (7 * low) % 23))
+    np.testing.assert_array_equal(rows["left"], 0)
+    assert sum(seen) == num
+
+
+def test_ids_need_not_be_in_order():
+    ids = np.array([7, 3, 2**40, 5], dtype=np.uint64)
+    rows = run_lanes(Countdown(), ids, lanes=2, pool=2, threads=1)
+    np.testing.assert_array_equal(rows["steps"], [1 + 49 % 23, 1 + 21 % 23, 100, 1 + 35 % 23])
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(5)
+    return gf.Problem(rng.normal(size=(4, 30)) / 5, rng.normal(size=(3, 30)) / 2)
+
+
+def process(problem, hidden, cls=None, **settings):
+    law = Gaussian(problem.widths(hidden))
+    arguments = (problem, law, KEY, LevelCertificate(problem, law.widths), LaneSettings(**settings))
+    return gradient_flow_process(*arguments) if cls is None else cls(*arguments)
+
+
+def test_threads_give_the_same_outcomes(problem):
+    flow = process(problem, [5, 4])
+    one, two = (run_lanes(flow, id_range(0, 96), lanes=8, pool=16, threads=n) for n in (1, 2))
+    for name in ("status", "level", "steps"):
+        np.testing.assert_array_equal(one[name], two[name])
+    # Root finding goes on until the last lane of a batch has converged, so the others' last bits depend on their company.
+    np.testing.assert_allclose(one["time"], two["time"], rtol=1e-12)
+
+
+def test_layouts_and_solver_steps_agree(problem):
+    """Unrolled products with lanes last, batched products with lanes first, and Diffrax's own `step`: one integration.
+
+    The first two run in reduced coordinates and so does the third here, so that all control the same error norm. States agree
+    to round-off amplified over a few dozen steps.
+    """
+    reduced = problem.in_coordinates("reduced")
+    last = process(reduced, [5, 4])
+    assert isinstance(last, ExplicitFlow)
+    assert last.lane_axis == -1
+    first = eqx.tree_at(lambda p: p.problem.offset, last, last.problem.offset)
+    object.__setattr__(first, "lane_axis", 0)
+    own = process(reduced, [5, 4], SolverFlow)
+    a, b, c = (run_lanes(p, id_range(0, 40), lanes=8, pool=64, threads=1) for p in (last, first, own))
+    assert np.all(a["status"] == Status.CERTIFIED)
+    for other in (b, c):
+        np.testing.assert_array_equal(other["level"], a["level"])
+        assert np.mean(other["steps"] == a["steps"]) >= 0.95
+        np.testing.assert_allclose(other["time"], a["time"], rtol=1e-9)
+        np.testing.assert_allclose(other["gradient_norm"], a["gradient_norm"], rtol=1e-6)
+    assert process(problem, [12]).lane_axis == 0
+
+
+@pytest.mark.parametrize("solver", [diffrax.Dopri5(), diffrax.Bosh3(), diffrax.Dopri8()])
+def test_explicit_methods_of_every_kind(problem, solver):
+    """With and without the first-same-as-last property: the crossing times of Tsit5 at much tighter tolerance."""
+    reference = run_lanes(process(problem, [4], rtol=1e-10, atol=1e-12), id_range(0, 12), lanes=4, pool=16, threads=1)
+    rows = run_lanes(
+        process(problem, [4], solver=solver, rtol=1e-7, atol=1e-9), id_range(0, 12), lanes=4, pool=16, threads=1
+    )
+    assert np.all(rows["status"] == Status.CERTIFIED)
+    # Local errors of 1e-7 a step over at most a few hundred steps.
+    np.testing.assert_allclose(rows["time"], reference["time"], rtol=2e-5)
+
+
+def test_slow_starts_are_not_left_out():
+    """A law in which speed and limit go together: every start is in the count, however few lanes there are.
+
+    Balanced scalar chains: positive products are certified at once, negative ones creep towards the saddle until the time
+    limit. An engine that counted the first to finish would see positive ones only.
+    """
+    chain = gf.Problem.from_singular_values([1.0])
+    law = gf.initialization.Balanced((1, 1, 1), singular_values=0.5)
+    few, many = (gf.basin_sizes(chain, law, 120, key=KEY, t1=6.0, lanes=n, progress=False) for n in (2, 60))
+    assert few.outcomes["verdict"].to_pylist() == many.outcomes["verdict"].to_pylist()
+    signs = [np.sign(float(law.sample(KEY, i).end_to_end[0, 0])) for i in range(120)]
+    assert few.outcomes["verdict"].to_pylist() == ["global minimum" if s > 0 else "undecided" for s in signs]
+
+
+def test_rules():
+    assert default_lanes((6, 5, 5, 3)) == 64
+    assert default_lanes((1000, 1000, 1000)) == 8
+    assert default_threads(10, 100) == 1
+    assert default_threads(10**6, 10) >= 1
