@@ -194,27 +194,24 @@ def run_lanes(
         part = x[first : first + pool]
         return np.concatenate([part, np.repeat(x[-1:], pool - len(part))])
 
+    empty = _empty_flight(process, lanes)
+
     def work() -> None:
-        flight = None
-        while True:
+        flight, draining = empty, False
+        while not draining:
             with lock:
                 first = next(queue, None)
-            if first is None and flight is None:
-                return
-            h, lo = pad(high, first or 0), pad(low, first or 0)
+            draining = first is None
             num = 0 if first is None else min(pool, len(ids) - first)
-            if flight is None:
-                flight = _empty_flight(process, lanes)
+            h, lo = (jnp.asarray(pad(x, first or 0)) for x in (high, low))
             flight, rows, (done_high, done_low), count = _advance(
-                process, flight, jnp.asarray(h), jnp.asarray(lo), jnp.asarray(num), jnp.asarray(first is None)
+                process, flight, h, lo, jnp.asarray(num), jnp.asarray(draining)
             )
             n = int(count)
             finished = (np.asarray(done_high[:n]).astype(np.uint64) << np.uint64(32)) | np.asarray(done_low[:n])
             with lock:
                 parts.append((finished, {name: np.asarray(column[:n]) for name, column in rows.items()}))
                 report(n)
-            if first is None:
-                return
 
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
         for future in [executor.submit(work) for _ in range(threads)]:
