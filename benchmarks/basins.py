@@ -5,7 +5,8 @@
 Workload: widths 6-5-5-3, singular values (3, 2, 1), whitened, Gaussian fan-in starts, rtol 1e-6, atol 1e-9, float64; every
 start is drawn (the drawing is timed) and integrated until its loss falls below the second-lowest critical value.
 Compilation is timed apart: each contender runs once before it is measured, then three times; medians and ranges are
-printed. Slow peers run fewer starts. Accuracy: largest relative error of the certificate times of the first 50 starts against rtol 1e-11.
+printed. Slow peers run fewer starts. Accuracy:
+largest relative error of the certificate times of the first 50 starts against rtol 1e-11.
 """
 
 import argparse
