@@ -241,7 +241,7 @@ def certify(problem: Problem, net: LayerTuple, *, allow_float32: bool = False) -
     """Everything that is proved about the limit from one state: level verdict, radius and rates.
 
     **Arguments:** `net`: one network in the problem's coordinates; `allow_float32`: see
-    [`gdflow.certificates.LevelCertificate`][].
+    `gdflow.certificates.LevelCertificate`.
 
     **Raises:** `ValueError` for losses without levels, networks that do not fit, entries that are not finite, and float32.
 

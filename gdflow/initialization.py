@@ -162,6 +162,8 @@ class Balanced(AbstractInitialization):
 
     def __check_init__(self):
         k = self._rank
+        if not isinstance(k, int | np.integer):
+            raise ValueError(f"rank must be an integer, got {k}")
         if not 1 <= k <= min(self.widths):
             raise ValueError(f"rank must lie between 1 and the smallest width {min(self.widths)}, got {k}")
         if np.size(self.singular_values) not in (1, k):

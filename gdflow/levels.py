@@ -44,7 +44,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class CriticalValues(Printable, Sequence):
-    """Critical values of the effective loss in increasing order, a sequence of [`gdflow.levels.Level`][].
+    """Critical values of the effective loss in increasing order, a sequence of `gdflow.levels.Level`.
 
     - `levels`: the levels; the first is the global minimum of the effective loss.
     - `singular_values`: `s_1 ≥ s_2 ≥ …`, zeros included.
@@ -147,7 +147,7 @@ def iterate_levels(singular_values: ArrayLike, max_rank: int, *, tolerance: floa
 
     - `singular_values`: of the target, non-negative, any order.
     - `max_rank`: `r_max = min(ρ, d_1, …, d_N)`.
-    - `tolerance`: levels closer than this merge; by default [`gdflow.ranks.equal_threshold`][] of `Σs_i²` in float64.
+    - `tolerance`: levels closer than this merge; by default `gdflow.ranks.equal_threshold` of `Σs_i²` in float64.
     """
     _check_rank_bound(max_rank)
     return _merge(*_prepare(singular_values, tolerance), max_rank)

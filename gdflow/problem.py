@@ -303,7 +303,7 @@ class Problem(eqx.Module):
         scale: bool = True,
         **options: Any,
     ) -> "Problem":
-        """From a CSV file with a header, standardised by default; see [`gdflow.data.read_csv`][] for its errors."""
+        """From a CSV file with a header, standardised by default; see `gdflow.data.read_csv` for its errors."""
         return cls._from_table(read_csv(path, targets, features), center=center, scale=scale, **options)
 
     @classmethod
@@ -357,6 +357,8 @@ class Problem(eqx.Module):
         if net.batch_shape and not batch:
             raise ValueError(f"one network is needed here, got a batch of shape {net.batch_shape}: use jax.vmap")
         for j, w in enumerate(net.weights, 1):
+            if w.dtype != self.target.dtype:
+                raise ValueError(f"W_{j} is {w.dtype} but the problem is {self.target.dtype}: convert the network")
             bad = np.argwhere(~np.isfinite(np.asarray(w)))
             if bad.size:
                 raise ValueError(
@@ -509,7 +511,7 @@ def critical_values(problem: Problem, max_rank: int, *, lowest: int | None = Non
 
 
 def iterate_critical_values(problem: Problem, max_rank: int) -> Iterator[Level]:
-    """Streams the critical values from the lowest upwards; see [`gdflow.critical_values`][]."""
+    """Streams the critical values from the lowest upwards; see `gdflow.critical_values`."""
     s = np.asarray(problem.singular_values, dtype=np.float64)
     return iterate_levels(s, max_rank, tolerance=problem.level_tolerance)
 

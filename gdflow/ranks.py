@@ -67,9 +67,9 @@ def decide_rank(
     **Arguments:**
 
     - `singular_values`: shape `(k,)`, any order, non-negative.
-    - `size`, `eps`: see [`gdflow.ranks.zero_threshold`][].
+    - `size`, `eps`: see `gdflow.ranks.zero_threshold`.
 
-    **Returns:** a [`gdflow.ranks.RankDecision`][].
+    **Returns:** a `gdflow.ranks.RankDecision`.
 
     ```python
     >>> decide_rank(np.array([2.0, 1.0, 1e-18])).rank

@@ -51,7 +51,7 @@ class BasinRow:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class BasinEstimate(Printable):
-    """The result of [`gdflow.basin_sizes`][]; prints as a table.
+    """The result of `gdflow.basin_sizes`; prints as a table.
 
     - `outcomes`: one row per start, a `pyarrow.Table` (`.to_pandas()` for a frame) with the columns
       `id, status, verdict, level, time, steps, loss, gradient_norm, drift`.
@@ -232,16 +232,16 @@ def basin_sizes(
     - `num`: how many, ids `first_id, …, first_id + num − 1` (64 bits).
     - `t1`, `max_steps`: when to give a start up.
     - `rtol`, `atol`, `solver`: of the integration; any adaptive Diffrax solver, Tsit5 by default.
-    - `kind`: `"exact"` or `"almost sure"`, see [`gdflow.certificates.LevelCertificate`][].
+    - `kind`: `"exact"` or `"almost sure"`, see `gdflow.certificates.LevelCertificate`.
     - `confidence`: of the intervals.
     - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances.
-    - `lanes`: starts in flight at once per thread, by default [`gdflow.basins.lanes.default_lanes`][]; memory grows with them,
+    - `lanes`: starts in flight at once per thread, by default `gdflow.basins.lanes.default_lanes`; memory grows with them,
       results do not depend on them.
     - `num_levels`: how many levels above the lowest are told apart.
     - `progress`: show a progress bar.
     - `allow_float32`: certify in single precision.
 
-    **Returns:** a [`gdflow.basins.BasinEstimate`][].
+    **Returns:** a `gdflow.basins.BasinEstimate`.
 
     **Raises:** `ValueError` for options out of range, widths that do not fit the problem, and float32 without
     `allow_float32`, all before anything is run. What happens to single starts never raises.

@@ -4,7 +4,7 @@ A lane holds one start on its way. All lanes advance together, a few steps at a 
 row and are refilled with the next starts of a queue that was fixed in advance, all on the device. So no lane waits for a
 slower one; and since every id is assigned before anything runs and lanes in flight are drained at the end, fast starts are not
 favoured. What a start is and how it steps is the business of a *process*, a small protocol; gradient flows
-([`gdflow.basins.flows`][]) are one.
+(`gdflow.basins.flows`) are one.
 """
 
 import concurrent.futures
@@ -195,10 +195,11 @@ def run_lanes(
         return np.concatenate([part, np.repeat(x[-1:], pool - len(part))])
 
     empty = _empty_flight(process, lanes)
+    stop = threading.Event()  # an interrupt or an error in one thread ends the others after their current pool
 
     def work() -> None:
         flight, draining = empty, False
-        while not draining:
+        while not draining and not stop.is_set():
             with lock:
                 first = next(queue, None)
             draining = first is None
@@ -213,9 +214,20 @@ def run_lanes(
                 parts.append((finished, {name: np.asarray(column[:n]) for name, column in rows.items()}))
                 report(n)
 
+    # JAX's precision setting may have been made for the calling thread only; its workers are to inherit it.
+    x64 = jnp.result_type(float) == jnp.float64
+
+    def work_alike() -> None:
+        with jax.enable_x64(x64):
+            work()
+
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
-        for future in [executor.submit(work) for _ in range(threads)]:
-            future.result()
+        futures = [executor.submit(work_alike) for _ in range(threads)]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stop.set()
     finished = np.concatenate([f for f, _ in parts])
     assert len(finished) == len(ids)
     place = order[np.searchsorted(ids[order], finished)]

@@ -60,7 +60,7 @@ SCHEMA = pa.schema(
 def outcome_table(columns: dict[str, np.ndarray], kind: str = "exact") -> pa.Table:
     """A table with the columns of `SCHEMA` from arrays.
 
-    **Arguments:** `columns["status"]` holds codes of [`gdflow.basins.Status`][]; `kind` is that of the certificate.
+    **Arguments:** `columns["status"]` holds codes of `gdflow.basins.Status`; `kind` is that of the certificate.
     """
     codes = columns["status"].astype(np.int8)
     status = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([s.label for s in Status]))

@@ -86,7 +86,7 @@ def simulate(
     - `progress`: a progress bar in model time.
     - `allow_float32`: let `AtCertificate` certify in single precision.
 
-    **Returns:** a [`gdflow.Trajectory`][]. It never raises for what happens during the integration: see its `status`.
+    **Returns:** a `gdflow.Trajectory`. It never raises for what happens during the integration: see its `status`.
 
     **Raises:** `ValueError` for networks that do not fit or are not finite, times or options that make no sense, and buffers
     that would not fit into memory.

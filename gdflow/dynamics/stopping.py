@@ -70,7 +70,7 @@ class AbstractStop(eqx.Module):
 class AtCertificate(AbstractStop):
     """Stops where a global minimum is certified, i.e. the loss falls below the second-lowest critical value.
 
-    **Arguments:** `kind`: `"exact"` or `"almost sure"`, see [`gdflow.certificates.LevelCertificate`][].
+    **Arguments:** `kind`: `"exact"` or `"almost sure"`, see `gdflow.certificates.LevelCertificate`.
     """
 
     kind: str = eqx.field(static=True, default="exact")

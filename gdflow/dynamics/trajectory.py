@@ -19,7 +19,7 @@ from gdflow.tables import Printable, key_value_table
 
 
 class Trajectory(eqx.Module, Printable):
-    """A solution of the gradient flow, from [`gdflow.simulate`][].
+    """A solution of the gradient flow, from `gdflow.simulate`.
 
     For a batch of starts every array has a leading batch axis and shorter trajectories are padded with NaN.
 
@@ -82,7 +82,7 @@ class Trajectory(eqx.Module, Printable):
 
     @property
     def drift(self) -> Float[Array, "*batch T"]:
-        """Relative drift of the conserved quantities since the start, see [`gdflow.drift`][]."""
+        """Relative drift of the conserved quantities since the start, see `gdflow.drift`."""
         measure = jax.vmap(drift, in_axes=(0, None))
         for _ in self.ts.shape[:-1]:
             measure = jax.vmap(measure)
