@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from rich.console import RenderableType
 
 from gdflow.invariants import conserved
-from gdflow.levels import nested_levels
+from gdflow.levels import CriticalValues, nested_levels
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem, critical_values
 from gdflow.tables import Printable, key_value_table
@@ -30,6 +30,17 @@ from gdflow.tables import Printable, key_value_table
 SLACK_EPS = 100.0
 
 KINDS = ("exact", "almost sure")
+
+
+def certificate_levels(
+    problem: Problem, widths: Iterable[int], *, kind: str = "exact", depth: int = 16
+) -> CriticalValues:
+    """The lowest `depth + 1` levels that a certificate of a kind tells apart, with their subsets."""
+    max_rank = problem.max_rank(widths)
+    if kind == "exact":
+        return critical_values(problem, max_rank, lowest=depth + 1)
+    s = np.asarray(problem.singular_values, dtype=np.float64)
+    return nested_levels(s, max_rank, lowest=depth + 1, tolerance=problem.level_tolerance)
 
 
 class LevelCertificate(eqx.Module):
@@ -79,17 +90,10 @@ class LevelCertificate(eqx.Module):
                 f"certificates need float64 but the problem is {dtype}: call "
                 'jax.config.update("jax_enable_x64", True) before anything else, or pass allow_float32=True'
             )
-        max_rank = problem.max_rank(widths)
         self.slack = jnp.asarray(SLACK_EPS * float(jnp.finfo(dtype).eps) * np.sum(s**2), dtype=dtype)
-        if kind == "exact":
-            table = critical_values(problem, max_rank, lowest=depth + 1)
-            levels = table.values
-            self.num_merged = sum(level.width > 0 for level in table)
-        else:
-            levels = nested_levels(s, max_rank, tolerance=problem.level_tolerance)[: depth + 1]
-            positive = min(max_rank, int(np.sum(s > 0)))
-            self.num_merged = max(positive + 1 - len(levels), 0) if positive <= depth else 0
-        self.levels = jnp.asarray(levels, dtype=dtype)
+        table = certificate_levels(problem, widths, kind=kind, depth=depth)
+        self.num_merged = sum(level.width > 0 for level in table)
+        self.levels = jnp.asarray(table.values, dtype=dtype)
         self.thresholds = self.levels[1:] - self.slack
         self.kind = kind
 

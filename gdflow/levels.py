@@ -207,17 +207,24 @@ def list_levels(
     return CriticalValues(levels, tuple(map(float, s)), max_rank, tolerance, complete)
 
 
-def nested_levels(singular_values: ArrayLike, max_rank: int, *, tolerance: float | None = None) -> np.ndarray:
+def nested_levels(
+    singular_values: ArrayLike, max_rank: int, *, lowest: int | None = None, tolerance: float | None = None
+) -> CriticalValues:
     """The distinct values among `ℓ({1..r}) = ½Σ_{i>r}s_i²`, `r = max_rank, …, 0`, increasing.
 
     The levels of the best fits of rank `r`, the only ones at which a limit lies for almost every start (Terstiege, Rauhut,
     Bah, Westdickenberg 2022, Theorem 5a).
     """
-    _check_rank_bound(max_rank)
     s, tolerance = _prepare(singular_values, tolerance)
-    tails = [0.5 * math.fsum(s[r:] ** 2) for r in range(min(max_rank, len(s)), -1, -1)]
-    distinct = tails[:1]
-    for value in tails[1:]:
-        if value - distinct[-1] > tolerance:
-            distinct.append(value)
-    return np.array(distinct)
+    _check_rank_bound(max_rank)
+    levels: list[Level] = []
+    for r in range(min(max_rank, int(np.sum(s > 0))), -1, -1):
+        value, subset = 0.5 * math.fsum(s[r:] ** 2), tuple(range(1, r + 1))
+        if levels and value - levels[-1].value <= tolerance:
+            last = levels[-1]
+            listed = (*last.subsets, subset)[:MAX_LISTED]
+            levels[-1] = Level(last.value, value - last.value, last.num_subsets + 1, listed)
+        else:
+            levels.append(Level(value, 0.0, 1, (subset,)))
+    shown = tuple(levels[:lowest])
+    return CriticalValues(shown, tuple(map(float, s)), max_rank, tolerance, len(shown) == len(levels))

@@ -82,7 +82,7 @@ class LayerTuple(eqx.Module):
     @property
     def num_parameters(self) -> int:
         """`Σ_j d_j d_{j-1}`."""
-        return sum(a * b for a, b in zip(self.widths[1:], self.widths[:-1], strict=True))
+        return count_parameters(self.widths)
 
     def product(self, j: int, k: int) -> Float[Array, "d_k d_j_minus_1"]:
         """`(ΠW)_j^k = W_k … W_j` for `1 ≤ j ≤ k ≤ N`; the identity of size `d_k` for `k = j − 1`."""
@@ -169,6 +169,11 @@ class LayerTuple(eqx.Module):
 MAX_PARAMETERS = 2**30
 
 
+def count_parameters(widths: tuple[int, ...]) -> int:
+    """`Σ_j d_j d_{j-1}`."""
+    return sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+
+
 def check_widths(widths: Iterable[int]) -> tuple[int, ...]:
     """`widths` as a tuple of at least two positive integers `(d_0, …, d_N)`, or a `ValueError` that names the culprit."""
     widths = tuple(widths)
@@ -178,7 +183,7 @@ def check_widths(widths: Iterable[int]) -> tuple[int, ...]:
         if isinstance(d, bool) or not isinstance(d, int | np.integer) or d < 1:
             raise ValueError(f"widths must be positive integers, got {d!r} in {widths}")
     widths = tuple(int(d) for d in widths)
-    count = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+    count = count_parameters(widths)
     if count > MAX_PARAMETERS:
         raise ValueError(f"widths {widths} make {count:.2g} parameters, more than {MAX_PARAMETERS:.2g}")
     return widths

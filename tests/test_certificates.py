@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gdflow as gf
-from gdflow.certificates import LevelCertificate, certify, exponential_rates, radius_bounds
+from gdflow.certificates import LevelCertificate, certificate_levels, certify, exponential_rates, radius_bounds
 from gdflow.initialization import Pyramidal
 from gdflow.losses import Logistic
 from gdflow.network import LayerTuple
@@ -387,3 +387,14 @@ def test_verdicts_do_not_depend_on_the_coordinates(rng):
 def test_certify_refuses_what_is_not_one_finite_network(layers, message):
     with pytest.raises(ValueError, match=message):
         certify(Problem.from_singular_values([2, 1]), LayerTuple(layers))
+
+
+def test_the_almost_sure_ladder_is_nested_however_many_levels_lie_between():
+    """With ten singular values hundreds of critical values lie between the nested ones `ℓ({1..r})`."""
+    s = np.arange(10.0, 0.0, -1.0)
+    problem = Problem.from_singular_values(s)
+    levels = certificate_levels(problem, problem.widths([12]), kind="almost sure")
+    assert [level.value for level in levels] == [
+        0.5 * float(np.sum(s[r:] ** 2)) for r in range(10, -1, -1)
+    ]  # halves: exact
+    assert [level.subsets for level in levels] == [(tuple(range(1, r + 1)),) for r in range(10, -1, -1)]

@@ -122,7 +122,7 @@ def test_complete_says_whether_all_levels_are_listed():
 
 def test_rank_bound_above_the_number_of_values():
     assert list_levels([3, 2, 1], 50).levels == list_levels([3, 2, 1], 3).levels
-    assert nested_levels([3, 2, 1], 50).tolist() == [0.0, 0.5, 2.5, 7.0]
+    assert nested_levels([3, 2, 1], 50).values.tolist() == [0.0, 0.5, 2.5, 7.0]
 
 
 @pytest.mark.parametrize("s", [[0.0], [0.0, 0.0, 0.0], []])
@@ -130,7 +130,7 @@ def test_rank_bound_above_the_number_of_values():
 def test_zero_target_has_the_one_level_zero(s, max_rank):
     (level,) = list_levels(s, max_rank)
     assert (level.value, level.num_subsets, level.subsets) == (0.0, 1, ((),))
-    assert nested_levels(s, max_rank).tolist() == [0.0]
+    assert nested_levels(s, max_rank).values.tolist() == [0.0]
 
 
 def test_rank_zero_has_one_level():
@@ -171,12 +171,12 @@ def test_width_of_nearly_tied_values():
     ],
 )
 def test_nested_levels(s, max_rank, expected):
-    assert nested_levels(s, max_rank).tolist() == expected  # integers: exact
+    assert nested_levels(s, max_rank).values.tolist() == expected  # integers: exact
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 7))
 def test_nested_levels_are_critical_values(s, max_rank):
-    nested, levels = nested_levels(s, max_rank), list_levels(s, max_rank).values
+    nested, levels = nested_levels(s, max_rank).values, list_levels(s, max_rank).values
     assert set(nested) <= set(levels)  # integers: exact
     assert (nested[0], nested[-1]) == (levels[0], levels[-1])
 

@@ -19,10 +19,11 @@ from gdflow.basins.flows import LaneSettings, gradient_flow_process
 from gdflow.basins.intervals import Audit, verdict_interval
 from gdflow.basins.lanes import default_lanes, default_threads, run_lanes
 from gdflow.basins.outcomes import VERDICTS, Status, outcome_table
-from gdflow.certificates import LevelCertificate
+from gdflow.certificates import LevelCertificate, certificate_levels
 from gdflow.initialization import AbstractInitialization, id_range
 from gdflow.levels import CriticalValues
-from gdflow.problem import Problem, critical_values
+from gdflow.network import count_parameters
+from gdflow.problem import Problem
 from gdflow.tables import Printable, column_table, key_value_table
 
 #: An audit re-runs at tolerances tighter by this factor.
@@ -265,7 +266,7 @@ def basin_sizes(
     settings = LaneSettings(solver or diffrax.Tsit5(), rtol, atol, t1, max_steps)
     ids = id_range(first_id, num)
     lanes = min(lanes or default_lanes(widths), num)
-    parameters = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+    parameters = count_parameters(widths)
     needed = lanes * parameters * problem.target.dtype.itemsize * _COPIES
     if needed > _MEMORY:
         raise ValueError(
@@ -301,7 +302,7 @@ def basin_sizes(
     )  # fmt: skip
     return BasinEstimate(
         outcomes=outcome_table({"id": ids, **columns}, kind),
-        levels=_levels(problem, certificate, widths, num_levels),
+        levels=certificate_levels(problem, widths, kind=kind, depth=num_levels),
         widths=widths,
         kind=kind,
         confidence=confidence,
@@ -311,14 +312,6 @@ def basin_sizes(
     )
 
 
-def _levels(problem, certificate, widths, num_levels) -> CriticalValues:
-    levels = critical_values(problem, problem.max_rank(widths), lowest=num_levels + 1)
-    if certificate.kind == "exact":
-        return levels
-    nested = [min(levels, key=lambda level: abs(level.value - v)) for v in np.asarray(certificate.levels)]
-    return dataclasses.replace(levels, levels=tuple(nested), complete=len(nested) <= num_levels)
-
-
 def _describe(law: AbstractInitialization) -> str:
     options = [f"{k}={v!r}" for k, v in vars(law).items() if k not in ("widths", "center")]
     return f"{type(law).__name__}({', '.join(options)})"
@@ -326,7 +319,7 @@ def _describe(law: AbstractInitialization) -> str:
 
 def _run_all(problem, law, key, ids, certificate, settings, lanes, bar, description) -> dict[str, np.ndarray]:
     task = bar.add_task(description, total=len(ids))
-    pool = int(np.clip(_POOL // sum(a * b for a, b in zip(law.widths[1:], law.widths[:-1], strict=True)), lanes, 2**14))
+    pool = int(np.clip(_POOL // count_parameters(law.widths), lanes, 2**14))
     pool = min(pool, 2 ** math.ceil(math.log2(max(len(ids), lanes))))
     process = gradient_flow_process(problem, law, key, certificate, settings)
     threads = default_threads(len(ids), pool)

@@ -7,6 +7,7 @@ unrolled sum over the inner index, which the compiler vectorises over lanes (sma
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import diffrax

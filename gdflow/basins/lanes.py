@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from gdflow.initialization import split_ids
+from gdflow.network import count_parameters
 
 #: Lanes are looked through for finished ones every so many steps …
 STEPS_PER_ROUND = 4
@@ -76,7 +77,7 @@ class AbstractProcess(eqx.Module):
 
 
 class _Flight(eqx.Module):
-    """All lanes between two calls: the process's state, and which row of the current queue each lane works on."""
+    """All lanes between two calls: the process's state, and which id each lane works on."""
 
     state: AbstractLaneState
     extra: Any
@@ -245,7 +246,7 @@ def default_lanes(widths: tuple[int, ...]) -> int:
     On a CPU as many as fit into the cache together: 64 small networks, fewer of larger ones. On an accelerator, where launching
     a step costs more than computing it, as many as fill it.
     """
-    parameters = sum(a * b for a, b in zip(widths[1:], widths[:-1], strict=True))
+    parameters = count_parameters(widths)
     most, numbers = (64, 2**16) if jax.default_backend() == "cpu" else (2**16, 2**27)
     return int(np.clip(numbers // parameters, 8, most))
 
