@@ -6,6 +6,7 @@ unrolled sum over the inner index, which the compiler vectorises over lanes (sma
 *first* axis, products by batched matrix multiplication (wide layers). All other Diffrax solvers run through `solver.step` itself.
 """
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +25,7 @@ from gdflow.dynamics import gradient_flow_field
 from gdflow.dynamics.runge_kutta import has_error_estimate
 from gdflow.initialization import AbstractInitialization
 from gdflow.invariants import drift
-from gdflow.network import LayerTuple
+from gdflow.network import LayerTuple, count_parameters
 from gdflow.problem import Problem
 
 #: A gradient of this norm or less is zero for the purposes of stepping: any step size would do, and overflow.
@@ -105,6 +106,24 @@ class _Step(eqx.Module):
     dense: Any
 
 
+def _rms(x: Any) -> Array:
+    """Diffrax's `rms_norm` as plain sums, which fuse in batches."""
+    leaves = jax.tree.leaves(x)
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves) / sum(leaf.size for leaf in leaves))
+
+
+def _apart(needed, evaluate: Callable[[], Any]) -> Any:
+    """`evaluate()`, kept apart from what uses it.
+
+    On CPU the compiler would fuse it into its users and compute it again and again; behind a loop of one round, which it
+    cannot see through, it is computed once.
+    """
+    if jax.default_backend() != "cpu":
+        return evaluate()
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), eqx.filter_eval_shape(evaluate))
+    return jax.lax.cond(needed, evaluate, lambda: empty)
+
+
 class AbstractFlow(AbstractProcess):
     """What all gradient flows in lanes have in common: acceptance of steps, verdicts, crossing times, rows."""
 
@@ -140,7 +159,7 @@ class AbstractFlow(AbstractProcess):
 
     @property
     def controller(self) -> diffrax.PIDController:
-        return diffrax.PIDController(rtol=self.settings.rtol, atol=self.settings.atol)
+        return diffrax.PIDController(rtol=self.settings.rtol, atol=self.settings.atol, norm=_rms)
 
     def per_lane(self, x: Any, reduce) -> Array:
         """Reduces every array of a state over all but the lanes, then over the arrays."""
@@ -172,21 +191,30 @@ class AbstractFlow(AbstractProcess):
             done=~finite | certified | stationary,
         )  # fmt: skip
 
-    def step(self, state: _FlowState) -> tuple[_FlowState, _Step]:
+    def error_norm(self, y: Any, y1: Any, error: Any) -> Float[Array, " lanes"]:
+        """Diffrax's `rms_norm(error / (atol + rtol·max(|y|, |y1|)))`, in every lane."""
+
+        def square(a, b, e):
+            return jnp.square(e / (self.settings.atol + self.settings.rtol * jnp.maximum(jnp.abs(a), jnp.abs(b))))
+
+        squares = jax.tree.map(square, y, y1, error)
+        return jnp.sqrt(self.per_lane(squares, jnp.sum) / count_parameters(self.law.widths))
+
+    def step(self, state: _FlowState) -> _FlowState:
         s = self.settings
-        tried, error = self.attempt(state)
+        tried, error = _apart(~jnp.all(state.done), lambda: self.attempt(state))
         # A step that leaves the floating-point range counts as an infinite error: it is rejected and shortened.
-        ok = self.per_lane(jax.tree.map(jnp.isfinite, (tried.y, error)), jnp.all)
-        error = jax.tree.map(lambda e: jnp.where(self.spread(ok, e), e, jnp.inf), error)
-        axis = self.lane_axis
+        norm = self.error_norm(state.y, tried.y, error)
+        ok = jnp.isfinite(norm) & jnp.isfinite(tried.loss)
+        norm = jnp.where(ok, norm, jnp.inf)
         order: Any = s.solver.error_order(diffrax.ODETerm(gradient_flow_field))
 
-        def adapt(t, t_next, y, y1, e, c):
-            return self.controller.adapt_step_size(t, t_next, y, y1, None, e, order, c)[:5]
+        def adapt(t, t_next, norm, c):
+            # The norm of the error is known: what is left to Diffrax is the decision and the next step size.
+            decide = diffrax.PIDController(rtol=0.0, atol=1.0, norm=jnp.abs)
+            return decide.adapt_step_size(t, t_next, 0.0, 0.0, None, norm, order, c)[:5]
 
-        keep, t, t_next, _, controller = jax.vmap(adapt, in_axes=(0, 0, axis, axis, axis, 0))(
-            state.t, state.t_next, state.y, tried.y, error, state.controller
-        )
+        keep, t, t_next, _, controller = jax.vmap(adapt)(state.t, state.t_next, norm, state.controller)
         keep = keep & ok & ~state.done
         certified = keep & self.certificate.certified(tried.loss)
         moved = keep & ~certified
@@ -210,7 +238,7 @@ class AbstractFlow(AbstractProcess):
             controller=self.select(active, controller, state.controller), steps=steps,
             loss=jnp.where(moved, tried.loss, state.loss), level=level, status=status, done=state.done | ended,
         )  # fmt: skip
-        return new, tried
+        return new
 
     def crossing_time(self, state: _FlowState, step: _Step) -> Float[Array, " lanes"]:
         """When the loss fell to the second-lowest level inside the last step, on the solver's own interpolant.
@@ -243,12 +271,14 @@ class AbstractFlow(AbstractProcess):
             return (count < 60) & jnp.any(open_ & (state.status == Status.CERTIFIED) & (state.steps > 0))
 
         eps = float(jnp.finfo(state.t.dtype).eps)
-        half = jnp.full_like(state.t, 0.5)
-        first = (0, state.t_next, step.loss - goal, state.t, state.loss - goal, state.t, state.loss - goal, half)
+        high, low = state.loss - goal, step.loss - goal
+        share = jnp.where(high > low, low / jnp.where(high > low, low - high, -1.0), 0.5)
+        first = (0, state.t_next, low, state.t, high, state.t, high, share)
         _, x1, f1, x2, f2, *_ = jax.lax.while_loop(unfinished, body, first)
         return jnp.where(jnp.abs(f1) <= jnp.abs(f2), x1, x2)
 
-    def rows(self, state: _FlowState, extra: _Step) -> dict[str, Array]:
+    def rows(self, state: _FlowState) -> dict[str, Array]:
+        extra, _ = self.attempt(state)
         certified = state.status == Status.CERTIFIED
         crossed = certified & (state.steps > 0)
         y = self.select(crossed, extra.y, state.y)
@@ -286,36 +316,16 @@ class ExplicitFlow(AbstractFlow):
         self.law, self.key, self.certificate, self.settings = law, key, certificate, settings
         self.lane_axis = -1 if max(law.widths) <= NARROW else 0
 
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        widths = (self.problem.d_in, *self.law.widths[1:])
-        return list(zip(widths[1:], widths[:-1], strict=True))
+    def layers(self, net: LayerTuple) -> list[Array]:
+        """A batch of networks (leading axis) as a state."""
+        return [jnp.moveaxis(w, 0, -1) if self.lane_axis == -1 else w for w in net.weights]
 
-    def weights(self, y: Array) -> list[Array]:
-        """The layers: `(d_j, d_{j-1}, lanes)` or `(lanes, d_j, d_{j-1})`."""
-        parts, first = [], 0
-        for rows, columns in self.shapes:
-            size = rows * columns
-            if self.lane_axis == -1:
-                parts.append(y[first : first + size].reshape(rows, columns, -1))
-            else:
-                parts.append(y[:, first : first + size].reshape(-1, rows, columns))
-            first += size
-        return parts
+    def networks(self, y: list[Array]) -> LayerTuple:
+        return LayerTuple([jnp.moveaxis(w, -1, 0) if self.lane_axis == -1 else w for w in y])
 
-    def flatten(self, layers: list[Array]) -> Array:
-        if self.lane_axis == -1:
-            return jnp.concatenate([w.reshape(-1, w.shape[-1]) for w in layers], axis=0)
-        return jnp.concatenate([w.reshape(w.shape[0], -1) for w in layers], axis=1)
-
-    def networks(self, y: Array) -> LayerTuple:
-        layers = self.weights(y)
-        return LayerTuple([jnp.moveaxis(w, -1, 0) if self.lane_axis == -1 else w for w in layers])
-
-    def draw(self, high: Array, low: Array) -> Array:
-        nets = self.problem.convert(self.law.draw_batch(self.key, high, low), self.source, self.problem.coordinates)
-        flat = jnp.concatenate([w.reshape(w.shape[0], -1) for w in nets.weights], axis=1)
-        return flat.T if self.lane_axis == -1 else flat
+    def draw(self, high: Array, low: Array) -> list[Array]:
+        nets = self.law.draw_batch(self.key, high, low)
+        return self.layers(self.problem.convert(nets, self.source, self.problem.coordinates))
 
     def residual(self, W: Array) -> tuple[Array, Array, Array]:
         """`M = A − WD`, the diagonal of `D` and the losses."""
@@ -332,106 +342,96 @@ class ExplicitFlow(AbstractFlow):
         """`ab` in every lane."""
         if self.lane_axis == 0:
             return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        return (
-            sum(a[:, k, None, :] * b[None, k, :, :] for k in range(1, a.shape[1])) + a[:, 0, None, :] * b[None, 0, :, :]
-        )
+        return jnp.sum(a[:, :, None, :] * b[None, :, :, :], axis=1)
 
     def transpose(self, a: Array) -> Array:
         return jnp.swapaxes(a, 0, 1) if self.lane_axis == -1 else jnp.swapaxes(a, 1, 2)
 
-    def field(self, y: Array) -> tuple[Array, Float[Array, " lanes"]]:
+    def field(self, y: list[Array]) -> tuple[list[Array], Float[Array, " lanes"]]:
         """`−∇L` and `L`."""
-        layers = self.weights(y)
-        right: list[Array | None] = [None]
-        for w in layers[:-1]:
-            right.append(w if right[-1] is None else self.product(w, right[-1]))
-        W = layers[-1] if right[-1] is None else self.product(layers[-1], right[-1])
-        M, d, loss = self.residual(W)
+        right = [y[0]]
+        for w in y[1:]:
+            right.append(self.product(w, right[-1]))
+        M, d, loss = self.residual(right[-1])
         left, parts = M * d, []
-        for w, r in zip(reversed(layers), reversed(right), strict=True):
-            parts.append(left if r is None else self.product(left, self.transpose(r)))
-            if r is not None:
-                left = self.product(self.transpose(w), left)
-        return self.flatten(parts[::-1]), loss
+        for w, r in zip(y[:0:-1], right[-2::-1], strict=True):
+            parts.append(self.product(left, self.transpose(r)))
+            left = self.product(self.transpose(w), left)
+        return [left, *parts[::-1]], loss
 
-    def loss(self, y: Array) -> Float[Array, " lanes"]:
-        layers = self.weights(y)
-        W = layers[0]
-        for w in layers[1:]:
-            W = self.product(w, W)
-        return self.residual(W)[2]
+    def loss(self, y: list[Array]) -> Float[Array, " lanes"]:
+        return self.residual(functools.reduce(lambda W, w: self.product(w, W), y))[2]
 
-    def gradient_norm(self, y: Array, memory: Array) -> Float[Array, " lanes"]:
-        return jnp.sqrt(jnp.sum(memory * memory, axis=0 if self.lane_axis == -1 else 1))
+    def gradient_norm(self, y: list[Array], memory: list[Array]) -> Float[Array, " lanes"]:
+        return jnp.sqrt(self.per_lane(jax.tree.map(jnp.square, memory), jnp.sum))
 
-    def begin(self, y: Array, controller: diffrax.PIDController) -> tuple[Any, Array, Any]:
-        def lane_field(t, x, args):
-            ends = np.cumsum([a * b for a, b in self.shapes])[:-1]
-            net = LayerTuple([w.reshape(shape) for w, shape in zip(jnp.split(x, ends), self.shapes, strict=True)])
-            return -jnp.concatenate([w.ravel() for w in self.problem.gradient(net).weights])
+    def begin(self, y: list[Array], controller: diffrax.PIDController) -> tuple[Any, Array, Any]:
+        # One network at a time for Diffrax, all lanes at once for the machine.
+        arrays, rest = eqx.partition(self, eqx.is_array)
 
-        terms = diffrax.ODETerm(lane_field)
+        @jax.custom_batching.custom_vmap
+        def lane_field(arrays, weights):
+            flow = eqx.combine(arrays, rest)
+            return [w[0] for w in flow.networks(flow.field(flow.layers(LayerTuple([w[None] for w in weights])))[0]).weights]
+
+        @lane_field.def_vmap
+        def _(axis_size, in_batched, arrays, weights):
+            flow = eqx.combine(arrays, rest)
+            fields = flow.field(flow.layers(LayerTuple(weights)))[0]
+            return list(flow.networks(fields).weights), [True] * len(weights)
+
+        terms = diffrax.ODETerm(lambda t, x, args: lane_field(arrays, x))
         solver = self.settings.solver
 
         def first(x):
-            return controller.init(
-                terms, jnp.zeros(()), jnp.zeros(()), x, None, None, solver.func, solver.error_order(terms)
-            )
+            zero = jnp.zeros(())
+            return controller.init(terms, zero, zero, x, None, None, solver.func, solver.error_order(terms))
 
-        t_next, state = jax.vmap(first, in_axes=self.lane_axis)(y)
+        t_next, state = jax.vmap(first)(list(self.networks(y).weights))
         state = tuple(jnp.broadcast_to(jnp.asarray(x), t_next.shape) for x in state)
         return self.field(y)[0], t_next, state
 
-    def stage(self, y: Array, h: Array, terms: list[tuple[float, Array]]) -> tuple[Array, Array, Array]:
-        """`(y + hΣ a_i k_i)`, the field and the loss there."""
+    def combine(self, factors: list[Float[Array, " lanes"]], states: list[list[Array]]) -> list[Array]:
+        """`Σ factor·state`, as one sum over a stacked axis, so that it is evaluated once (see `product`)."""
+        stacked = jnp.stack(factors)
 
-        def evaluate(y):
-            moved = y + h * sum(a * k for a, k in terms)
-            return (moved, *self.field(moved))
+        def one(*layer):
+            shape = (-1,) + ((1, 1) + stacked.shape[1:] if self.lane_axis == -1 else stacked.shape[1:] + (1, 1))
+            return jnp.sum(jnp.stack(layer) * stacked.reshape(shape), axis=0)
 
-        if self.lane_axis == 0 or jax.default_backend() != "cpu":
-            return evaluate(y)
-        # On CPU the compiler would fuse the stages of a step into each other and compute them again and again; a loop of
-        # one round that it cannot see through keeps them apart.
-        shapes = jax.eval_shape(evaluate, y)
-        empty = tuple(jnp.zeros(x.shape, x.dtype) for x in shapes)
+        return [one(*layer) for layer in zip(*states, strict=True)]
 
-        def once(c: Any) -> Any:
-            return c[0] + 1, *evaluate(y)
+    def advance(self, y: list[Array], h: Array, row: np.ndarray, ks: list[list[Array]]) -> list[Array]:
+        """`y + hΣ a_i k_i`."""
+        used = [(float(a), k) for a, k in zip(row, ks, strict=True) if a != 0]
+        return self.combine([jnp.ones_like(h), *[a * h for a, _ in used]], [y, *[k for _, k in used]])
 
-        def waiting(c: Any) -> Any:
-            return c[0] < 1
-
-        done: Any = jax.lax.while_loop(waiting, once, (0, *empty))
-        return done[1:]
-
-    def attempt(self, state: _FlowState) -> tuple[_Step, Array]:
+    def attempt(self, state: _FlowState) -> tuple[_Step, list[Array]]:
         solver: Any = self.settings.solver
         tableau = solver.tableau
-        h = self.spread(state.t_next - state.t, state.y)
+        h = state.t_next - state.t
         ks, y, loss = [state.memory], state.y, state.loss
         for row in tableau.a_lower:
-            terms = [(float(a), k) for a, k in zip(row, ks, strict=True) if a != 0]
-            y, k, loss = self.stage(state.y, h, terms)
+            y = self.advance(state.y, h, row, ks)
+            k, loss = self.field(y)
             ks.append(k)
-        error = h * sum(float(b) * k for b, k in zip(tableau.b_error, ks, strict=True) if b != 0)
-        memory = ks[-1]
+        error = self.combine([float(b) * h for b in tableau.b_error], ks)
         if not (tableau.fsal and tableau.ssal):
-            terms = [(float(b), k) for b, k in zip(tableau.b_sol, ks, strict=True) if b != 0]
-            y, memory, loss = self.stage(state.y, h, terms)
-        dense = jnp.stack(ks, axis=0 if self.lane_axis == -1 else 1)
-        return _Step(y, memory, loss, (y, dense)), error
+            y = self.advance(state.y, h, tableau.b_sol, ks)
+            k, loss = self.field(y)
+        return _Step(y, k, loss, (y, ks)), error
 
-    def interpolate(self, state: _FlowState, dense: Any, t: Float[Array, " lanes"]) -> Array:
+    def interpolate(self, state: _FlowState, dense: Any, t: Float[Array, " lanes"]) -> list[Array]:
+        # The interpolant is linear in the two ends and the stages: asked for unit vectors it tells their weights.
         y1, ks = dense
-        h = self.spread(state.t_next - state.t, ks)
+        unit = jnp.eye(2 + len(ks))
 
-        def evaluate(t0, t1, y0, y1, k, t):
-            return self.settings.solver.interpolation_cls(t0=t0, t1=t1, y0=y0, y1=y1, k=k).evaluate(t)
+        def weights(t0, t1, t):
+            return self.settings.solver.interpolation_cls(t0=t0, t1=t1, y0=unit[0], y1=unit[1], k=unit[2:]).evaluate(t)
 
-        axis = self.lane_axis
-        mapped = jax.vmap(evaluate, in_axes=(0, 0, axis, axis, axis, 0), out_axes=axis)
-        return mapped(state.t, state.t_next, state.y, y1, h * ks, t)
+        w = jax.vmap(weights, out_axes=-1)(state.t, state.t_next, t)
+        h = state.t_next - state.t
+        return self.combine([w[0], w[1], *(h * w[2:])], [state.y, y1, *ks])
 
 
 class SolverFlow(AbstractFlow):

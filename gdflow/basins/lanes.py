@@ -8,6 +8,7 @@ favoured. What a start is and how it steps is the business of a *process*, a sma
 """
 
 import concurrent.futures
+import functools
 import os
 import threading
 from abc import abstractmethod
@@ -50,15 +51,11 @@ class AbstractProcess(eqx.Module):
         """State of the lanes at given starts."""
 
     @abstractmethod
-    def step(self, state: Any) -> tuple[Any, Any]:
-        """One step of every lane; lanes that are `done` must not change.
-
-        The second result is a pytree of by-products of this step (lanes as in the state) that `rows` may use. Since the
-        state of a done lane is frozen, its by-products are those of its last step, again and again.
-        """
+    def step(self, state: Any) -> Any:
+        """One step of every lane; lanes that are `done` must not change."""
 
     @abstractmethod
-    def rows(self, state: Any, extra: Any) -> dict[str, Array]:
+    def rows(self, state: Any) -> dict[str, Array]:
         """What is reported of each lane once it is done: columns of shape `(lanes,)`."""
 
     def spread(self, values: Array, like: Array) -> Array:
@@ -80,7 +77,6 @@ class _Flight(eqx.Module):
     """All lanes between two calls: the process's state, and which id each lane works on."""
 
     state: AbstractLaneState
-    extra: Any
     occupied: Bool[Array, " lanes"]
     ids: tuple[Array, ...]
 
@@ -90,16 +86,20 @@ def _empty_flight(process: AbstractProcess, lanes: int) -> _Flight:
 
     def shapes():
         ids = jnp.zeros(lanes, jnp.uint32)
-        state = process.init(process.draw(ids, ids))
-        return state, process.step(state)[1]
+        return process.init(process.draw(ids, ids))
 
-    state, extra = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), eqx.filter_eval_shape(shapes))
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), eqx.filter_eval_shape(shapes))
     empty = jnp.zeros(lanes, bool)
     ids = jnp.zeros(lanes, jnp.uint32)
-    return _Flight(eqx.tree_at(lambda s: s.done, state, ~empty), extra, empty, (ids, ids))
+    return _Flight(eqx.tree_at(lambda s: s.done, state, ~empty), empty, (ids, ids))
 
 
-@eqx.filter_jit
+#: On CPU every host thread runs lanes of its own, so kernels are not to be split among threads once more; and vectors as wide
+#: as the machine has them: kernels of the lanes are bound by loads.
+_COMPILER_OPTIONS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
+
+
+@functools.partial(eqx.filter_jit, compiler_options=_COMPILER_OPTIONS)
 def _advance(process: AbstractProcess, flight: _Flight, high: Array, low: Array, num: Int[Array, ""], drain: Array):
     """Works off the first `num` ids; with `drain` until all lanes are empty, else until all ids are assigned to lanes.
 
@@ -109,8 +109,7 @@ def _advance(process: AbstractProcess, flight: _Flight, high: Array, low: Array,
     batch = max(1, lanes // REFILL_SHARE)
     capacity = high.shape[0] + lanes
     pool = process.draw(high, low)
-    shapes = jax.eval_shape(lambda: process.rows(process.take(flight.state, jnp.arange(batch)),
-                                                 process.take(flight.extra, jnp.arange(batch))))  # fmt: skip
+    shapes = jax.eval_shape(lambda: process.rows(process.take(flight.state, jnp.arange(batch))))
     rows = {name: jnp.zeros(capacity, x.dtype) for name, x in shapes.items()}
     finished_ids = (jnp.zeros(capacity, jnp.uint32), jnp.zeros(capacity, jnp.uint32))
 
@@ -125,25 +124,23 @@ def _advance(process: AbstractProcess, flight: _Flight, high: Array, low: Array,
         state = process.select(use, process.take(fresh, chosen), flight.state)
         ids = tuple(jnp.where(use, jnp.take(x, taken + chosen, mode="clip"), old)
                     for x, old in zip((high, low), flight.ids, strict=True))  # fmt: skip
-        return _Flight(state, flight.extra, flight.occupied | use, ids), taken + jnp.sum(valid)
+        return _Flight(state, flight.occupied | use, ids), taken + jnp.sum(valid)
 
     def fly(flight):
-        state, extra = jax.lax.fori_loop(
-            0, STEPS_PER_ROUND, lambda _, c: process.step(c[0]), (flight.state, flight.extra)
-        )
-        return _Flight(state, extra, flight.occupied, flight.ids)
+        state = jax.lax.fori_loop(0, STEPS_PER_ROUND, lambda _, state: process.step(state), flight.state)
+        return _Flight(state, flight.occupied, flight.ids)
 
     def harvest(flight, rows, finished_ids, count):
         finished = flight.state.done & flight.occupied
         lane = jnp.nonzero(finished, size=batch, fill_value=lanes)[0]
         got = lane < lanes
-        part = process.rows(process.take(flight.state, lane), process.take(flight.extra, lane))
+        part = process.rows(process.take(flight.state, lane))
         position = jnp.where(got, count + jnp.arange(batch), capacity)
         rows = {name: column.at[position].set(part[name], mode="drop") for name, column in rows.items()}
         finished_ids = tuple(x.at[position].set(jnp.take(i, lane, mode="clip"), mode="drop")
                              for x, i in zip(finished_ids, flight.ids, strict=True))  # fmt: skip
         occupied = flight.occupied.at[lane].set(False, mode="drop")
-        return _Flight(flight.state, flight.extra, occupied, flight.ids), rows, finished_ids, count + jnp.sum(got)
+        return _Flight(flight.state, occupied, flight.ids), rows, finished_ids, count + jnp.sum(got)
 
     def body(carry):
         flight, taken, rows, finished_ids, count = carry
