@@ -207,9 +207,10 @@ def run_lanes(
                 process, flight, h, lo, jnp.asarray(num), jnp.asarray(draining)
             )
             n = int(count)
-            finished = (np.asarray(done_high[:n]).astype(np.uint64) << np.uint64(32)) | np.asarray(done_low[:n])
+            # Cut on the host: a slice of a device array would be compiled anew for every length.
+            finished = (np.asarray(done_high)[:n].astype(np.uint64) << np.uint64(32)) | np.asarray(done_low)[:n]
             with lock:
-                parts.append((finished, {name: np.asarray(column[:n]) for name, column in rows.items()}))
+                parts.append((finished, {name: np.asarray(column)[:n].copy() for name, column in rows.items()}))
                 report(n)
 
     # JAX's precision setting may have been made for the calling thread only; its workers are to inherit it.
