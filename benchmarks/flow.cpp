@@ -1,12 +1,12 @@
 // The practical limit: gradient flow of a deep linear network, one start after the other, in plain C++ with fixed sizes.
 //
-// The same method (a tableau of Diffrax's, in tableau.h), first step, controller, tolerances and stop as gdflow's lanes, the
+// The same method (a tableau of Diffrax's), first step, controller, tolerances and stop as gdflow's lanes, the
 // crossing of the level located on the same interpolant; one thread per core. Starts are Gaussian with standard deviation
 // 1/sqrt(fan-in), drawn here, or read from a file when results are to be compared start by start.
 //
 //   flow NUM SEED THREADS RTOL ATOL LEVEL MAX_STEPS [STARTS]   prints: seconds, certified, mean steps; with STARTS all times
 //
-// Needs -DWIDTHS=6,5,5,3 and problem.h (target, design diagonal).
+// Needs -DWIDTHS=6,5,5,3, problem.h (target, diagonal of the design) and tableau.h; benchmarks/peers.py writes both.
 
 #include <algorithm>
 #include <atomic>
@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <random>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "problem.h"
@@ -37,30 +38,49 @@ constexpr int partial(int layer) {  // of W_{layer} … W_1 among the partial pr
     return sum;
 }
 
-template <int R, int K, int C>
-inline void product(const double* a, const double* b, double* out) {  // out = a b
-    for (int i = 0; i < R; ++i) {
-        for (int j = 0; j < C; ++j) out[i * C + j] = a[i * K] * b[j];
+#if defined(__AVX512F__)
+constexpr int BLOCK_ROWS = 8, BLOCK_COLUMNS = 24;  // of sums that fit into registers
+#else
+constexpr int BLOCK_ROWS = 4, BLOCK_COLUMNS = 8;
+#endif
+// out = a b with a(i, k) = a[i * RI + k * RK], block by block so that sums stay in registers.
+template <int R, int K, int C, int RI, int RK>
+inline void multiply(const double* __restrict a, const double* __restrict b, double* __restrict out) {
+    constexpr int W = std::min(C, BLOCK_COLUMNS), H = std::min(R, BLOCK_ROWS);
+    auto block = [&](auto rows, auto columns, int i, int j) {
+        constexpr int h = decltype(rows)::value, w = decltype(columns)::value;
+        double sum[h][w];
+        for (int r = 0; r < h; ++r)
+            for (int c = 0; c < w; ++c) sum[r][c] = a[(i + r) * RI] * b[j + c];
         for (int k = 1; k < K; ++k)
-            for (int j = 0; j < C; ++j) out[i * C + j] += a[i * K + k] * b[k * C + j];
-    }
+            for (int r = 0; r < h; ++r)
+                for (int c = 0; c < w; ++c) sum[r][c] += a[(i + r) * RI + k * RK] * b[k * C + j + c];
+        for (int r = 0; r < h; ++r)
+            for (int c = 0; c < w; ++c) out[(i + r) * C + j + c] = sum[r][c];
+    };
+    auto strip = [&](auto columns, int j) {
+        int i = 0;
+        for (; i + H <= R; i += H) block(std::integral_constant<int, H>{}, columns, i, j);
+        if constexpr (R % H != 0) block(std::integral_constant<int, R % H>{}, columns, i, j);
+    };
+    int j = 0;
+    for (; j + W <= C; j += W) strip(std::integral_constant<int, W>{}, j);
+    if constexpr (C % W != 0) strip(std::integral_constant<int, C % W>{}, j);
 }
 template <int R, int K, int C>
-inline void product_right_transposed(const double* a, const double* b, double* out) {  // out = a bᵀ
-    for (int i = 0; i < R; ++i)
-        for (int j = 0; j < C; ++j) {
-            double sum = 0;
-            for (int k = 0; k < K; ++k) sum += a[i * K + k] * b[j * K + k];
-            out[i * C + j] = sum;
-        }
+inline void product(const double* a, const double* b, double* out) {  // out = a b
+    multiply<R, K, C, K, 1>(a, b, out);
 }
 template <int R, int K, int C>
 inline void product_left_transposed(const double* a, const double* b, double* out) {  // out = aᵀ b, a is K x R
-    for (int i = 0; i < R; ++i)
-        for (int j = 0; j < C; ++j) out[i * C + j] = a[i] * b[j];
-    for (int k = 1; k < K; ++k)
-        for (int i = 0; i < R; ++i)
-            for (int j = 0; j < C; ++j) out[i * C + j] += a[k * R + i] * b[k * C + j];
+    multiply<R, K, C, 1, R>(a, b, out);
+}
+template <int R, int K, int C>
+inline void product_right_transposed(const double* a, const double* b, double* out) {  // out = a bᵀ, b is C x K
+    double transposed[K * C];  // so that sums run over vectors
+    for (int k = 0; k < K; ++k)
+        for (int j = 0; j < C; ++j) transposed[k * C + j] = b[j * K + k];
+    multiply<R, K, C, K, 1>(a, transposed, out);
 }
 
 template <int J>
@@ -113,6 +133,21 @@ inline double rms(const double* x, const double* scale) {
     return std::sqrt(sum / P);
 }
 
+template <int S>  // k_S, …, k_{STAGES-1}; the last state in y1, its loss returned
+inline double stages(const double* __restrict y, double (*k)[P], double h, double* __restrict y1) {
+    for (int p = 0; p < P; ++p) {
+        double sum = 0;
+        for (int j = 0; j < S; ++j)
+            if (a_lower[S][j] != 0) sum += a_lower[S][j] * k[j][p];
+        y1[p] = y[p] + h * sum;
+    }
+    const double loss = field(y1, k[S]);
+    if constexpr (S + 1 < STAGES)
+        return stages<S + 1>(y, k, h, y1);
+    else
+        return loss;
+}
+
 double first_step(const double* y, const double* k, double rtol, double atol) {
     double scale[P], moved[P], km[P], diff[P];
     for (int p = 0; p < P; ++p) scale[p] = atol + std::abs(y[p]) * rtol;
@@ -137,15 +172,7 @@ Outcome integrate(double* y, double rtol, double atol, double level, int max_ste
     if (loss < level) return {0, 0};
     double h = first_step(y, k[0], rtol, atol);
     for (int steps = 1; steps <= max_steps; ++steps) {
-        double loss1 = 0;
-        for (int s = 1; s < STAGES; ++s) {
-            for (int p = 0; p < P; ++p) {
-                double sum = 0;
-                for (int j = 0; j < s; ++j) sum += a_lower[s][j] * k[j][p];
-                y1[p] = y[p] + h * sum;
-            }
-            loss1 = field(y1, k[s]);
-        }
+        const double loss1 = stages<1>(y, k, h, y1);
         for (int p = 0; p < P; ++p) {
             double sum = 0;
             for (int j = 0; j < STAGES; ++j) sum += b_error[j] * k[j][p];
@@ -159,13 +186,12 @@ Outcome integrate(double* y, double rtol, double atol, double level, int max_ste
             double low = 0, high = 1, f_low = loss - level, f_high = loss1 - level, at[P];
             for (int side = 0, i = 0; i < 100 && high - low > 1e-15; ++i) {
                 const double x = (low * f_high - high * f_low) / (f_high - f_low);
+                double weight[STAGES] = {};
+                for (int s = 0; s < STAGES; ++s)
+                    for (int c = DEGREE; c >= 0; --c) weight[s] = weight[s] * x + dense[s][c];
                 for (int p = 0; p < P; ++p) {
                     double sum = 0;
-                    for (int s = 0; s < STAGES; ++s) {
-                        double weight = 0;
-                        for (int c = DEGREE; c >= 0; --c) weight = weight * x + dense[s][c];
-                        sum += weight * k[s][p];
-                    }
+                    for (int s = 0; s < STAGES; ++s) sum += weight[s] * k[s][p];
                     at[p] = y[p] + h * sum;
                 }
                 const double f = loss_at(at) - level;
@@ -212,7 +238,7 @@ int main(int argc, char** argv) {
     const auto begin = std::chrono::steady_clock::now();
     auto work = [&] {
         alignas(64) double y[P];
-        constexpr long chunk = 64;
+        constexpr long chunk = std::max(1, 4096 / P);  // starts drawn from one generator; few of them if they are long
         for (long first; (first = next.fetch_add(chunk)) < num;) {
             std::mt19937_64 bits(seed * 1000003 + first);
             std::normal_distribution<double> normal;

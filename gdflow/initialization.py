@@ -271,8 +271,8 @@ class Around(AbstractInitialization):
         return self.center + _gaussian(key, self.widths, [self.scale] * self.center.depth)
 
 
-def id_range(first: int, num: int) -> np.ndarray:
-    """`first, …, first + num − 1` as `uint64`; `ValueError` unless all are 64-bit ids."""
+def id_range(first: int, num: int) -> range:
+    """`first, …, first + num − 1`; `ValueError` unless all are 64-bit ids."""
     if first < 0 or first + num > MAX_ID:
         raise ValueError(f"start ids {first} … {first + num - 1} do not lie between 0 and 2**64 - 1")
-    return np.uint64(first) + np.arange(num, dtype=np.uint64)
+    return range(first, first + num)

@@ -1,12 +1,16 @@
 """Monte Carlo estimates of basin sizes: how likely a random start converges where, with intervals that hold."""
 
 import dataclasses
+import functools
 import math
+import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pyarrow as pa
@@ -15,13 +19,16 @@ import rich.console
 import rich.progress
 from jaxtyping import Array, Key
 
-from gdflow.basins.flows import LaneSettings, gradient_flow_process
+from gdflow.basins.explicit import gradient_flow_process
+from gdflow.basins.flows import MAX_CROSSINGS, LaneSettings
 from gdflow.basins.intervals import Audit, verdict_interval
 from gdflow.basins.lanes import default_lanes, default_threads, run_lanes
-from gdflow.basins.outcomes import VERDICTS, Status, outcome_table
+from gdflow.basins.outcomes import VERDICTS, Status
+from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder, write_summary, write_table
+from gdflow.basins.tally import Tally
 from gdflow.certificates import LevelCertificate, certificate_levels
 from gdflow.initialization import AbstractInitialization, id_range
-from gdflow.levels import CriticalValues
+from gdflow.levels import CriticalValues, nested_levels
 from gdflow.network import count_parameters
 from gdflow.problem import Problem
 from gdflow.tables import Printable, column_table, key_value_table
@@ -54,8 +61,10 @@ class BasinRow:
 class BasinEstimate(Printable):
     """The result of `gdflow.basin_sizes`; prints as a table.
 
-    - `outcomes`: one row per start, a `pyarrow.Table` (`.to_pandas()` for a frame) with the columns
-      `id, status, verdict, level, time, steps, loss, gradient_norm, drift`.
+    - `tally`: counts, a histogram of the times and the first 10^6 rows. `outcomes` makes a `pyarrow.Table` of these rows
+      (`.to_pandas()` for a frame) with the columns `id, status, verdict, level, time, steps, loss, gradient_norm, drift`, and
+      `crossing_i` for the levels in `crossings`.
+    - `crossings`: the losses that are timed besides the certificate's.
     - `levels`: the lowest critical values, and `widths` those of the networks.
     - `confidence`: of the intervals.
     - `audit`: the audit, or `None`.
@@ -63,7 +72,8 @@ class BasinEstimate(Printable):
     - `seconds`: wall time, compilation included.
     """
 
-    outcomes: pa.Table
+    tally: Tally
+    crossings: tuple[float, ...]
     levels: CriticalValues
     widths: tuple[int, ...]
     kind: str
@@ -75,13 +85,17 @@ class BasinEstimate(Printable):
     @property
     def num(self) -> int:
         """Number of starts."""
-        return self.outcomes.num_rows
+        return self.tally.num
 
     @property
     def statuses(self) -> dict[Status, int]:
         """How many starts ended how."""
-        counts = {c["values"].as_py(): c["counts"].as_py() for c in pc.value_counts(self.outcomes["status"])}
-        return {status: counts.get(status.label, 0) for status in Status}
+        return {status: int(self.tally.statuses[status]) for status in Status}
+
+    @property
+    def outcomes(self) -> pa.Table:
+        """One row per start, in the order of the ids; of very many starts (above 10^6) the first ones only."""
+        return self.tally.table()
 
     @property
     def certified(self) -> int:
@@ -109,12 +123,11 @@ class BasinEstimate(Printable):
 
         Simultaneous intervals are Bonferroni's over all these possible verdicts, observed or not.
         """
-        reached = self.outcomes["level"].to_numpy()
         alpha = 1 - self.confidence
         rows = []
         for k, level in enumerate(self.levels):
             certified = self.certified if k == 0 else 0
-            possible = self.num if k == 0 else int(np.sum(reached >= k))
+            possible = self.num if k == 0 else int(np.sum(self.tally.levels[k:]))
             intervals = [
                 verdict_interval(certified, possible, self.num, a, self.audit)
                 for a in (alpha, alpha / len(self.levels))
@@ -124,13 +137,24 @@ class BasinEstimate(Printable):
 
     @property
     def certificate_times(self) -> np.ndarray:
-        """Flow times at which the certified starts were certified, unordered."""
-        table = self.outcomes.filter(pc.equal(self.outcomes["level"], 0))
-        return table["time"].to_numpy()
+        """Flow times at which the certified starts among the kept rows were certified, unordered."""
+        table = self.outcomes
+        return table.filter(pc.equal(table["level"], 0))["time"].to_numpy()
+
+    def time_quantile(self, q: float) -> float | None:
+        """Quantile of the certificate times of all certified starts; `None` if there are none.
+
+        Exact where all rows are kept, else from the histogram, to 4 %.
+        """
+        if self.num > self.tally.kept:
+            return self.tally.time_quantile(q)
+        times = self.certificate_times
+        return float(np.quantile(times, q)) if times.size else None
 
     def summary(self) -> dict[str, Any]:
         """Numbers and configuration, ready for JSON."""
-        times = self.certificate_times
+        edges = self.tally.edges()
+        used = np.flatnonzero(self.tally.times)
         return {
             "num": self.num,
             "certified": self.certified,
@@ -140,10 +164,11 @@ class BasinEstimate(Printable):
             "interval": self.interval,
             "statuses": {status.label: n for status, n in self.statuses.items()},
             "levels": [dataclasses.asdict(row) for row in self.rows],
-            "certificate_time_quantiles": {
-                str(q): float(np.quantile(times, q)) if times.size else None for q in QUANTILES
-            },
-            "largest_drift": float(np.nanmax(self.outcomes["drift"].to_numpy(), initial=0.0)),
+            "certificate_time_quantiles": {str(q): self.time_quantile(q) for q in QUANTILES},
+            "certificate_time_histogram": [[edges[k], edges[k + 1], int(self.tally.times[k])] for k in used],
+            "crossings": self.crossings,
+            "steps": {"mean": self.tally.steps / self.num, "most": self.tally.most_steps},
+            "largest_drift": self.tally.largest_drift,
             "audit": None if self.audit is None else dataclasses.asdict(self.audit),
             "seconds": self.seconds,
             "configuration": self.configuration,
@@ -166,20 +191,17 @@ class BasinEstimate(Printable):
                 name, f"{row.value:.6g}", str(row.certified), str(row.possible),
                 _interval(row.interval), _interval(row.simultaneous),
             )  # fmt: skip
-        times = self.certificate_times
         facts = [
             ("starts", "-".join(map(str, self.widths)) + f", {self.configuration['coordinates']} coordinates, "
                 f"{self.configuration['initialization']}"),
             ("ended", ", ".join(f"{n} {status.label}" for status, n in self.statuses.items() if n)),
         ]  # fmt: skip
         facts += [(status.label, status.message) for status, n in self.statuses.items() if n and status]
-        if times.size:
-            shown = ", ".join(f"{q:.0%}: {np.quantile(times, q):.4g}" for q in (0.05, 0.5, 0.95))
-            facts.append(("flow time to certificate", f"{shown}, longest: {times.max():.4g}"))
-        steps = self.outcomes["steps"].to_numpy()
-        facts.append(("steps", f"median {np.median(steps):.0f}, most {steps.max()}"))
-        drift = np.nanmax(self.outcomes["drift"].to_numpy(), initial=0.0)
-        facts.append(("largest drift of C_j", f"{drift:.1e} (relative; zero for the exact flow)"))
+        if self.certified:
+            shown = ", ".join(f"{q:.0%}: {self.time_quantile(q):.4g}" for q in (0.05, 0.5, 0.95))
+            facts.append(("flow time to certificate", f"{shown}, longest: {self.time_quantile(1.0):.4g}"))
+        facts.append(("steps", f"mean {self.tally.steps / self.num:.1f}, most {self.tally.most_steps}"))
+        facts.append(("largest drift of C_j", f"{self.tally.largest_drift:.1e} (relative; zero for the exact flow)"))
         facts.append(("audit", self._audit_text()))
         facts.append(("wall time", f"{self.seconds:.1f} s, compilation included"))
         return rich.console.Group(key_value_table("Basin estimate", facts), table)
@@ -217,6 +239,11 @@ def basin_sizes(
     lanes: int | None = None,
     first_id: int = 0,
     num_levels: int = 16,
+    crossings: str | Sequence[float] = "staircase",
+    gradient_tolerance: float = 0.0,
+    dwell: float = 0.0,
+    folder: str | os.PathLike | None = None,
+    overwrite: bool = False,
     progress: bool = True,
     allow_float32: bool = False,
 ) -> BasinEstimate:
@@ -239,6 +266,13 @@ def basin_sizes(
     - `lanes`: starts in flight at once per thread, by default `gdflow.basins.lanes.default_lanes`; memory grows with them,
       results do not depend on them.
     - `num_levels`: how many levels above the lowest are told apart.
+    - `crossings`: losses whose first crossing is timed too, inside the step: `"staircase"`, the values `ℓ({1, …, r})` above the
+      certificate's, or at most 16 numbers, in falling order. Each costs about 5 % of the run.
+    - `gradient_tolerance`, `dwell`: give a start up as converged, undecided, when its gradient norm has stayed at or below the
+      tolerance for that flow time. Off by default: a certificate needs no such guess.
+    - `folder`: write all rows to `outcomes.parquet`, as they come, and the numbers to `summary.json`. Memory does not grow with
+      `num`; without a folder the rows beyond the first 10^6 are counted only.
+    - `overwrite`: replace results that are in the folder.
     - `progress`: show a progress bar.
     - `allow_float32`: certify in single precision.
 
@@ -263,7 +297,8 @@ def basin_sizes(
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     widths = problem.check_widths(initialization.widths)
     certificate = LevelCertificate(problem, widths, kind=kind, depth=num_levels, allow_float32=allow_float32)
-    settings = LaneSettings(solver or diffrax.Tsit5(), rtol, atol, t1, max_steps)
+    goals = _crossing_levels(problem, widths, certificate, crossings)
+    settings = LaneSettings(solver or diffrax.Tsit5(), rtol, atol, t1, max_steps, gradient_tolerance, dwell)
     ids = id_range(first_id, num)
     lanes = min(lanes or default_lanes(widths), num)
     parameters = count_parameters(widths)
@@ -274,6 +309,8 @@ def basin_sizes(
             "fewer lanes, or narrower layers"
         )
 
+    if folder is not None:
+        folder = prepare_folder(folder, (OUTCOMES, SUMMARY), overwrite=overwrite)
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -282,13 +319,20 @@ def basin_sizes(
         transient=True,
         disable=not progress,
     ) as bar:
-        columns = _run_all(problem, initialization, key, ids, certificate, settings, lanes, bar, "integrating")
-        result = None
-        if audit:
-            chosen = _choose(key, num, audit)
-            result = _audit(
-                problem, initialization, key, ids[chosen], certificate, settings, lanes, bar, columns["level"][chosen]
-            )
+        chosen = [ids[int(i)] for i in _choose(key, num, audit)]
+        watched = _Watch(chosen)
+        tally = Tally(ids, num_levels, kind, len(goals), None if folder is None else folder / PARTIAL)
+
+        def sink(some, columns):
+            tally.add(some, columns)
+            watched.add(some, columns)
+
+        run = functools.partial(_run_all, problem, initialization, key, lanes=lanes, bar=bar)
+        try:
+            run(ids, certificate, goals, settings, sink, description="integrating")
+        finally:
+            tally.close()
+        result = _audit(run, certificate, settings, watched) if audit else None
 
     configuration = dict(
         widths=widths, coordinates=problem.coordinates, initialization=_describe(initialization), source=problem.info.source,
@@ -297,11 +341,13 @@ def basin_sizes(
         key=np.asarray(jax.random.key_data(key)).tolist(), key_impl=str(jax.random.key_impl(key)),
         num=num, first_id=first_id, t1=t1 if math.isfinite(t1) else None, max_steps=max_steps, rtol=rtol, atol=atol,
         solver=type(settings.solver).__name__, kind=kind, confidence=confidence, num_audited=audit, lanes=lanes,
-        num_levels=num_levels, dtype=str(problem.target.dtype), backend=jax.default_backend(),
+        num_levels=num_levels, crossings=list(goals), gradient_tolerance=gradient_tolerance, dwell=dwell,
+        dtype=str(problem.target.dtype), backend=jax.default_backend(),
         versions=dict(jax=jax.__version__, jaxlib=jaxlib.__version__, diffrax=diffrax.__version__, numpy=np.__version__),
     )  # fmt: skip
-    return BasinEstimate(
-        outcomes=outcome_table({"id": ids, **columns}, kind),
+    estimate = BasinEstimate(
+        tally=tally,
+        crossings=goals,
         levels=certificate_levels(problem, widths, kind=kind, depth=num_levels),
         widths=widths,
         kind=kind,
@@ -310,6 +356,30 @@ def basin_sizes(
         configuration=configuration,
         seconds=time.perf_counter() - begin,
     )
+    if folder is not None:
+        if num > tally.kept:
+            os.replace(folder / PARTIAL, folder / OUTCOMES)
+        else:
+            write_table(tally.table(), folder)
+        write_summary(estimate.summary(), folder)
+    return estimate
+
+
+def _crossing_levels(problem, widths, certificate: LevelCertificate, crossings) -> tuple[float, ...]:
+    """The losses to time besides the certificate's, in falling order."""
+    if isinstance(crossings, str):
+        if crossings != "staircase":
+            raise ValueError(f'crossings must be "staircase" or a sequence of losses, got {crossings!r}')
+        s = np.asarray(problem.singular_values, dtype=np.float64)
+        staircase = nested_levels(s, problem.max_rank(widths), lowest=MAX_CROSSINGS, tolerance=problem.level_tolerance)
+        goals = np.asarray(staircase.values)[1:] - float(certificate.slack)
+        return tuple(float(v) for v in goals[::-1] if v > certificate.thresholds[0])
+    goals = tuple(float(v) for v in crossings)
+    if len(goals) > MAX_CROSSINGS:
+        raise ValueError(f"at most {MAX_CROSSINGS} crossings can be timed, got {len(goals)}")
+    if not all(math.isfinite(v) for v in goals) or list(goals) != sorted(set(goals), reverse=True):
+        raise ValueError(f"crossings must be finite losses in falling order, got {goals}")
+    return goals
 
 
 def _describe(law: AbstractInitialization) -> str:
@@ -317,13 +387,32 @@ def _describe(law: AbstractInitialization) -> str:
     return f"{type(law).__name__}({', '.join(options)})"
 
 
-def _run_all(problem, law, key, ids, certificate, settings, lanes, bar, description) -> dict[str, np.ndarray]:
+def _run_all(problem, law, key, ids, certificate, goals, settings, sink, *, lanes, bar, description) -> None:
     task = bar.add_task(description, total=len(ids))
     pool = int(np.clip(_POOL // count_parameters(law.widths), lanes, 2**14))
     pool = min(pool, 2 ** math.ceil(math.log2(max(len(ids), lanes))))
-    process = gradient_flow_process(problem, law, key, certificate, settings)
-    threads = default_threads(len(ids), pool)
-    return run_lanes(process, ids, lanes=lanes, pool=pool, threads=threads, report=lambda n: bar.advance(task, n))
+    levels = jnp.asarray(goals, dtype=problem.target.dtype)
+    process = gradient_flow_process(problem, law, key, certificate, levels, settings)
+
+    def count(some, columns):
+        sink(some, columns)
+        bar.advance(task, len(some))
+
+    run_lanes(process, ids, count, lanes=lanes, pool=pool, threads=default_threads(len(ids), pool))
+
+
+class _Watch:
+    """The levels of some starts, picked from a stream of outcomes."""
+
+    def __init__(self, ids: Sequence[int]):
+        self.ids = list(ids)
+        self.levels: dict[int, int] = {}
+        self._sorted = np.sort(np.asarray(self.ids, dtype=np.uint64))
+
+    def add(self, ids: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        """Takes in some rows."""
+        found = np.isin(ids, self._sorted)
+        self.levels.update(zip(ids[found].tolist(), columns["level"][found].tolist(), strict=True))
 
 
 def _choose(key, num: int, audit: int) -> np.ndarray:
@@ -332,11 +421,13 @@ def _choose(key, num: int, audit: int) -> np.ndarray:
     return np.sort(np.random.default_rng([0x61756469, *seed]).choice(num, audit, replace=False))
 
 
-def _audit(problem, law, key, ids, certificate, settings, lanes, bar, levels) -> Audit:
+def _audit(run, certificate, settings: LaneSettings, watched: _Watch) -> Audit:
     other = diffrax.Tsit5() if isinstance(settings.solver, diffrax.Dopri8) else diffrax.Dopri8()
     rtol, atol = max(settings.rtol / AUDIT_FACTOR, 1e-13), settings.atol / AUDIT_FACTOR
-    tight = LaneSettings(other, rtol, atol, settings.t1, 10 * settings.max_steps)
-    columns = _run_all(problem, law, key, ids, certificate, tight, min(lanes, len(ids)), bar, "auditing")
-    flipped = ids[columns["level"] != levels]
-    method = f"{type(other).__name__}, rtol={rtol:.0e}, atol={atol:.0e}"
-    return Audit(len(ids), len(flipped), method, tuple(int(i) for i in flipped))
+    tight = LaneSettings(
+        other, rtol, atol, settings.t1, 10 * settings.max_steps, settings.gradient_tolerance, settings.dwell
+    )
+    again = _Watch(watched.ids)
+    run(np.asarray(watched.ids, dtype=np.uint64), certificate, (), tight, again.add, description="auditing")
+    flipped = tuple(i for i in watched.ids if again.levels[i] != watched.levels[i])
+    return Audit(len(watched.ids), len(flipped), f"{type(other).__name__}, rtol={rtol:.0e}, atol={atol:.0e}", flipped)

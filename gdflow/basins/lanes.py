@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -71,6 +71,10 @@ class AbstractProcess(eqx.Module):
     def take(self, lanes: Any, index: Array) -> Any:
         """The lanes with given indices (clipped)."""
         return jax.tree.map(lambda x: jnp.take(x, index, axis=self.lane_axis if x.ndim > 1 else 0, mode="clip"), lanes)
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """Several sets of lanes as one."""
+        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=self.lane_axis if x[0].ndim > 1 else 0), *parts)
 
 
 class _Flight(eqx.Module):
@@ -162,80 +166,69 @@ def _advance(process: AbstractProcess, flight: _Flight, high: Array, low: Array,
 
 def run_lanes(
     process: AbstractProcess,
-    ids: np.ndarray,
+    ids: Sequence[int] | np.ndarray,
+    sink: Callable[[np.ndarray, dict[str, np.ndarray]], None],
     *,
     lanes: int,
     pool: int,
     threads: int,
-    report: Callable[[int], None] = lambda n: None,
-) -> dict[str, np.ndarray]:
-    """Runs the starts with the given ids, each until it is done.
+) -> None:
+    """Runs the starts with the given ids, each until it is done, and hands on their rows as they come.
 
     **Arguments:**
 
-    - `ids`: `uint64`, shape `(n,)`.
+    - `ids`: a `range` or an array; 64 bits.
+    - `sink`: called with the ids of some starts that have finished (`uint64`, in the order in which they did) and the
+      process's columns for them; never by two threads at once.
     - `lanes`: how many starts are in flight at once, per thread.
     - `pool`: how many starts are drawn and handed to the device at once.
-    - `threads`: how many host threads feed independent sets of lanes.
-    - `report`: called with the number of starts that have finished since it was last called.
+    - `threads`: how many host threads feed independent sets of lanes; with several devices they take turns.
 
-    **Returns:** the process's columns, one row per id, in the order of `ids`.
+    An exception in one thread, an interrupt included, ends the others after their current pool.
     """
-    high, low = split_ids(ids)
-    order = np.argsort(ids, kind="stable")
+    for name, value in (("lanes", lanes), ("pool", pool), ("threads", threads)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     queue = iter(range(0, len(ids), pool))
     lock = threading.Lock()
-    parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-
-    def pad(x: np.ndarray, first: int) -> np.ndarray:
-        # The last pool is padded to full size, so that nothing compiles anew.
-        part = x[first : first + pool]
-        return np.concatenate([part, np.repeat(x[-1:], pool - len(part))])
-
+    stop = threading.Event()
     empty = _empty_flight(process, lanes)
-    stop = threading.Event()  # an interrupt or an error in one thread ends the others after their current pool
 
-    def work() -> None:
-        flight, draining = empty, False
+    def work(device: jax.Device) -> None:
+        arrays, rest = eqx.partition((process, empty), eqx.is_array)
+        here, flight = eqx.combine(jax.device_put(arrays, device), rest)
+        draining = False
         while not draining and not stop.is_set():
             with lock:
                 first = next(queue, None)
             draining = first is None
-            num = 0 if first is None else min(pool, len(ids) - first)
-            h, lo = (jnp.asarray(pad(x, first or 0)) for x in (high, low))
-            flight, rows, (done_high, done_low), count = _advance(
-                process, flight, h, lo, jnp.asarray(num), jnp.asarray(draining)
-            )
+            part = np.asarray(ids[:0] if first is None else ids[first : first + pool], dtype=np.uint64)
+            # The last pool is padded to full size, so that nothing compiles anew.
+            words = (np.pad(word, (0, pool - len(part))) for word in split_ids(part))
+            high, low, num, drain = jax.device_put((*words, np.asarray(len(part)), np.asarray(draining)), device)
+            flight, rows, finished, count = _advance(here, flight, high, low, num, drain)
             n = int(count)
             # Cut on the host: a slice of a device array would be compiled anew for every length.
-            finished = (np.asarray(done_high)[:n].astype(np.uint64) << np.uint64(32)) | np.asarray(done_low)[:n]
+            done_high, done_low = (np.asarray(x)[:n].astype(np.uint64) for x in finished)
+            columns = {name: np.asarray(column)[:n] for name, column in rows.items()}
             with lock:
-                parts.append((finished, {name: np.asarray(column)[:n].copy() for name, column in rows.items()}))
-                report(n)
+                sink((done_high << np.uint64(32)) | done_low, columns)
 
     # JAX's precision setting may have been made for the calling thread only; its workers are to inherit it.
     x64 = jnp.result_type(float) == jnp.float64
 
-    def work_alike() -> None:
+    def work_alike(device: jax.Device) -> None:
         with jax.enable_x64(x64):
-            work()
+            work(device)
 
+    devices = jax.local_devices()
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
-        futures = [executor.submit(work_alike) for _ in range(threads)]
+        futures = [executor.submit(work_alike, devices[i % len(devices)]) for i in range(threads)]
         try:
             for future in futures:
                 future.result()
         finally:
             stop.set()
-    finished = np.concatenate([f for f, _ in parts])
-    assert len(finished) == len(ids)
-    place = order[np.searchsorted(ids[order], finished)]
-    columns = {}
-    for name in parts[0][1]:
-        joined = np.concatenate([rows[name] for _, rows in parts])
-        columns[name] = np.empty_like(joined)
-        columns[name][place] = joined
-    return columns
 
 
 def default_lanes(widths: tuple[int, ...]) -> int:
@@ -250,8 +243,8 @@ def default_lanes(widths: tuple[int, ...]) -> int:
 
 
 def default_threads(num: int, pool: int) -> int:
-    """One thread per core on a CPU (each runs its own lanes), one on an accelerator; no more than there are pools."""
+    """One thread per core on a CPU (each runs its own lanes), one per accelerator; no more than there are pools."""
     if jax.default_backend() != "cpu":
-        return 1
+        return max(1, min(jax.local_device_count(), -(-num // pool)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, -(-num // pool)))

@@ -14,6 +14,8 @@ class Status(enum.IntEnum):
     STEP_LIMIT = 2
     STATIONARY = 3
     NON_FINITE = 4
+    CONVERGED = 5
+    DIVERGING = 6
 
     @property
     def message(self) -> str:
@@ -32,14 +34,15 @@ _MESSAGES = {
     Status.STEP_LIMIT: "not decided within max_steps",
     Status.STATIONARY: "the gradient vanishes at an undecided point: the start is critical",
     Status.NON_FINITE: "the start or the integration is not finite",
+    Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
+    Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
 }
 
 #: What a certificate of each kind proves of the limit of a certified start.
 VERDICTS = {"exact": "global minimum", "almost sure": "global minimum (almost surely)"}
 UNDECIDED = "undecided"
 
-SCHEMA = pa.schema(
-    [
+_FIELDS = [
         pa.field("id", pa.uint64(), metadata={"doc": "start id; with the key it determines the start"}),
         pa.field("status", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "how the integration ended"}),
         pa.field("verdict", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "what is certified of the limit"}),
@@ -53,12 +56,18 @@ SCHEMA = pa.schema(
         pa.field("loss", pa.float64(), metadata={"doc": "effective loss where the integration ended"}),
         pa.field("gradient_norm", pa.float64(), metadata={"doc": "norm of the gradient there"}),
         pa.field("drift", pa.float64(), metadata={"doc": "relative drift of the conserved quantities"}),
-    ]
-)
+]
+
+
+def schema(num_crossings: int = 0) -> pa.Schema:
+    """What the columns are and mean; `crossing_i` for every level that is timed besides the last."""
+    doc = {"doc": "flow time at which the loss fell below this level; 0 if it started there, NaN if it never did"}
+    extra = [pa.field(f"crossing_{i}", pa.float64(), metadata=doc) for i in range(num_crossings)]
+    return pa.schema([*_FIELDS, *extra])
 
 
 def outcome_table(columns: dict[str, np.ndarray], kind: str = "exact") -> pa.Table:
-    """A table with the columns of `SCHEMA` from arrays.
+    """A table with the columns of `schema` from arrays.
 
     **Arguments:** `columns["status"]` holds codes of `gdflow.basins.Status`; `kind` is that of the certificate.
     """
@@ -68,7 +77,8 @@ def outcome_table(columns: dict[str, np.ndarray], kind: str = "exact") -> pa.Tab
         pa.array((codes == Status.CERTIFIED).astype(np.int8)), pa.array([UNDECIDED, VERDICTS[kind]])
     )
     arrays = {"status": status, "verdict": verdict}
-    for field in SCHEMA:
+    fields = schema(sum(name.startswith("crossing_") for name in columns))
+    for field in fields:
         if field.name not in arrays:
             arrays[field.name] = pa.array(np.asarray(columns[field.name]), type=field.type)
-    return pa.table([arrays[field.name] for field in SCHEMA], schema=SCHEMA)
+    return pa.table([arrays[field.name] for field in fields], schema=fields)

@@ -4,12 +4,13 @@ import json
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import pyarrow.parquet
 
-from gdflow.basins.estimate import BasinEstimate
-
 OUTCOMES, SUMMARY = "outcomes.parquet", "summary.json"
+#: Rows on their way; left behind, readable, by a run that was interrupted.
+PARTIAL = OUTCOMES + ".partial"
 
 
 def prepare_folder(folder: str | os.PathLike, names: tuple[str, ...], *, overwrite: bool = False) -> pathlib.Path:
@@ -38,12 +39,15 @@ def prepare_folder(folder: str | os.PathLike, names: tuple[str, ...], *, overwri
     return folder
 
 
-def save_estimate(estimate: BasinEstimate, folder: str | os.PathLike) -> None:
-    """Writes `outcomes.parquet` and `summary.json`, each complete or not at all."""
-    folder = pathlib.Path(folder)
-    partial = folder / (OUTCOMES + ".partial")
-    pyarrow.parquet.write_table(estimate.outcomes, partial, compression="zstd")
+def write_table(table: pyarrow.Table, folder: pathlib.Path) -> None:
+    """Writes `outcomes.parquet`, complete or not at all."""
+    partial = folder / PARTIAL
+    pyarrow.parquet.write_table(table, partial, compression="zstd")
     os.replace(partial, folder / OUTCOMES)
+
+
+def write_summary(summary: dict[str, Any], folder: pathlib.Path) -> None:
+    """Writes `summary.json`, complete or not at all."""
     partial = folder / (SUMMARY + ".partial")
-    partial.write_text(json.dumps(estimate.summary(), indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / SUMMARY)
