@@ -285,12 +285,11 @@ def keep_compiled_programs() -> pathlib.Path | None:
     `GDFLOW_CACHE` names the folder; empty it switches the cache off. By default it is `gdflow` in the user's cache folder
     (`XDG_CACHE_HOME`, else `~/.cache`). Each host has a folder of its own in it, since programs are compiled for its processor.
     """
-    folder = os.environ.get("GDFLOW_CACHE")
-    if folder is None:
-        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gdflow"
-    elif not folder:
+    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gdflow"
+    named = os.environ.get("GDFLOW_CACHE", str(default))
+    if not named:
         return None
-    folder = pathlib.Path(folder) / (platform.node() or "host")
+    folder = pathlib.Path(named) / (platform.node() or "host")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -300,7 +299,7 @@ def keep_compiled_programs() -> pathlib.Path | None:
     # XLA compares a program's target with the host by names that include tuning hints ("prefer-no-gather"), which no host
     # reports, and logs a false alarm for every kernel it loads. Errors that matter are raised, not logged.
     with contextlib.suppress(ImportError):
-        from jaxlib.utils import absl_set_min_log_level
+        from jaxlib.utils import absl_set_min_log_level  # type: ignore[import-not-found]
 
         absl_set_min_log_level(3)
     return folder

@@ -41,13 +41,13 @@ class ExplicitFlow(AbstractFlow):
     lane_axis: int = eqx.field(static=True)
     source: str = eqx.field(static=True)
 
-    def __init__(self, problem, law, key, certificate, crossings, settings):
+    def __init__(self, problem, law, key, certificate, crossings, settings, lane_axis: int | None = None):
         self.source = problem.coordinates
         diagonal = "whitened" if problem.coordinates == "whitened" else "reduced"
         self.problem = problem.in_coordinates(diagonal).without_info()
         self.law, self.key, self.settings = law, key, settings
         self.certificate, self.crossings = certificate, crossings
-        self.lane_axis = -1 if max(law.widths) <= NARROW else 0
+        self.lane_axis = (-1 if max(law.widths) <= NARROW else 0) if lane_axis is None else lane_axis
 
     def layers(self, net: LayerTuple) -> list[Array]:
         """A batch of networks (leading axis) as a state."""
@@ -105,7 +105,9 @@ class ExplicitFlow(AbstractFlow):
         @jax.custom_batching.custom_vmap
         def lane_field(arrays, weights):
             flow = eqx.combine(arrays, rest)
-            return [w[0] for w in flow.networks(flow.field(flow.layers(LayerTuple([w[None] for w in weights])))[0]).weights]
+            return [
+                w[0] for w in flow.networks(flow.field(flow.layers(LayerTuple([w[None] for w in weights])))[0]).weights
+            ]
 
         @lane_field.def_vmap
         def _(axis_size, in_batched, arrays, weights):

@@ -221,7 +221,9 @@ class AbstractFlow(AbstractProcess):
         return _FlowState(
             start=starts,
             here=here,
-            marks=tuple(eqx.tree_at(lambda p: p.t_next, here, jnp.where(loss < level, 0.0, jnp.nan)) for level in self.crossings),
+            marks=tuple(
+                eqx.tree_at(lambda p: p.t_next, here, jnp.where(loss < level, 0.0, jnp.nan)) for level in self.crossings
+            ),
             controller=controller,
             steps=jnp.zeros(loss.shape, int),
             quiet_since=jnp.where(gradient_norm <= self.settings.gradient_tolerance, 0.0, jnp.inf),
@@ -240,6 +242,7 @@ class AbstractFlow(AbstractProcess):
 
     def step(self, state: _FlowState) -> _FlowState:
         s, here = self.settings, state.here
+
         def attempt():
             tried, error = self.attempt(here)
             return tried.y, tried.memory, tried.loss, error
@@ -344,7 +347,9 @@ class AbstractFlow(AbstractProcess):
         # The last step and all marked ones together, as so many lanes more.
         every = self.join(places)
         step, _ = self.attempt(every)
-        times = self.crossing_time(every, step, jnp.repeat(jnp.stack(levels), lanes), jnp.concatenate(wanted)).reshape(-1, lanes)
+        times = self.crossing_time(every, step, jnp.repeat(jnp.stack(levels), lanes), jnp.concatenate(wanted)).reshape(
+            -1, lanes
+        )
         last = self.take((step.y, step.memory, step.loss), jnp.arange(lanes))
         here = state.here
         y, memory, loss = self.select(wanted[0], last, (here.y, here.memory, here.loss))

@@ -100,10 +100,10 @@ def _empty_flight(process: AbstractProcess, lanes: int) -> _Flight:
 
 #: On CPU every host thread runs lanes of its own, so kernels are not to be split among threads once more; and vectors as wide
 #: as the machine has them: kernels of the lanes are bound by loads.
-_COMPILER_OPTIONS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
+COMPILER_OPTIONS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
 
 
-@functools.partial(eqx.filter_jit, compiler_options=_COMPILER_OPTIONS)
+@functools.partial(eqx.filter_jit, compiler_options=COMPILER_OPTIONS)  # type: ignore[misc]
 def _advance(process: AbstractProcess, flight: _Flight, high: Array, low: Array, num: Int[Array, ""], drain: Array):
     """Works off the first `num` ids; with `drain` until all lanes are empty, else until all ids are assigned to lanes.
 

@@ -43,19 +43,15 @@ VERDICTS = {"exact": "global minimum", "almost sure": "global minimum (almost su
 UNDECIDED = "undecided"
 
 _FIELDS = [
-        pa.field("id", pa.uint64(), metadata={"doc": "start id; with the key it determines the start"}),
-        pa.field("status", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "how the integration ended"}),
-        pa.field("verdict", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "what is certified of the limit"}),
-        pa.field(
-            "level", pa.int32(), metadata={"doc": "critical values above the lowest not yet passed; 0 = certified"}
-        ),
-        pa.field(
-            "time", pa.float64(), metadata={"doc": "crossing of the last level, else the time reached (flow time)"}
-        ),
-        pa.field("steps", pa.int32(), metadata={"doc": "integration steps, accepted and rejected"}),
-        pa.field("loss", pa.float64(), metadata={"doc": "effective loss where the integration ended"}),
-        pa.field("gradient_norm", pa.float64(), metadata={"doc": "norm of the gradient there"}),
-        pa.field("drift", pa.float64(), metadata={"doc": "relative drift of the conserved quantities"}),
+    pa.field("id", pa.uint64(), metadata={"doc": "start id; with the key it determines the start"}),
+    pa.field("status", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "how the integration ended"}),
+    pa.field("verdict", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "what is certified of the limit"}),
+    pa.field("level", pa.int32(), metadata={"doc": "critical values above the lowest not yet passed; 0 = certified"}),
+    pa.field("time", pa.float64(), metadata={"doc": "crossing of the last level, else the time reached (flow time)"}),
+    pa.field("steps", pa.int32(), metadata={"doc": "integration steps, accepted and rejected"}),
+    pa.field("loss", pa.float64(), metadata={"doc": "effective loss where the integration ended"}),
+    pa.field("gradient_norm", pa.float64(), metadata={"doc": "norm of the gradient there"}),
+    pa.field("drift", pa.float64(), metadata={"doc": "relative drift of the conserved quantities"}),
 ]
 
 

@@ -1,5 +1,7 @@
 """What is kept of a stream of outcomes: counts, histograms and the first rows, so that memory does not grow with their number."""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +35,14 @@ class Tally:
     rows are kept.
     """
 
-    def __init__(self, ids: range, num_levels: int, kind: str = "exact", num_crossings: int = 0, path=None):
+    def __init__(
+        self,
+        ids: range,
+        num_levels: int,
+        kind: str = "exact",
+        num_crossings: int = 0,
+        path: str | os.PathLike | None = None,
+    ):
         self.num = self.steps = self.most_steps = 0
         self.largest_drift = 0.0
         self.statuses = np.zeros(len(Status), dtype=np.int64)
@@ -72,7 +81,7 @@ class Tally:
                 self._write()
 
     def _write(self) -> None:
-        if self._waiting:
+        if self._writer is not None and self._waiting:
             self._writer.write_table(pa.concat_tables(self._waiting))
             self._waiting = []
 

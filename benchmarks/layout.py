@@ -1,0 +1,91 @@
+"""Which layout and how many lanes suit which widths: regenerates the rule in `gdflow.basins`.
+
+    python benchmarks/layout.py [--widths 2 4 6 8 12 16 24 32 48 64]
+
+Times the field `−∇L` of networks w-w-w-w in float64, one thread as in a lane thread, with the lanes along the last axis
+(products as sums over the inner index) and along the first (batched matrix products), and prints nanoseconds per lane with the
+share of the machine's matrix-product rate (1024 × 1024, one thread as well). The rule: the widest layers for which the last axis
+wins are `gdflow.basins.explicit.NARROW`; the number of lanes from which on it no longer gets faster, as many numbers as fit
+into the cache, is in `gdflow.basins.lanes.default_lanes`.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import equinox as eqx  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+import gdflow as gf  # noqa: E402
+from gdflow.basins import LaneSettings  # noqa: E402
+from gdflow.basins.explicit import ExplicitFlow  # noqa: E402
+from gdflow.basins.lanes import COMPILER_OPTIONS  # noqa: E402
+from gdflow.certificates import LevelCertificate  # noqa: E402
+
+LANES = (8, 16, 32, 64, 128, 256)
+
+
+def median_seconds(run, *args) -> float:
+    """Of seven runs, compiled before."""
+    jax.block_until_ready(run(*args))
+    seconds = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        jax.block_until_ready(run(*args))
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)
+
+
+def field_seconds(width: int, lanes: int, lane_axis: int) -> float:
+    """Of one field in one lane."""
+    problem = gf.Problem.from_singular_values(np.linspace(3, 1, width))
+    law = gf.initialization.Gaussian((width,) * 4)
+    certificate = LevelCertificate(problem, law.widths, kind="almost sure")
+    flow = ExplicitFlow(problem, law, jax.random.key(0), certificate, jnp.zeros(0), LaneSettings(), lane_axis=lane_axis)
+    ids = jnp.arange(lanes, dtype=jnp.uint32)
+    repeats = max(3, int(2e8 / (6 * lanes * 2 * width**3)) // 10)
+
+    @functools.partial(eqx.filter_jit, compiler_options=COMPILER_OPTIONS)
+    def run(flow, y):
+        def body(_, y):
+            return jax.tree.map(lambda a, b: a + 1e-6 * b, y, flow.field(y)[0])
+
+        return jax.lax.fori_loop(0, repeats, body, y)
+
+    return median_seconds(run, flow, flow.draw(jnp.zeros_like(ids), ids)) / repeats / lanes
+
+
+def matmul_rate(size: int = 1024) -> float:
+    """Multiply-adds per second of a large product, one thread."""
+    a = jnp.ones((size, size))
+    return size**3 / median_seconds(jax.jit(lambda a: a @ a, compiler_options=COMPILER_OPTIONS), a)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[2, 4, 6, 8, 12, 16, 24, 32, 48, 64])
+    widths = parser.parse_args().widths
+    rate = matmul_rate()
+    print(f"matrix product: {2e-9 * rate:.0f} GFLOP/s\n")
+    print(
+        "| width | lanes along | " + " | ".join(f"{n} lanes" for n in LANES) + " | best: share of the product's rate |"
+    )
+    print("|---" * (len(LANES) + 3) + "|")
+    for width in widths:
+        for name, axis in (("last axis", -1), ("first axis", 0)):
+            seconds = [field_seconds(width, lanes, axis) for lanes in LANES]
+            share = (
+                8 * width**3 / min(seconds) / rate
+            )  # W_2W_1, W_3(W_2W_1); two gradients; two steps back; 2 more: see field
+            shown = " | ".join(f"{1e9 * s:.0f} ns" for s in seconds)
+            print(f"| {width} | {name} | {shown} | {100 * share:.0f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
