@@ -7,6 +7,7 @@ from gdflow.basins import BasinEstimate as BasinEstimate
 from gdflow.basins import basin_sizes as basin_sizes
 from gdflow.certificates import certify as certify
 from gdflow.dynamics import RK4 as RK4
+from gdflow.dynamics import RKC as RKC
 from gdflow.dynamics import AtCertificate as AtCertificate
 from gdflow.dynamics import AtEvent as AtEvent
 from gdflow.dynamics import AtGradientNorm as AtGradientNorm

@@ -8,7 +8,6 @@ favoured. What a start is and how it steps is the business of a *process*, a sma
 """
 
 import concurrent.futures
-import functools
 import os
 import threading
 from abc import abstractmethod
@@ -103,8 +102,7 @@ def _empty_flight(process: AbstractProcess, lanes: int) -> _Flight:
 COMPILER_OPTIONS = {"xla_cpu_multi_thread_eigen": False, "xla_cpu_prefer_vector_width": 512}
 
 
-@functools.partial(eqx.filter_jit, compiler_options=COMPILER_OPTIONS)  # type: ignore[misc]
-def _advance(process: AbstractProcess, flight: _Flight, high: Array, low: Array, num: Int[Array, ""], drain: Array):
+def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array, num: Int[Array, ""], drain: Array):
     """Works off the first `num` ids; with `drain` until all lanes are empty, else until all ids are assigned to lanes.
 
     Returns the lanes, the rows of the starts that finished, and how many these are.
@@ -162,6 +160,9 @@ def _advance(process: AbstractProcess, flight: _Flight, high: Array, low: Array,
         unfinished, body, (flight, zero, rows, finished_ids, zero)
     )
     return flight, rows, finished_ids, count
+
+
+_advance: Callable[..., Any] = eqx.filter_jit(_work_off, compiler_options=COMPILER_OPTIONS)  # type: ignore[call-overload]
 
 
 def run_lanes(

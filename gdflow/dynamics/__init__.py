@@ -3,6 +3,7 @@
 from gdflow.dynamics.gradient_flow import gradient_flow_field as gradient_flow_field
 from gdflow.dynamics.gradient_flow import simulate as simulate
 from gdflow.dynamics.runge_kutta import RK4 as RK4
+from gdflow.dynamics.runge_kutta import RKC as RKC
 from gdflow.dynamics.stopping import AbstractStop as AbstractStop
 from gdflow.dynamics.stopping import AtCertificate as AtCertificate
 from gdflow.dynamics.stopping import AtEvent as AtEvent

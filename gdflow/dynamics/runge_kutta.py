@@ -1,10 +1,12 @@
-"""The classical fixed-step Runge–Kutta method that the papers integrate with; Diffrax has no fourth-order one."""
+"""Runge–Kutta methods that Diffrax lacks: the classical one that the papers integrate with, and stabilised ones."""
 
+import functools
 from collections.abc import Callable
 from typing import ClassVar
 
 import diffrax
 import numpy as np
+from numpy.polynomial import Chebyshev
 
 _TABLEAU = diffrax.ButcherTableau(
     a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
@@ -24,6 +26,61 @@ class RK4(diffrax.AbstractERK):
 
     def order(self, terms):
         return 4
+
+
+def _chebyshev_tableau(stages: int) -> diffrax.ButcherTableau:
+    """Equations (2.1)–(2.6) and (2.14) of Sommeijer, Shampine and Verwer (1998), their recursion written out as a tableau."""
+    w0 = 1 + (2 / 13) / stages**2  # damping ε = 2/13
+    T = [Chebyshev.basis(j) for j in range(stages + 1)]
+    value, first, second = ([p.deriv(m)(w0) if m else p(w0) for p in T] for m in range(3))
+    w1 = first[stages] / second[stages]
+    b = np.array([second[max(j, 2)] / first[max(j, 2)] ** 2 for j in range(stages + 1)])
+    a = 1 - b * np.array(value)
+    unit = np.eye(stages + 1)
+    # (Y_j − y)/h in terms of the fields at y, Y_1, …, Y_s, the last of which is the next state.
+    rows = [np.zeros(stages + 1), b[1] * w1 * unit[0]]
+    for j in range(2, stages + 1):
+        mu, nu, mu_tilde = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
+        rows.append(mu * rows[j - 1] + nu * rows[j - 2] + mu_tilde * (unit[j - 1] - a[j - 1] * unit[0]))
+    return diffrax.ButcherTableau(
+        a_lower=tuple(rows[j][:j] for j in range(1, stages + 1)),
+        b_sol=rows[stages],
+        b_error=0.4 * (unit[0] + unit[stages]) - 0.8 * rows[stages],
+        c=np.array([row.sum() for row in rows[1:]]),
+    )
+
+
+@functools.cache
+def RKC(stages: int = 10) -> diffrax.AbstractERK:
+    """A stabilised explicit method of order 2 for stiff flows: Runge–Kutta–Chebyshev (Sommeijer, Shampine, Verwer 1998).
+
+    A step may be as long as `⅔(s² − 1)/λ` for the largest eigenvalue `λ` of the Hessian, against `3.3/λ` for Tsit5: with
+    `s` stages that is about `s/5` times further per field evaluation. It pays where small singular values make the way long
+    and stability, not accuracy, limits the step, at tolerances of 1e-4 or looser.
+
+    **Arguments:** `stages`: 3 to 30; more reach further and cost more where accuracy limits the step.
+
+    ```python
+    >>> gf.basin_sizes(problem, law, 1000, key=key, solver=gf.RKC(20), rtol=1e-4, atol=1e-7, audit=100)
+    ```
+    """
+    if not 3 <= stages <= 30:
+        raise ValueError(f"RKC takes 3 to 30 stages, got {stages}")
+
+    class _RKC(diffrax.AbstractERK):
+        tableau: ClassVar[diffrax.ButcherTableau] = _chebyshev_tableau(stages)
+        interpolation_cls: ClassVar[Callable[..., diffrax.ThirdOrderHermitePolynomialInterpolation]] = (
+            diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+        )
+
+        def order(self, terms):
+            return 2
+
+        def error_order(self, terms):
+            return 3  # the estimate is of the local error itself
+
+    _RKC.__name__ = _RKC.__qualname__ = f"RKC{stages}"
+    return _RKC()
 
 
 def has_error_estimate(solver: diffrax.AbstractSolver) -> bool:

@@ -1,0 +1,67 @@
+"""The methods that Diffrax lacks: orders, stability limits and error estimates against exact solutions."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gdflow as gf
+
+
+def step(solver, field, y, h):
+    """One step of a method for `ẏ = field(y)`: the new state and the error estimate."""
+    term = diffrax.ODETerm(lambda t, y, args: field(y))
+    memory = solver.init(term, 0.0, h, y, None)
+    y1, error, *_ = solver.step(term, 0.0, h, y, None, memory, made_jump=False)
+    return y1, error
+
+
+@pytest.mark.parametrize("stages", [3, 6, 10, 20, 30])
+def test_rkc_is_of_order_two_and_knows_its_error(stages):
+    """Logistic growth `ẏ = y(1 − y)`, solved exactly: local errors shrink by 2³ with the step, and so does the estimate."""
+    solver = gf.RKC(stages)
+
+    def exact(t):
+        return 0.25 * np.exp(t) / (1 + 0.25 * (np.exp(t) - 1))
+
+    errors, estimates = [], []
+    for h in (0.02, 0.01):
+        y1, estimate = step(solver, lambda y: y * (1 - y), jnp.array([0.25]), h)
+        errors.append(float(y1[0]) - exact(h))
+        estimates.append(float(estimate[0]))
+    # Both are h³·(const + O(h)), and for an h of 0.01 the second term is a few per cent of the first.
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.1)
+    assert estimates[0] / estimates[1] == pytest.approx(8, rel=0.1)
+
+
+@pytest.mark.parametrize("stages", [3, 6, 10, 20, 30])
+def test_rkc_is_stable_as_far_as_its_authors_say(stages):
+    """`ẏ = −λy`: damped up to `hλ = ⅔(s² − 1)(1 − 2ε/15)`, `ε = 2/13` (their equation (2.7)), unstable 25 % beyond."""
+    limit = 2 / 3 * (stages**2 - 1) * (1 - 2 / 15 * 2 / 13)
+    factors = np.array(
+        [step(gf.RKC(stages), lambda y, z=z: -z * y, jnp.ones(1), 1.0)[0][0] for z in np.linspace(0.05, 1, 40) * limit]
+    )
+    assert np.all(abs(factors) < 1)
+    assert abs(step(gf.RKC(stages), lambda y: -1.25 * limit * y, jnp.ones(1), 1.0)[0][0]) > 1
+
+
+def test_rkc_takes_fewer_steps_where_the_flow_is_stiff():
+    """s = (3, 0.03, 0.003), depth three: certificate times as of Tsit5 at tight tolerance, in a fraction of the steps."""
+    problem = gf.Problem.from_singular_values([3, 0.03, 0.003])
+    law = gf.initialization.Gaussian((3, 3, 3, 3))
+    options = dict(key=jax.random.key(1), max_steps=100_000, crossings=(), progress=False)
+    tight = gf.basin_sizes(problem, law, 10, rtol=1e-8, atol=1e-11, **options)
+    loose = gf.basin_sizes(problem, law, 10, solver=gf.RKC(), rtol=1e-4, atol=1e-7, **options)
+    assert tight.certified == loose.certified == 10
+    # Local errors of 1e-4 relative to the state over some hundred steps.
+    np.testing.assert_allclose(loose.outcomes["time"].to_numpy(), tight.outcomes["time"].to_numpy(), rtol=0.05)
+    # Stability allows steps 66/3.3 times as long; at the start accuracy asks for more.
+    assert loose.tally.steps < tight.tally.steps / 3
+    assert loose.configuration["solver"] == "RKC10"
+
+
+@pytest.mark.parametrize("stages", [2, 31])
+def test_rkc_stage_numbers_out_of_range_are_refused(stages):
+    with pytest.raises(ValueError, match=f"3 to 30 stages, got {stages}"):
+        gf.RKC(stages)
