@@ -1,10 +1,12 @@
-// The practical limit: gradient flow of a deep linear network, one start after the other, in plain C++ with fixed sizes.
+// The practical limit: gradient flow of a deep linear network, one start after the other, in C++ with fixed sizes.
 //
-// The same method (a tableau of Diffrax's), first step, controller, tolerances and stop as gdflow's lanes, the
-// crossing of the level located on the same interpolant; one thread per core. Starts are Gaussian with standard deviation
+// The same method (a tableau of Diffrax's), first step, controller, tolerances and stop as gdflow's lanes, the crossing
+// of the level located on the same interpolant; one thread per core. Starts are Gaussian with standard deviation
 // 1/sqrt(fan-in), drawn here, or read from a file when results are to be compared start by start.
 //
-//   flow NUM SEED THREADS RTOL ATOL LEVEL MAX_STEPS [STARTS]   prints: seconds, certified, mean steps; with STARTS all times
+//   flow NUM SEED THREADS RTOL ATOL LEVEL MAX_STEPS [STARTS]
+//
+// prints seconds, number certified, mean steps; with STARTS also time (-1: undecided) and number of steps of each.
 //
 // Needs -DWIDTHS=6,5,5,3, problem.h (target, diagonal of the design) and tableau.h; benchmarks/peers.py writes both.
 
@@ -91,7 +93,7 @@ inline void forward(const double* y, double* r) {  // r holds W_1, W_2 W_1, …,
     }
 }
 template <int J>
-inline void backward(const double* y, const double* r, const double* left, double* k) {  // left: (W_N … W_{J+1})ᵀ M D
+inline void backward(const double* y, const double* r, const double* left, double* k) {  // left = (W_N…W_{J+1})ᵀ M D
     if constexpr (J == 1) {
         std::copy(left, left + widths[1] * IN, k);
     } else {
@@ -179,7 +181,8 @@ Outcome integrate(double* y, double rtol, double atol, double level, int max_ste
             error[p] = h * sum;
             scale[p] = atol + rtol * std::max(std::abs(y[p]), std::abs(y1[p]));
         }
-        const double e = rms(error, scale);
+        double e = rms(error, scale);
+        if (!std::isfinite(e) || !std::isfinite(loss1)) e = HUGE_VAL;  // rejected and shortened
         const bool keep = e < 1;
         const double factor = std::clamp(0.9 * std::pow(1 / e, 1.0 / ORDER), keep ? 1.0 : 0.2, keep ? 10.0 : 0.9);
         if (keep && loss1 < level) {  // the crossing, by Illinois' regula falsi on the interpolant
@@ -245,7 +248,8 @@ int main(int argc, char** argv) {
             for (long i = first; i < std::min(first + chunk, num); ++i) {
                 if (given.empty())
                     for (int j = 0; j < N; ++j)
-                        for (int p = offset(j); p < offset(j + 1); ++p) y[p] = normal(bits) / std::sqrt(double(widths[j]));
+                        for (int p = offset(j); p < offset(j + 1); ++p)
+                            y[p] = normal(bits) / std::sqrt(double(widths[j]));
                 else
                     std::copy(&given[i * P], &given[i * P] + P, y);
                 outcomes[i] = integrate(y, rtol, atol, level, max_steps);

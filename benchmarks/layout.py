@@ -2,11 +2,11 @@
 
     python benchmarks/layout.py [--widths 2 4 6 8 12 16 24 32 48 64]
 
-Times the field `−∇L` of networks w-w-w-w in float64, one thread as in a lane thread, with the lanes along the last axis
-(products as sums over the inner index) and along the first (batched matrix products), and prints nanoseconds per lane with the
-share of the machine's matrix-product rate (1024 × 1024, one thread as well). The rule: the widest layers for which the last axis
-wins are `gdflow.basins.explicit.NARROW`; the number of lanes from which on it no longer gets faster, as many numbers as fit
-into the cache, is in `gdflow.basins.lanes.default_lanes`.
+Times the field `−∇L` of networks w-w-w-w, and of workload C's 64-32-32-64, in float64, called from one thread, with the
+lanes along the last axis (products as sums over the inner index) and along the first (batched matrix products), and prints
+nanoseconds per lane with the share of the machine's matrix-product rate (1024 × 1024). The rule: the widest layers for which
+the last axis wins are `gdflow.basins.explicit.NARROW`; the number of lanes from which on it no longer gets faster, as many
+numbers as fit into the cache, is `gdflow.basins.explicit.default_lanes`.
 """
 
 import argparse
@@ -42,14 +42,19 @@ def median_seconds(run, *args) -> float:
     return statistics.median(seconds)
 
 
-def field_seconds(width: int, lanes: int, lane_axis: int) -> float:
+def products(widths: tuple[int, ...]) -> int:
+    """Multiply-adds of one field: products on the way there, gradients, products on the way back."""
+    return 3 * widths[0] * sum(a * b for a, b in zip(widths[1:-1], widths[2:], strict=True))
+
+
+def field_seconds(widths: tuple[int, ...], lanes: int, lane_axis: int) -> float:
     """Of one field in one lane."""
-    problem = gf.Problem.from_singular_values(np.linspace(3, 1, width))
-    law = gf.initialization.Gaussian((width,) * 4)
+    problem = gf.Problem.from_singular_values(np.linspace(3, 1, min(widths[0], widths[-1])), d_x=widths[0])
+    law = gf.initialization.Gaussian(widths)
     certificate = LevelCertificate(problem, law.widths, kind="almost sure")
     flow = ExplicitFlow(problem, law, jax.random.key(0), certificate, jnp.zeros(0), LaneSettings(), lane_axis=lane_axis)
     ids = jnp.arange(lanes, dtype=jnp.uint32)
-    repeats = max(3, int(2e8 / (6 * lanes * 2 * width**3)) // 10)
+    repeats = max(3, int(1e7 / (lanes * products(widths))))
 
     @functools.partial(eqx.filter_jit, compiler_options=COMPILER_OPTIONS)
     def run(flow, y):
@@ -62,7 +67,7 @@ def field_seconds(width: int, lanes: int, lane_axis: int) -> float:
 
 
 def matmul_rate(size: int = 1024) -> float:
-    """Multiply-adds per second of a large product, one thread."""
+    """Multiply-adds per second of a large product."""
     a = jnp.ones((size, size))
     return size**3 / median_seconds(jax.jit(lambda a: a @ a, compiler_options=COMPILER_OPTIONS), a)
 
@@ -74,17 +79,15 @@ def main() -> None:
     rate = matmul_rate()
     print(f"matrix product: {2e-9 * rate:.0f} GFLOP/s\n")
     print(
-        "| width | lanes along | " + " | ".join(f"{n} lanes" for n in LANES) + " | best: share of the product's rate |"
+        "| widths | lanes along | " + " | ".join(f"{n} lanes" for n in LANES) + " | best: share of the product's rate |"
     )
     print("|---" * (len(LANES) + 3) + "|")
-    for width in widths:
+    for shape in [(w,) * 4 for w in widths] + [(64, 32, 32, 64)]:
         for name, axis in (("last axis", -1), ("first axis", 0)):
-            seconds = [field_seconds(width, lanes, axis) for lanes in LANES]
-            share = (
-                8 * width**3 / min(seconds) / rate
-            )  # W_2W_1, W_3(W_2W_1); two gradients; two steps back; 2 more: see field
+            seconds = [field_seconds(shape, lanes, axis) for lanes in LANES]
+            share = products(shape) / min(seconds) / rate
             shown = " | ".join(f"{1e9 * s:.0f} ns" for s in seconds)
-            print(f"| {width} | {name} | {shown} | {100 * share:.0f} % |", flush=True)
+            print(f"| {'-'.join(map(str, shape))} | {name} | {shown} | {100 * share:.0f} % |", flush=True)
 
 
 if __name__ == "__main__":

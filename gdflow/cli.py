@@ -160,6 +160,7 @@ def basins(
     confidence: float = 0.95,
     audit: int | None = None,
     lanes: int | None = None,
+    staircase: bool = False,
     out: pathlib.Path = DEFAULT_OUT,
     overwrite: bool = False,
     progress: bool = True,
@@ -188,6 +189,8 @@ def basins(
         Starts to re-run with another solver at 100 times tighter tolerances. By default 5 % of them, at most 500.
     lanes
         Starts in flight at once, per core. Results do not depend on it.
+    staircase
+        Time the crossing of every value ℓ({1..r}) on the way, not of the last one alone.
     out
         Folder for outcomes.parquet, summary.json and basins.png.
     overwrite
@@ -203,7 +206,8 @@ def basins(
     console.print(problem.report(widths, lowest=16))
     estimate = basin_sizes(
         problem, law, num, key=key, t1=t1, max_steps=max_steps, rtol=rtol, atol=atol, kind=kind, confidence=confidence,
-        audit=audit, lanes=lanes, folder=folder, overwrite=overwrite, progress=progress,
+        audit=audit, lanes=lanes, crossings="staircase" if staircase else (), folder=folder, overwrite=overwrite,
+        progress=progress,
     )  # fmt: skip
     console.print(estimate)
     plotting.plot_basins(estimate, problem, law, key).savefig(folder / BASINS_PICTURE, dpi=150)

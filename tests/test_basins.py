@@ -260,7 +260,7 @@ def test_misfits_are_refused(problem):
 
 def test_saving_and_reading_back(problem, law, estimate, tmp_path):
     folder = tmp_path / "a" / "b"
-    saved = gf.basin_sizes(problem, law, 200, key=KEY, lanes=64, progress=False, folder=folder)
+    saved = gf.basin_sizes(problem, law, 200, key=KEY, lanes=64, progress=False, folder=folder, crossings="staircase")
     table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
     assert table.column_names == [
         "id", "status", "verdict", "level", "time", "steps", "loss", "gradient_norm", "drift", "crossing_0", "crossing_1",

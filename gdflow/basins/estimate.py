@@ -19,10 +19,10 @@ import rich.console
 import rich.progress
 from jaxtyping import Array, Key
 
-from gdflow.basins.explicit import gradient_flow_process
+from gdflow.basins.explicit import default_lanes, gradient_flow_process
 from gdflow.basins.flows import MAX_CROSSINGS, LaneSettings
 from gdflow.basins.intervals import Audit, verdict_interval
-from gdflow.basins.lanes import default_lanes, default_threads, run_lanes
+from gdflow.basins.lanes import default_pool, default_threads, run_lanes
 from gdflow.basins.outcomes import VERDICTS, Status
 from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder, write_summary, write_table
 from gdflow.basins.tally import Tally
@@ -239,7 +239,7 @@ def basin_sizes(
     lanes: int | None = None,
     first_id: int = 0,
     num_levels: int = 16,
-    crossings: str | Sequence[float] = "staircase",
+    crossings: str | Sequence[float] = (),
     gradient_tolerance: float = 0.0,
     dwell: float = 0.0,
     folder: str | os.PathLike | None = None,
@@ -263,11 +263,12 @@ def basin_sizes(
     - `kind`: `"exact"` or `"almost sure"`, see `gdflow.certificates.LevelCertificate`.
     - `confidence`: of the intervals.
     - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances.
-    - `lanes`: starts in flight at once per thread, by default `gdflow.basins.lanes.default_lanes`; memory grows with them,
+    - `lanes`: starts in flight at once per thread, by default `gdflow.basins.explicit.default_lanes`; memory grows with them,
       results do not depend on them.
     - `num_levels`: how many levels above the lowest are told apart.
-    - `crossings`: losses whose first crossing is timed too, inside the step: `"staircase"`, the values `ℓ({1, …, r})` above the
-      certificate's, or at most 16 numbers, in falling order. Each costs about 5 % of the run.
+    - `crossings`: losses whose first crossing is timed besides the certificate's, inside the step as well: `"staircase"` for
+      the values `ℓ({1, …, r})` above it (the lowest 16), or at most 16 numbers, in falling order. Each adds about a tenth to
+      the run of a small network, more where layers are wide, for each needs a copy of the state.
     - `gradient_tolerance`, `dwell`: give a start up as converged, undecided, when its gradient norm has stayed at or below the
       tolerance for that flow time. Off by default: a certificate needs no such guess.
     - `folder`: write all rows to `outcomes.parquet`, as they come, and the numbers to `summary.json`. Memory does not grow with
@@ -389,8 +390,8 @@ def _describe(law: AbstractInitialization) -> str:
 
 def _run_all(problem, law, key, ids, certificate, goals, settings, sink, *, lanes, bar, description) -> None:
     task = bar.add_task(description, total=len(ids))
-    pool = int(np.clip(_POOL // count_parameters(law.widths), lanes, 2**14))
-    pool = min(pool, 2 ** math.ceil(math.log2(max(len(ids), lanes))))
+    threads = default_threads()
+    pool = default_pool(len(ids), _POOL // count_parameters(law.widths), threads)
     levels = jnp.asarray(goals, dtype=problem.target.dtype)
     process = gradient_flow_process(problem, law, key, certificate, levels, settings)
 
@@ -398,7 +399,7 @@ def _run_all(problem, law, key, ids, certificate, goals, settings, sink, *, lane
         sink(some, columns)
         bar.advance(task, len(some))
 
-    run_lanes(process, ids, count, lanes=lanes, pool=pool, threads=default_threads(len(ids), pool))
+    run_lanes(process, ids, count, lanes=lanes, pool=pool, threads=min(threads, -(-len(ids) // pool)))
 
 
 class _Watch:

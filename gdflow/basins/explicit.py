@@ -18,11 +18,26 @@ from jaxtyping import Array, Float, Key
 from gdflow.basins.flows import AbstractFlow, LaneSettings, Place, SolverFlow, Step
 from gdflow.certificates import LevelCertificate
 from gdflow.initialization import AbstractInitialization
-from gdflow.network import LayerTuple
+from gdflow.network import LayerTuple, count_parameters
 from gdflow.problem import Problem
 
-#: Layers at most this wide are stepped with the lanes along the last axis.
-NARROW = 8
+#: Layers at most this wide are stepped with the lanes along the last axis: up to there it is the faster layout
+#: (benchmarks/layout.py measures both).
+NARROW = 12
+
+
+def default_lanes(widths: tuple[int, ...]) -> int:
+    """How many lanes suit a network of given widths on the default backend; benchmarks/layout.py measures it.
+
+    On a CPU as many as fit into the cache: 64 small networks, fewer of larger ones; products of wide layers need only a few
+    for company. On an accelerator, where launching a step costs more than computing it, as many as fill it.
+    """
+    parameters = count_parameters(widths)
+    if jax.default_backend() != "cpu":
+        return int(np.clip(2**27 // parameters, 8, 2**16))
+    return (
+        int(np.clip(2**13 // parameters, 16, 64)) if max(widths) <= NARROW else int(np.clip(2**16 // parameters, 8, 64))
+    )
 
 
 class ExplicitFlow(AbstractFlow):

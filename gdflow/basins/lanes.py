@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from gdflow.initialization import split_ids
-from gdflow.network import count_parameters
 
 #: Lanes are looked through for finished ones every so many steps …
 STEPS_PER_ROUND = 4
@@ -202,7 +201,7 @@ def run_lanes(
         while not draining and not stop.is_set():
             with lock:
                 first = next(queue, None)
-            draining = first is None
+            draining = first is None or first + pool >= len(ids)
             part = np.asarray(ids[:0] if first is None else ids[first : first + pool], dtype=np.uint64)
             # The last pool is padded to full size, so that nothing compiles anew.
             words = (np.pad(word, (0, pool - len(part))) for word in split_ids(part))
@@ -232,20 +231,13 @@ def run_lanes(
             stop.set()
 
 
-def default_lanes(widths: tuple[int, ...]) -> int:
-    """How many lanes suit a network of given widths on the default backend.
-
-    On a CPU as many as fit into the cache together: 64 small networks, fewer of larger ones. On an accelerator, where launching
-    a step costs more than computing it, as many as fill it.
-    """
-    parameters = count_parameters(widths)
-    most, numbers = (64, 2**16) if jax.default_backend() == "cpu" else (2**16, 2**27)
-    return int(np.clip(numbers // parameters, 8, most))
-
-
-def default_threads(num: int, pool: int) -> int:
-    """One thread per core on a CPU (each runs its own lanes), one per accelerator; no more than there are pools."""
+def default_threads() -> int:
+    """One thread per core on a CPU, each running lanes of its own; one per accelerator."""
     if jax.default_backend() != "cpu":
-        return max(1, min(jax.local_device_count(), -(-num // pool)))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, -(-num // pool)))
+        return jax.local_device_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_pool(num: int, most: int, threads: int) -> int:
+    """A power of two, so that few sizes are ever compiled: at most `most`, and several pools for each thread to share."""
+    return 2 ** int(np.log2(np.clip(num // (4 * threads), 16, max(most, 16))))
