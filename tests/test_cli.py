@@ -1,6 +1,7 @@
 """The command line: files it writes, repeatability, and the message for every kind of bad input."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -20,6 +21,7 @@ TARGETS = ["--targets", "Weight", "Waist", "Pulse"]
 def run(capsys, monkeypatch, *arguments):
     """Runs the entry point in this process: (exit code, standard output, standard error)."""
     monkeypatch.setattr(sys, "argv", ["gdflow", *map(str, arguments)])
+    monkeypatch.setenv("GDFLOW_CACHE", "")  # other tests of this process are not to be served from a cache
     try:
         cli.main()
         code = 0
@@ -178,3 +180,49 @@ def test_unwritable_folders(gdflow, tmp_path):
         code, _, err = gdflow("basins", "--out", "/proc/gdflow")
         assert code == 2
         assert "cannot be made" in err
+
+
+def test_the_cache_has_a_documented_folder_that_can_be_switched_off(monkeypatch, tmp_path):
+    chosen = {}
+    monkeypatch.setattr(cli.jax.config, "update", chosen.__setitem__)
+    monkeypatch.setenv("GDFLOW_CACHE", "")
+    assert cli.keep_compiled_programs() is None
+    assert not chosen
+    monkeypatch.setenv("GDFLOW_CACHE", str(tmp_path / "named"))
+    folder = cli.keep_compiled_programs()
+    assert folder.parent == tmp_path / "named"
+    assert folder.is_dir()
+    assert chosen["jax_compilation_cache_dir"] == str(folder)
+    monkeypatch.delenv("GDFLOW_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cli.keep_compiled_programs().parent == tmp_path / "xdg" / "gdflow"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GDFLOW_CACHE", str(tmp_path / "file"))
+    assert cli.keep_compiled_programs() is None  # runs without
+
+
+@pytest.mark.slow
+def test_a_second_run_finds_its_programs_and_gives_the_same_outcomes(tmp_path):
+    environment = {**os.environ, "GDFLOW_CACHE": str(tmp_path / "cache")}
+    tables, programs = [], []
+    for name in ("first", "second"):
+        command = [
+            sys.executable,
+            "-m",
+            "gdflow.cli",
+            "basins",
+            "--num",
+            "100",
+            "--out",
+            name,
+            "--no-progress",
+            "--staircase",
+        ]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        tables.append(pyarrow.parquet.read_table(tmp_path / name / "outcomes.parquet"))
+        programs.append({path.name for path in (tmp_path / "cache").rglob("*-cache")})
+    assert programs[0]
+    assert programs[0] == programs[1]
+    assert tables[0].equals(tables[1])
+    assert "crossing_0" in tables[0].column_names

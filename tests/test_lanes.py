@@ -1,12 +1,16 @@
 """The batch engine: every id once, whatever the lanes, pools, threads and layout; slow starts are not left out."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 import gdflow as gf
@@ -149,3 +153,46 @@ def test_rules():
     assert default_lanes((1000, 1000, 1000)) == 8
     assert default_threads() >= 1
     assert [default_pool(n, 5000, 2) for n in (1, 200, 10_000, 10**6)] == [16, 16, 1024, 4096]
+
+
+@pytest.mark.parametrize("option", ["lanes", "pool", "threads"])
+def test_numbers_below_one_are_refused(option):
+    options = dict(lanes=1, pool=1, threads=1) | {option: 0}
+    with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
+        run_lanes(Countdown(), range(3), lambda *_: None, **options)
+
+
+def test_an_error_in_the_sink_ends_the_run():
+    """What goes wrong while rows are taken in (a full disk) reaches the caller."""
+
+    def full(ids, rows):
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        run_lanes(Countdown(), range(200), full, lanes=4, pool=8, threads=2)
+
+
+_DEVICES = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import gdflow as gf
+assert jax.local_device_count() == {devices}
+problem = gf.Problem.from_singular_values([3, 2, 1])
+law = gf.initialization.Gaussian((3, 4, 3))
+estimate = gf.basin_sizes(problem, law, 300, key=jax.random.key(5), progress=False, folder="out{devices}")
+print(estimate.num)
+"""
+
+
+@pytest.mark.slow
+def test_several_devices_give_the_same_outcomes(tmp_path):
+    """Two host devices against one, each in a process of its own, for the number of devices is fixed at the start."""
+    tables = []
+    for devices in (1, 2):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, "-c", _DEVICES.format(devices=devices)]
+        subprocess.run(command, cwd=tmp_path, env={**os.environ, "XLA_FLAGS": flags}, check=True)
+        tables.append(pyarrow.parquet.read_table(tmp_path / f"out{devices}" / "outcomes.parquet"))
+    for name in ("id", "status", "verdict", "level", "steps"):
+        assert tables[0][name].equals(tables[1][name]), name
+    np.testing.assert_allclose(tables[0]["time"].to_numpy(), tables[1]["time"].to_numpy(), rtol=1e-9)

@@ -374,7 +374,7 @@ def _crossing_levels(problem, widths, certificate: LevelCertificate, crossings) 
         s = np.asarray(problem.singular_values, dtype=np.float64)
         staircase = nested_levels(s, problem.max_rank(widths), lowest=MAX_CROSSINGS, tolerance=problem.level_tolerance)
         values = np.asarray(staircase.values)[:0:-1] - float(certificate.slack)
-        return tuple(float(v) for v in values if v > certificate.thresholds[0])
+        return tuple(float(v) for v in values if v > certificate.thresholds[0] + problem.level_tolerance)
     goals = tuple(float(v) for v in crossings)
     if len(goals) > MAX_CROSSINGS:
         raise ValueError(f"at most {MAX_CROSSINGS} crossings can be timed, got {len(goals)}")

@@ -105,6 +105,6 @@ class Tally:
         total = self.times.sum()
         if not total:
             return None
-        k = int(np.searchsorted(np.cumsum(self.times), q * total))
+        k = int(np.searchsorted(np.cumsum(self.times), max(q * total, 1)))
         low, high = self.edges()[[k, k + 1]]
         return float(np.sqrt(low * high))
