@@ -149,7 +149,8 @@ def test_slow_starts_are_not_left_out():
 
 
 def test_rules():
-    assert default_lanes((6, 5, 5, 3)) == 64
+    assert default_lanes((6, 5, 5, 3)) == 96
+    assert default_lanes((10, 8, 8, 4)) == 32
     assert default_lanes((1000, 1000, 1000)) == 8
     assert default_threads() >= 1
     assert [default_pool(n, 5000, 2) for n in (1, 200, 10_000, 10**6)] == [16, 16, 1024, 4096]

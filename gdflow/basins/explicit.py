@@ -29,7 +29,7 @@ NARROW = 12
 def default_lanes(widths: tuple[int, ...]) -> int:
     """How many lanes suit a network of given widths on the default backend; benchmarks/layout.py measures it.
 
-    On a CPU as many as fit into the cache: 64 small networks, fewer of larger ones; products of wide layers need only a few
+    On a CPU as many as fit into the cache: 96 small networks, fewer of larger ones; products of wide layers need only a few
     for company. On an accelerator, where launching a step costs more than computing it, as many as fill it.
     """
     parameters = count_parameters(widths)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Int
 from gdflow.initialization import split_ids
 
 #: Lanes are looked through for finished ones every so many steps …
-STEPS_PER_ROUND = 4
+STEPS_PER_ROUND = 5
 #: … and this share of them is refilled at most: between two rounds that many finish, roughly.
 REFILL_SHARE = 4
 
