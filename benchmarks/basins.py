@@ -234,19 +234,23 @@ def main() -> None:
         print(json.dumps(scale(options.scale, repeats)))
         return
     report = dict(machine=machine(), fast=options.fast, repeats=repeats, workloads=[], scaling=[])
+
+    def write() -> None:  # after every workload, so that an interrupt loses one at most
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+            (options.out / "basins.md").write_text(markdown(report), encoding="utf-8")
+            (options.out / "basins.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+
     for workload in all_workloads():
         if workload.name[0] in options.workloads:
             print(workload.name, file=sys.stderr)
             report["workloads"].append(run_workload(workload, options.fast, repeats))
+            write()
     if "G" in options.workloads:
         print("G", file=sys.stderr)
         report["scaling"] = run_scaling(options.fast, repeats)
-    text = markdown(report)
-    print(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "basins.md").write_text(text, encoding="utf-8")
-        (options.out / "basins.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+        write()
+    print(markdown(report))
 
 
 if __name__ == "__main__":
