@@ -92,7 +92,7 @@ class BasinEstimate(Printable):
         """How many starts ended how."""
         return {status: int(self.tally.statuses[status]) for status in Status}
 
-    @property
+    @functools.cached_property
     def outcomes(self) -> pa.Table:
         """One row per start, in the order of the ids; of very many starts (above 10^6) the first ones only."""
         return self.tally.table()
@@ -259,7 +259,8 @@ def basin_sizes(
     - `initialization`: the law of starts, e.g. `gf.initialization.Gaussian(problem.widths([5, 5]))`.
     - `num`: how many, ids `first_id, …, first_id + num − 1` (64 bits).
     - `t1`, `max_steps`: when to give a start up.
-    - `rtol`, `atol`, `solver`: of the integration; any adaptive Diffrax solver, Tsit5 by default.
+    - `rtol`, `atol`, `solver`: of the integration; any adaptive Diffrax solver, Tsit5 by default, `gdflow.RKC` where it is
+      stiff. Labels survive rtol 1e-3; the default is tighter so that times do too (benchmarks/tolerance.py).
     - `kind`: `"exact"` or `"almost sure"`, see `gdflow.certificates.LevelCertificate`.
     - `confidence`: of the intervals.
     - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances.
