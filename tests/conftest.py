@@ -15,6 +15,13 @@ settings.register_profile(
 settings.load_profile("gdflow")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """Every compiled kernel holds memory maps, of which a process may have some 65 000: kept all along, the compiler crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)
