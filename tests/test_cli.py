@@ -18,6 +18,17 @@ LINNERUD = str(linnerud_path())
 TARGETS = ["--targets", "Weight", "Waist", "Pulse"]
 
 
+def assert_same_outcomes(one, other):
+    """Labels and counts alike; times and norms to round-off, for root finding depends on which lanes finish together."""
+    for name in one.column_names:
+        if name in ("id", "status", "verdict", "level", "steps"):
+            assert one[name].equals(other[name]), name
+        else:
+            np.testing.assert_allclose(
+                one[name].to_numpy(), other[name].to_numpy(), rtol=1e-9, atol=1e-12, err_msg=name
+            )
+
+
 def run(capsys, monkeypatch, *arguments):
     """Runs the entry point in this process: (exit code, standard output, standard error)."""
     monkeypatch.setattr(sys, "argv", ["gdflow", *map(str, arguments)])
@@ -71,7 +82,7 @@ def test_basins_without_arguments_runs_linnerud_and_writes_everything(gdflow, tm
     # The same command gives the same outcomes; another seed gives others.
     code, *_ = gdflow("basins", "--num", 60, "--overwrite", "--no-progress")
     assert code == 0
-    assert pyarrow.parquet.read_table(folder / "outcomes.parquet").equals(table)
+    assert_same_outcomes(pyarrow.parquet.read_table(folder / "outcomes.parquet"), table)
     gdflow("basins", "--num", 60, "--seed", 1, "--out", "other", "--no-progress")
     other = pyarrow.parquet.read_table(tmp_path / "other" / "outcomes.parquet")
     assert not np.any(np.isclose(other["time"].to_numpy(), table["time"].to_numpy(), rtol=1e-9))
@@ -224,5 +235,5 @@ def test_a_second_run_finds_its_programs_and_gives_the_same_outcomes(tmp_path):
         programs.append({path.name for path in (tmp_path / "cache").rglob("*-cache")})
     assert programs[0]
     assert programs[0] == programs[1]
-    assert tables[0].equals(tables[1])
+    assert_same_outcomes(*tables)
     assert "crossing_0" in tables[0].column_names

@@ -35,9 +35,9 @@ def default_lanes(widths: tuple[int, ...]) -> int:
     parameters = count_parameters(widths)
     if jax.default_backend() != "cpu":
         return int(np.clip(2**27 // parameters, 8, 2**16))
-    return (
-        int(np.clip(2**13 // parameters, 16, 64)) if max(widths) <= NARROW else int(np.clip(2**16 // parameters, 8, 64))
-    )
+    if max(widths) <= NARROW:
+        return int(np.clip(2**13 // parameters, 16, 96)) // 16 * 16  # whole vectors
+    return int(np.clip(2**16 // parameters, 8, 64))
 
 
 class ExplicitFlow(AbstractFlow):
