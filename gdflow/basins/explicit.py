@@ -41,7 +41,7 @@ def default_lanes(widths: tuple[int, ...]) -> int:
 
 
 class ExplicitFlow(AbstractFlow):
-    """Explicit Runge–Kutta methods by their tableau, on flattened states `(P, lanes)` or `(lanes, P)`.
+    """Explicit Runge–Kutta methods by their tableau; states are lists of layers, lanes along the last axis or the first.
 
     Runs in coordinates in which the design is diagonal: whitened ones as they are, data coordinates as reduced ones, which is
     an isometry. `memory` is the field at the state.
@@ -90,6 +90,8 @@ class ExplicitFlow(AbstractFlow):
         """`ab` in every lane."""
         if self.lane_axis == 0:
             return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        # The compiler never fuses a sum over an axis into several users of it, so it is evaluated once; the same product
+        # written out term by term would be evaluated again inside every product that uses it.
         return jnp.sum(a[:, :, None, :] * b[None, :, :, :], axis=1)
 
     def transpose(self, a: Array) -> Array:
@@ -117,18 +119,17 @@ class ExplicitFlow(AbstractFlow):
         # One network at a time for Diffrax, all lanes at once for the machine.
         arrays, rest = eqx.partition(self, eqx.is_array)
 
+        def fields(arrays, weights):
+            flow = eqx.combine(arrays, rest)
+            return list(flow.networks(flow.field(flow.layers(LayerTuple(weights)))[0]).weights)
+
         @jax.custom_batching.custom_vmap
         def lane_field(arrays, weights):
-            flow = eqx.combine(arrays, rest)
-            return [
-                w[0] for w in flow.networks(flow.field(flow.layers(LayerTuple([w[None] for w in weights])))[0]).weights
-            ]
+            return [w[0] for w in fields(arrays, [w[None] for w in weights])]
 
         @lane_field.def_vmap
         def _(axis_size, in_batched, arrays, weights):
-            flow = eqx.combine(arrays, rest)
-            fields = flow.field(flow.layers(LayerTuple(weights)))[0]
-            return list(flow.networks(fields).weights), [True] * len(weights)
+            return fields(arrays, weights), [True] * len(weights)
 
         terms = diffrax.ODETerm(lambda t, x, args: lane_field(arrays, x))
         solver = self.settings.solver

@@ -190,18 +190,13 @@ class AbstractFlow(AbstractProcess):
     def controller(self) -> diffrax.PIDController:
         return diffrax.PIDController(rtol=self.settings.rtol, atol=self.settings.atol, norm=_rms)
 
-    def per_lane(self, x: Any, reduce) -> Array:
-        """Reduces every array of a state over all but the lanes, then over the arrays."""
-
-        def one(a):
-            axes = [k for k in range(a.ndim) if k != self.lane_axis % a.ndim]
-            return reduce(a, axis=tuple(axes))
-
-        return reduce(jnp.stack([one(a) for a in jax.tree.leaves(x)]), axis=0)
-
     def norm(self, x: Any) -> Float[Array, " lanes"]:
         """Euclidean norms."""
-        return jnp.sqrt(self.per_lane(jax.tree.map(jnp.square, x), jnp.sum))
+
+        def squares(a):
+            return jnp.sum(jnp.square(a), axis=tuple(k for k in range(a.ndim) if k != self.lane_axis % a.ndim))
+
+        return jnp.sqrt(jnp.sum(jnp.stack([squares(a) for a in jax.tree.leaves(x)]), axis=0))
 
     def init(self, starts: Any) -> _FlowState:
         loss = self.loss(starts)
