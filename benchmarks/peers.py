@@ -95,6 +95,7 @@ class Gdflow(Peer):
             atol=w.atol,
             max_steps=w.max_steps,
             t1=w.t1,
+            crossings=(),
             progress=False,
         )
         level, times, steps = (estimate.outcomes[c].to_numpy() for c in ("level", "time", "steps"))

@@ -160,7 +160,7 @@ def basins(
     confidence: float = 0.95,
     audit: int | None = None,
     lanes: int | None = None,
-    staircase: bool = False,
+    staircase: bool = True,
     out: pathlib.Path = DEFAULT_OUT,
     overwrite: bool = False,
     progress: bool = True,

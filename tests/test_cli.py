@@ -227,7 +227,6 @@ def test_a_second_run_finds_its_programs_and_gives_the_same_outcomes(tmp_path):
             "--out",
             name,
             "--no-progress",
-            "--staircase",
         ]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         assert done.stderr == ""

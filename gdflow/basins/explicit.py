@@ -142,6 +142,12 @@ class ExplicitFlow(AbstractFlow):
         state = tuple(jnp.broadcast_to(jnp.asarray(x), t_next.shape) for x in state)
         return self.field(y)[0], t_next, state
 
+    def forget(self, place: Place) -> Place:
+        return Place(place.y, None, place.t, place.t_next, place.loss)
+
+    def recall(self, place: Place) -> Place:
+        return Place(place.y, self.field(place.y)[0], place.t, place.t_next, place.loss)
+
     def combine(self, factors: list[Float[Array, " lanes"]], states: list[list[Array]]) -> list[Array]:
         """`Σ factor·state`, as one sum over a stacked axis, so that it is evaluated once (see `product`)."""
         stacked = jnp.stack(factors)

@@ -33,7 +33,7 @@ _VANISHING = 1e-290
 #: A step shorter than this many units in the last place of `t` makes no progress.
 _SMALLEST_STEP = 8.0
 
-#: Crossing times of at most this many levels: every one costs a copy of the state per lane.
+#: Crossing times of at most this many levels: each keeps a copy of the state per lane.
 MAX_CROSSINGS = 16
 
 
@@ -104,7 +104,7 @@ class _FlowState(AbstractLaneState):
 
     A lane whose step is certified stays at the *beginning* of that step, and for every other crossing that is timed there is
     a mark where its step began: repeated, these steps give their interpolants again, so that no interpolant is stored. A mark
-    not yet set has `t_next` NaN; of a start below the level from the first it is 0.
+    not yet set has `t_next` NaN; of a start below the level from the first it is 0. Marks are places as `forget` leaves them.
     """
 
     start: Any
@@ -143,6 +143,13 @@ def _evaluated_once(evaluate: Callable[[], Any], *, unless: Array) -> Any:
         return evaluate()
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), eqx.filter_eval_shape(evaluate))
     return jax.lax.cond(unless, lambda: empty, evaluate)
+
+
+def _only_if(condition: Array, change: Callable[[Any, Any], Any], new: Any, old: Any) -> Any:
+    """`change(new, old)`, or `old` where nothing changes: on CPU that saves going through it (see `_evaluated_once`)."""
+    if jax.default_backend() != "cpu":
+        return change(new, old)
+    return jax.lax.cond(condition, change, lambda _, old: old, new, old)
 
 
 def _first_true(ends: dict[Status, Array], otherwise: Array) -> Array:
@@ -186,6 +193,14 @@ class AbstractFlow(AbstractProcess):
     def networks(self, y: Any) -> LayerTuple:
         """The lanes as a batch of networks (leading axis)."""
 
+    def forget(self, place: Place) -> Place:
+        """The place without what `recall` can find again: this is what marks keep."""
+        return place
+
+    def recall(self, place: Place) -> Place:
+        """The whole place again."""
+        return place
+
     @property
     def controller(self) -> diffrax.PIDController:
         return diffrax.PIDController(rtol=self.settings.rtol, atol=self.settings.atol, norm=_rms)
@@ -217,7 +232,8 @@ class AbstractFlow(AbstractProcess):
             start=starts,
             here=here,
             marks=tuple(
-                eqx.tree_at(lambda p: p.t_next, here, jnp.where(loss < level, 0.0, jnp.nan)) for level in self.crossings
+                eqx.tree_at(lambda p: p.t_next, self.forget(here), jnp.where(loss < level, 0.0, jnp.nan))
+                for level in self.crossings
             ),
             controller=controller,
             steps=jnp.zeros(loss.shape, int),
@@ -278,7 +294,7 @@ class AbstractFlow(AbstractProcess):
         marks = []
         for level, mark in zip(self.crossings, state.marks, strict=True):
             crossed = keep & jnp.isnan(mark.t_next) & (loss1 < level)
-            marks.append(self.select(crossed, here, mark))
+            marks.append(_only_if(jnp.any(crossed), functools.partial(self.select, crossed), self.forget(here), mark))
         return _FlowState(
             start=state.start,
             here=Place(
@@ -335,7 +351,7 @@ class AbstractFlow(AbstractProcess):
 
     def rows(self, state: _FlowState) -> dict[str, Array]:
         certified = state.status == Status.CERTIFIED
-        places = (state.here, *state.marks)
+        places = (state.here, *map(self.recall, state.marks))
         wanted = [certified & (state.steps > 0), *[mark.t_next > mark.t for mark in state.marks]]
         levels = [jnp.append(self.certificate.thresholds, jnp.inf)[0], *self.crossings]
         lanes = state.done.shape[0]

@@ -1,6 +1,6 @@
 """The batch engine: a fixed number of lanes, each with its own time and step, refilled as they finish.
 
-A lane holds one start on its way. All lanes advance together, a few steps at a time; then those that are finished hand in their
+A lane holds one start on its way. All lanes advance together until some have finished; then these hand in their
 row and are refilled with the next starts of a queue that was fixed in advance, all on the device. So no lane waits for a
 slower one; and since every id is assigned before anything runs and lanes in flight are drained at the end, fast starts are not
 favoured. What a start is and how it steps is the business of a *process*, a small protocol; gradient flows
@@ -22,10 +22,11 @@ from jaxtyping import Array, Bool, Int
 
 from gdflow.initialization import split_ids
 
-#: Lanes are looked through for finished ones every so many steps …
-STEPS_PER_ROUND = 5
-#: … and this share of them is refilled at most: between two rounds that many finish, roughly.
+#: Lanes hand in their rows and are refilled together, as soon as one in so many of them has finished …
 REFILL_SHARE = 4
+#: … which is looked after at every step on a CPU, and every so many steps on an accelerator, where it takes a round trip to the
+#: host.
+STEPS_PER_LOOK = 8
 
 
 class AbstractLaneState(eqx.Module):
@@ -108,6 +109,7 @@ def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array
     """
     lanes = flight.occupied.shape[0]
     batch = max(1, lanes // REFILL_SHARE)
+    steps_per_look = 1 if jax.default_backend() == "cpu" else STEPS_PER_LOOK
     capacity = high.shape[0] + lanes
     pool = process.draw(high, low)
     shapes = jax.eval_shape(lambda: process.rows(process.take(flight.state, jnp.arange(batch))))
@@ -127,9 +129,18 @@ def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array
                     for x, old in zip((high, low), flight.ids, strict=True))  # fmt: skip
         return _Flight(state, flight.occupied | use, ids), taken + jnp.sum(valid)
 
-    def fly(flight):
-        state = jax.lax.fori_loop(0, STEPS_PER_ROUND, lambda _, state: process.step(state), flight.state)
-        return _Flight(state, flight.occupied, flight.ids)
+    def fly(flight, taken):
+        # While there are starts left, an empty lane is as good a reason to stop as one that has finished.
+        waiting = jnp.where(taken < num, True, flight.occupied)
+        enough = jnp.minimum(batch, jnp.sum(waiting))
+
+        def steps(state):
+            return jax.lax.fori_loop(0, steps_per_look, lambda _, state: process.step(state), state)
+
+        def too_few(state):
+            return jnp.sum(state.done & waiting) < enough
+
+        return _Flight(jax.lax.while_loop(too_few, steps, flight.state), flight.occupied, flight.ids)
 
     def harvest(flight, rows, finished_ids, count):
         finished = flight.state.done & flight.occupied
@@ -146,7 +157,7 @@ def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array
     def body(carry):
         flight, taken, rows, finished_ids, count = carry
         flight, taken = refill(flight, taken)
-        flight = fly(flight)
+        flight = fly(flight, taken)
         flight, rows, finished_ids, count = harvest(flight, rows, finished_ids, count)
         return flight, taken, rows, finished_ids, count
 
