@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from gdflow import initialization as initialization
+from gdflow import landscape as landscape
 from gdflow.basins import BasinEstimate as BasinEstimate
 from gdflow.basins import basin_sizes as basin_sizes
 from gdflow.certificates import certify as certify
@@ -16,6 +17,12 @@ from gdflow.dynamics import simulate as simulate
 from gdflow.invariants import conserved as conserved
 from gdflow.invariants import drift as drift
 from gdflow.invariants import num_independent_laws as num_independent_laws
+from gdflow.landscape import classify as classify
+from gdflow.landscape import hessian as hessian
+from gdflow.landscape import inertia as inertia
+from gdflow.landscape import sample_critical_point as sample_critical_point
+from gdflow.landscape import second_variation as second_variation
+from gdflow.landscape import strata as strata
 from gdflow.network import LayerTuple as LayerTuple
 from gdflow.problem import Problem as Problem
 from gdflow.problem import critical_values as critical_values

@@ -23,6 +23,12 @@ class AbstractLoss(eqx.Module):
     def gradient(self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"]) -> Float[Array, "d_y m"]:
         """The gradient `∂ℓ/∂F`, in closed form."""
 
+    @abstractmethod
+    def hessian_form(
+        self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"], direction: Float[Array, "d_y m"]
+    ) -> Float[Array, ""]:
+        """`∇²ℓ[V, V]`, the second derivative along `direction`, in closed form; not negative."""
+
     def check_target(self, target: np.ndarray) -> None:
         """Raises `ValueError` if `target` (shape `(d_y, m)`) has values this loss does not admit."""
 
@@ -36,6 +42,11 @@ class SquaredError(AbstractLoss):
     def gradient(self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"]) -> Float[Array, "d_y m"]:
         return output - target
 
+    def hessian_form(
+        self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"], direction: Float[Array, "d_y m"]
+    ) -> Float[Array, ""]:
+        return jnp.sum(direction**2)
+
 
 class Logistic(AbstractLoss):
     """`Σ log(1 + exp(−A∘F))` with labels `A ∈ {−1, 1}`."""
@@ -45,6 +56,11 @@ class Logistic(AbstractLoss):
 
     def gradient(self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"]) -> Float[Array, "d_y m"]:
         return -target * jax.nn.sigmoid(-target * output)
+
+    def hessian_form(
+        self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"], direction: Float[Array, "d_y m"]
+    ) -> Float[Array, ""]:
+        return jnp.sum(jax.nn.sigmoid(output) * jax.nn.sigmoid(-output) * (target * direction) ** 2)
 
     def check_target(self, target: np.ndarray) -> None:
         wrong = target[(target != 1) & (target != -1)]
@@ -60,6 +76,13 @@ class SoftmaxCrossEntropy(AbstractLoss):
 
     def gradient(self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"]) -> Float[Array, "d_y m"]:
         return jax.nn.softmax(output, axis=0) * jnp.sum(target, axis=0, keepdims=True) - target
+
+    def hessian_form(
+        self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"], direction: Float[Array, "d_y m"]
+    ) -> Float[Array, ""]:
+        p = jax.nn.softmax(output, axis=0)
+        mean = jnp.sum(p * direction, axis=0, keepdims=True)  # the variance of the direction under p, column by column
+        return jnp.sum(jnp.sum(target, axis=0) * jnp.sum(p * (direction - mean) ** 2, axis=0))
 
     def check_target(self, target: np.ndarray) -> None:
         if np.any(target < 0):
@@ -87,3 +110,8 @@ class Huber(AbstractLoss):
 
     def gradient(self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"]) -> Float[Array, "d_y m"]:
         return jnp.clip(output - target, -self.delta, self.delta)
+
+    def hessian_form(
+        self, output: Float[Array, "d_y m"], target: Float[Array, "d_y m"], direction: Float[Array, "d_y m"]
+    ) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(jnp.abs(target - output) <= self.delta, direction**2, 0.0))

@@ -60,7 +60,11 @@ class RankDecision:
 
 
 def decide_rank(
-    singular_values: np.ndarray, *, size: int = 1, eps: float = float(np.finfo(np.float64).eps)
+    singular_values: np.ndarray,
+    *,
+    size: int = 1,
+    eps: float = float(np.finfo(np.float64).eps),
+    threshold: float | None = None,
 ) -> RankDecision:
     """Numerical rank of a matrix from its singular values.
 
@@ -68,6 +72,8 @@ def decide_rank(
 
     - `singular_values`: shape `(k,)`, any order, non-negative.
     - `size`, `eps`: see `gdflow.ranks.zero_threshold`.
+    - `threshold`: an absolute threshold in its place, for matrices that are themselves results of a computation, whose
+      round-off is that of what they were computed from.
 
     **Returns:** a `gdflow.ranks.RankDecision`.
 
@@ -77,7 +83,8 @@ def decide_rank(
     ```
     """
     s = np.asarray(singular_values, dtype=np.float64)
-    threshold = zero_threshold(float(s.max(initial=0.0)), size, eps)
+    if threshold is None:
+        threshold = zero_threshold(float(s.max(initial=0.0)), size, eps)
     kept, dropped = s[s > threshold], s[s <= threshold]
     return RankDecision(
         rank=int(kept.size),

@@ -1,0 +1,33 @@
+"""The landscape of the loss: critical points of every kind, their Hessians, and what lies around them."""
+
+from gdflow.landscape.classification import Classification as Classification
+from gdflow.landscape.classification import classify as classify
+from gdflow.landscape.convexity import average_over_permutations as average_over_permutations
+from gdflow.landscape.convexity import descend_two_layers as descend_two_layers
+from gdflow.landscape.convexity import kernel_perturbation as kernel_perturbation
+from gdflow.landscape.convexity import origin_witness as origin_witness
+from gdflow.landscape.convexity import symmetry_witness as symmetry_witness
+from gdflow.landscape.curvature import Inertia as Inertia
+from gdflow.landscape.curvature import balanced_minimum_spectrum as balanced_minimum_spectrum
+from gdflow.landscape.curvature import extreme_eigenpairs as extreme_eigenpairs
+from gdflow.landscape.curvature import hessian as hessian
+from gdflow.landscape.curvature import hessian_vector_product as hessian_vector_product
+from gdflow.landscape.curvature import inertia as inertia
+from gdflow.landscape.curvature import sharpness as sharpness
+from gdflow.landscape.escape import escape_direction as escape_direction
+from gdflow.landscape.normal_form import NormalForm as NormalForm
+from gdflow.landscape.pivots import Pivot as Pivot
+from gdflow.landscape.pivots import Pivots as Pivots
+from gdflow.landscape.pivots import find_pivots as find_pivots
+from gdflow.landscape.sampling import sample_critical_point as sample_critical_point
+from gdflow.landscape.second_variation import second_variation as second_variation
+from gdflow.landscape.second_variation import second_variation_blocks as second_variation_blocks
+from gdflow.landscape.second_variation import second_variation_single_hidden as second_variation_single_hidden
+from gdflow.landscape.second_variation import split_single_hidden as split_single_hidden
+from gdflow.landscape.strata import Strata as Strata
+from gdflow.landscape.strata import Stratum as Stratum
+from gdflow.landscape.strata import strata as strata
+from gdflow.landscape.strata import stratum_tangent_space as stratum_tangent_space
+from gdflow.landscape.two_hidden import second_variation_case_1 as second_variation_case_1
+from gdflow.landscape.two_hidden import second_variation_case_2_2 as second_variation_case_2_2
+from gdflow.landscape.two_hidden import two_hidden_case as two_hidden_case

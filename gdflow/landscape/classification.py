@@ -1,0 +1,244 @@
+"""What kind of critical point a network is: conditions, subset, ranks, strictness by two independent ways, escape direction."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from rich.console import RenderableType
+
+from gdflow.landscape.curvature import Inertia, extreme_eigenpairs, inertia
+from gdflow.landscape.escape import escape_direction
+from gdflow.landscape.normal_form import NormalForm, subset_indices
+from gdflow.landscape.pivots import Pivots, find_pivots
+from gdflow.landscape.second_variation import second_variation
+from gdflow.landscape.strata import subset_text
+from gdflow.levels import CriticalValues
+from gdflow.network import LayerTuple
+from gdflow.problem import Problem, critical_values
+from gdflow.ranks import RankDecision
+from gdflow.tables import Printable, key_value_table
+
+#: Up to so many parameters all eigenvalues of the Hessian are computed; beyond, the smallest one.
+MAX_EIGENVALUES = 2048
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Classification(Printable):
+    """What is known of a point of the landscape.
+
+    - `critical`: whether the relative gradient norm is at most `tolerance`.
+    - `gradient_norm`: `‖∇L‖`; `relative_gradient`: in normal-form coordinates, over `‖Σ‖∏max(1, ‖W_j‖)`.
+    - `loss`: effective loss; `nearest_level`, `level_value`, `level_distance`: the critical value nearest to it.
+    - `residuals`: of the conditions of Lemmas 3.1 and 3.2 of Chitour, Liao, Couillet (2022), each relative to the sizes of its terms.
+    - `subset`: `S`; `rank`: `r = rank R`; `rank_Z`: `r_Z = rank (ΠW)_2^H`, with margins. `None` where the point is not critical.
+    - `kind`: `"global minimum"`, `"strict saddle"`, `"non-strict saddle"`, `"not critical"`, or `"uncertain"` where a rank that decides
+      lies too close to its threshold (`uncertain` names it).
+    - `by_pivots`, `by_hessian`: the same verdict by the ranks and by the smallest eigenvalue alone.
+    - `smallest_eigenvalue` of `∇²L` and `eigenvalue_threshold`, at or below which a size counts as zero; `inertia` for up to
+      2048 parameters.
+    - `pivots`: all ranks with margins.
+    - `escape`: at a strict saddle a unit direction in which the loss falls, `escape_value = H_W(escape) < 0`, and how it was found.
+    """
+
+    critical: bool
+    kind: str
+    gradient_norm: float
+    relative_gradient: float
+    loss: float
+    nearest_level: int
+    level_value: float
+    level_distance: float
+    tolerance: float
+    residuals: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    subset: tuple[int, ...] | None = None
+    rank: RankDecision | None = None
+    rank_Z: RankDecision | None = None
+    by_pivots: str | None = None
+    by_hessian: str | None = None
+    smallest_eigenvalue: float | None = None
+    eigenvalue_threshold: float | None = None
+    inertia: Inertia | None = None
+    pivots: Pivots | None = None
+    uncertain: tuple[str, ...] = ()
+    escape: LayerTuple | None = None
+    escape_value: float | None = None
+    escape_source: str | None = None
+
+    def __rich__(self) -> RenderableType:
+        level = f"level {self.nearest_level} at {self.level_value:.8g}, distance {self.level_distance:.2g}"
+        rows = [
+            ("kind", self.kind),
+            (
+                "gradient",
+                f"‖∇L‖ = {self.gradient_norm:.3g}, relative {self.relative_gradient:.2g} (zero: ≤ {self.tolerance:.2g})",
+            ),
+            ("effective loss", f"{self.loss:.8g}; nearest {level}"),
+        ]
+        if self.critical:
+            assert self.subset is not None
+            assert self.rank is not None
+            assert self.rank_Z is not None
+            assert self.pivots is not None
+            tight = sum(p.tightened for p in self.pivots.pivots)
+            rows += [
+                ("S", subset_text(self.subset)),
+                ("ranks", f"r = {_decided(self.rank)}; r_Z = {_decided(self.rank_Z)}; r_max = {self.pivots.max_rank}"),
+                ("by pivots", f"{self.by_pivots}: {tight} of {len(self.pivots.pivots)} pivots tightened"),
+                ("by Hessian", f"{self.by_hessian}: λ_min = {self.smallest_eigenvalue:.6g} (zero: ≤ {self.eigenvalue_threshold:.2g})"),
+                *([("inertia", f"{self.inertia.negative} negative, {self.inertia.zero} zero, {self.inertia.positive} positive")]
+                    if self.inertia else []),
+                ("conditions", ", ".join(f"{name}: {value:.1e}" for name, value in self.residuals.items())),
+                *([("escape", f"H_W = {self.escape_value:.6g} along a unit direction ({self.escape_source})")]
+                    if self.escape else []),
+            ]  # fmt: skip
+        rows += [("UNCERTAIN", reason) for reason in self.uncertain]
+        return key_value_table("Classification", rows)
+
+
+def _decided(decision: RankDecision) -> str:
+    margins = []
+    if np.isfinite(decision.smallest_kept):
+        margins.append(f"kept ≥ {decision.smallest_kept / decision.threshold:.1e} thresholds")
+    if decision.largest_dropped > 0:
+        margins.append(f"dropped ≤ {decision.largest_dropped / decision.threshold:.1e}")
+    return f"{decision.rank}" + (f" ({', '.join(margins)})" if margins else "")
+
+
+def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> Classification:
+    """Is this network a critical point, on which stratum, and is it a minimum, a strict or a non-strict saddle?
+
+    Two independent answers to the last question stand side by side: by the ranks of partial products (pivots, see
+    `gdflow.landscape.pivots`) and by the smallest eigenvalue of the Hessian. Where they disagree, or a rank on which the verdict
+    rests has a singular value within a factor 10 of the threshold, `kind` is `"uncertain"`.
+
+    **Arguments:**
+
+    - `net`: at least two layers, in the problem's coordinates.
+    - `tolerance`: a gradient, a singular value of a partial product or an eigenvalue counts as zero at or below this multiple of
+      its natural size. Take it well above the accuracy to which the point is known: the end of a flow with relative
+      gradient 1e-8 needs 1e-6 or so.
+
+    **Raises:** `ValueError` for tied or zero singular values (levels and `inertia` still work), losses other than the squared error, a
+    single layer, networks that do not fit or are not finite.
+
+    ```python
+    >>> print(classify(problem, sample_critical_point(problem, (6, 5, 5, 3), (1,), key=key, kind="non-strict")))
+    ```
+    """
+    problem.check_network(net)
+    if net.depth < 2:
+        raise ValueError("a single layer has one critical value: there is nothing to classify")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
+    form = NormalForm(problem)
+    form.check_distinct("classification")
+    inner = form.into(net)
+    target = np.asarray(form.target, dtype=np.float64)
+    layers = [np.asarray(w, dtype=np.float64) for w in inner.weights]
+    gradient = form.gradient_norm(layers)
+    scale = float(np.linalg.norm(target) * np.prod([max(1.0, np.linalg.norm(w)) for w in layers]))
+    relative = gradient / scale
+    loss = float(problem.effective_loss(net))
+    number, value = _nearest_level(critical_values(problem, form.max_rank(net.widths), lowest=4096), loss)
+    facts = dict(
+        gradient_norm=float(problem.gradient(net).norm()), relative_gradient=relative, loss=loss,
+        nearest_level=number, level_value=value, level_distance=abs(loss - value), tolerance=tolerance,
+    )  # fmt: skip
+    if relative > tolerance:
+        return Classification(critical=False, kind="not critical", **facts)
+
+    subset = _subset_of(layers, form.singular_values)
+    pivots = find_pivots(layers, target, subset, tolerance=tolerance)
+    N = len(layers)
+    rank = pivots.products[2, N]
+    rank_Z = pivots.products[2, N - 1] if N > 2 else _full_rank(layers[0].shape[0])
+    uncertain = list(pivots.uncertain)
+    if rank.rank != len(subset) or not rank.certain:
+        uncertain.append(f"rank R = {_decided(rank)} while W fits {subset_text(subset)}")
+    by_pivots = "global minimum" if pivots.minimum else "non-strict saddle" if pivots.non_strict else "strict saddle"
+    if net.num_parameters <= MAX_EIGENVALUES:
+        signs = inertia(problem, net, tolerance=tolerance)
+        smallest, threshold = float(signs.eigenvalues[0]), signs.threshold
+    else:
+        signs = None
+        smallest = float(extreme_eigenpairs(problem, net)[0][0])
+        threshold = tolerance * abs(float(extreme_eigenpairs(problem, net, which="largest", tolerance=1e-3)[0][0]))
+    by_hessian = (
+        "strict saddle" if smallest < -threshold else by_pivots if by_pivots != "strict saddle" else "no descent"
+    )
+    if by_hessian == "no descent":
+        uncertain.append(f"the ranks say strict saddle, but λ_min = {smallest:.3g} is not below −{threshold:.2g}")
+    elif by_hessian != by_pivots:
+        uncertain.append(f"the ranks say {by_pivots}, but λ_min = {smallest:.3g} is below −{threshold:.2g}")
+    found = escape_direction(problem, net, subset) if by_pivots == by_hessian == "strict saddle" else None
+    return Classification(
+        critical=True,
+        kind="uncertain" if uncertain else by_pivots,
+        residuals=_residuals(layers, target, subset),
+        subset=subset,
+        rank=rank,
+        rank_Z=rank_Z,
+        by_pivots=by_pivots,
+        by_hessian=by_hessian,
+        smallest_eigenvalue=smallest,
+        eigenvalue_threshold=threshold,
+        inertia=signs,
+        pivots=pivots,
+        uncertain=tuple(uncertain),
+        escape=None if found is None else found[0],
+        escape_value=None if found is None else float(second_variation(problem, net, found[0])),
+        escape_source=None if found is None else found[1],
+        **facts,
+    )
+
+
+def _nearest_level(levels: CriticalValues, loss: float) -> tuple[int, float]:
+    k = int(np.argmin(abs(levels.values - loss)))
+    return k, float(levels.values[k])
+
+
+def _full_rank(d: int) -> RankDecision:
+    return RankDecision(d, np.finfo(float).tiny, 1.0, 0.0)
+
+
+def _subset_of(layers: list[np.ndarray], s: np.ndarray) -> tuple[int, ...]:
+    """The singular values that `RW_{1,1} = S_YD_S` fits."""
+    product = np.linalg.multi_dot(layers[::-1])
+    return tuple(int(i) + 1 for i in np.flatnonzero(np.diagonal(product)[: len(s)] > 0.5 * s))
+
+
+def _residuals(layers: list[np.ndarray], target: np.ndarray, subset: tuple[int, ...]) -> dict[str, float]:
+    """Residuals of Lemma 3.1 (eq. (16)) and Lemma 3.2 (item 1 and eq. (20)) of Chitour, Liao, Couillet (2022), relative."""
+    d = len(target)
+    inside, outside = subset_indices(subset, d)
+    S, W1, WN = target[:, :d], layers[0], layers[-1]
+    W11, W12 = W1[:, :d], W1[:, d:]
+    Z = np.linalg.multi_dot([np.eye(WN.shape[1]), *layers[-2:0:-1], np.eye(W1.shape[0])])
+    R = WN @ Z
+    Q = R @ W11
+    fitted = np.zeros((d, d))
+    fitted[inside, inside] = np.diagonal(S)[inside]
+    norm = np.linalg.norm
+    rest = float(np.prod([max(1.0, norm(w)) for w in layers]))
+    size = float(norm(S)) * rest
+
+    def relative(matrix, scale):
+        return float(norm(matrix)) / scale
+
+    return {
+        "3.1: RᵀS=RᵀRW_11": relative(R.T @ S - R.T @ Q, size * rest),
+        "3.1: RW_12=0": relative(R @ W12, rest),
+        "3.1: RW_11S=RW_11W_11ᵀRᵀ": relative(Q @ S - Q @ Q.T, size * rest),
+        "3.2: RW_11=SD": relative(Q - fitted, rest),
+        "3.2: W_N2Z=0": relative(WN[outside] @ Z, rest),
+        "3.2: W_N1ZW_111=D": relative(WN[inside] @ Z @ W11[:, inside] - fitted[np.ix_(inside, inside)], rest),
+        "3.2: ZW_112=0": relative(Z @ W11[:, outside], rest),
+        "3.2: W_N1ZW_12=0": relative(WN[inside] @ Z @ W12, rest),
+    }
+
+
+def raveled(net: LayerTuple) -> np.ndarray:
+    """A layer tuple as the vector that the Hessian acts on."""
+    return np.asarray(ravel_pytree(net)[0])

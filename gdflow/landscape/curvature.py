@@ -1,0 +1,223 @@
+"""The Hessian by automatic differentiation: dense, as an operator, its inertia and its extreme eigenpairs.
+
+Vectors are raveled layer tuples, `W_1` first, each row by row (`jax.flatten_util.ravel_pytree`). Everything is in the problem's
+coordinates and for any loss; eigenvalues are those of `∇²L`, twice those of the second variation `H_W`. Eigenvalues are computed on
+the host and are not differentiable; `hessian` and `hessian_vector_product` are.
+"""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse.linalg
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+from rich.console import RenderableType
+
+from gdflow.network import LayerTuple
+from gdflow.problem import Problem
+from gdflow.ranks import UNCERTAIN_FACTOR
+from gdflow.tables import Printable, key_value_table
+
+#: Dense Hessians of more parameters than this (2 GiB in double precision) are refused.
+MAX_DENSE = 2**14
+
+
+def hessian_vector_product(problem: Problem, net: LayerTuple, w: LayerTuple) -> LayerTuple:
+    """`∇²L(W)[w]`, the derivative of the gradient along `w`; about twice the cost of a gradient."""
+    return jax.jvp(problem.gradient, (net,), (w,))[1]
+
+
+def hessian(problem: Problem, net: LayerTuple) -> Float[Array, "P P"]:
+    """The Hessian `∇²L(W)` on raveled layer tuples, `P = Σ_j d_jd_{j-1}`.
+
+    **Raises:** `ValueError` for networks that do not fit, and above 2¹⁴ parameters (use `extreme_eigenpairs`).
+
+    ```python
+    >>> jnp.linalg.eigvalsh(hessian(problem, net))
+    ```
+    """
+    problem.check_widths(net.widths)
+    if net.batch_shape:
+        raise ValueError(f"one network is needed here, got a batch of shape {net.batch_shape}: use jax.vmap")
+    if net.num_parameters > MAX_DENSE:
+        raise ValueError(
+            f"a dense Hessian of {net.num_parameters} parameters takes {8 * net.num_parameters**2 / 2**30:.1f} GiB: "
+            "use extreme_eigenpairs or hessian_vector_product"
+        )
+    H = _dense(problem.without_info(), net)
+    return 0.5 * (H + H.T)
+
+
+@eqx.filter_jit
+def _dense(problem: Problem, net: LayerTuple) -> Array:
+    flat, unravel = ravel_pytree(net)
+
+    def column(v):
+        return ravel_pytree(hessian_vector_product(problem, net, unravel(v)))[0]
+
+    return jax.lax.map(column, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Inertia(Printable):
+    """How many eigenvalues of the Hessian are negative, zero and positive, and how sharply they are told apart.
+
+    - `negative`, `zero`, `positive`: the counts; `negative` is the (Morse) index, `zero` the nullity.
+    - `threshold`: eigenvalues of at most this size count as zero.
+    - `smallest_kept`, `largest_dropped`: sizes of the smallest eigenvalue that counts as non-zero (`inf` if there is none), and
+      of the largest that counts as zero.
+    - `eigenvalues`: all of them, ascending.
+    """
+
+    negative: int
+    zero: int
+    positive: int
+    threshold: float
+    smallest_kept: float
+    largest_dropped: float
+    eigenvalues: np.ndarray
+
+    @property
+    def certain(self) -> bool:
+        """Whether no eigenvalue lies within a factor 10 of the threshold."""
+        return (
+            self.smallest_kept >= UNCERTAIN_FACTOR * self.threshold
+            and self.largest_dropped <= self.threshold / UNCERTAIN_FACTOR
+        )
+
+    @property
+    def index(self) -> int:
+        """The number of negative eigenvalues."""
+        return self.negative
+
+    @property
+    def nullity(self) -> int:
+        """The number of zero eigenvalues."""
+        return self.zero
+
+    def __rich__(self) -> RenderableType:
+        kept = "none" if np.isinf(self.smallest_kept) else f"{self.smallest_kept:.3g}"
+        rows = [
+            ("negative", str(self.negative)),
+            ("zero", str(self.zero)),
+            ("positive", str(self.positive)),
+            ("eigenvalues", f"{self.eigenvalues[0]:.6g} … {self.eigenvalues[-1]:.6g}"),
+            ("zero means", f"|λ| ≤ {self.threshold:.3g}; nearest above {kept}, nearest below {self.largest_dropped:.3g}"
+                + ("" if self.certain else "; UNCERTAIN: an eigenvalue lies within a factor 10")),
+        ]  # fmt: skip
+        return key_value_table("Inertia of the Hessian", rows)
+
+
+def inertia(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> Inertia:
+    """Signs of the Hessian's eigenvalues, by a dense eigendecomposition.
+
+    **Arguments:** `tolerance`: eigenvalues at or below this multiple of the largest one count as zero. At a point that is critical
+    up to a relative error δ, eigenvalues that ought to be zero are of order δ: take `tolerance` well above it.
+
+    **Raises:** as `hessian`; `ValueError` for entries that are not finite and a tolerance that is not positive.
+    """
+    problem.check_network(net)
+    _check_tolerance(tolerance)
+    eigenvalues = np.linalg.eigvalsh(np.asarray(hessian(problem, net), dtype=np.float64))
+    sizes = abs(eigenvalues)
+    # A Hessian that vanishes is round-off of what it is made of, and has no scale of its own.
+    round_off = 100 * float(jnp.finfo(net.weights[0].dtype).eps) * _natural_scale(problem, net)
+    threshold = max(tolerance * float(sizes.max()), round_off)
+    kept = sizes > threshold
+    return Inertia(
+        negative=int(np.sum(kept & (eigenvalues < 0))),
+        zero=int(np.sum(~kept)),
+        positive=int(np.sum(kept & (eigenvalues > 0))),
+        threshold=threshold,
+        smallest_kept=float(sizes[kept].min(initial=np.inf)),
+        largest_dropped=float(sizes[~kept].max(initial=0.0)),
+        eigenvalues=eigenvalues,
+    )
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
+
+
+def _natural_scale(problem: Problem, net: LayerTuple) -> float:
+    """Size of the terms that the Hessian is a sum of: `∏‖W_j‖²‖D‖² + ∏‖W_j‖ ‖AD‖`, the layer of least norm or two left out."""
+    norms = np.sort(np.asarray(net.layer_norms(), dtype=np.float64))
+    D, A = (float(jnp.linalg.norm(x)) for x in (problem.design, problem.target))
+    return float(np.prod(norms[1:]) ** 2 * D**2 + np.prod(norms[2:]) * D * (A + np.prod(norms) * D))
+
+
+def extreme_eigenpairs(
+    problem: Problem, net: LayerTuple, num: int = 1, *, which: str = "smallest", tolerance: float = 0.0
+) -> tuple[np.ndarray, list[LayerTuple]]:
+    """The smallest or largest eigenvalues of the Hessian of a large network, with unit eigenvectors, by Lanczos (ARPACK).
+
+    **Arguments:**
+
+    - `num`: how many.
+    - `which`: `"smallest"` (most negative) or `"largest"`, algebraically.
+    - `tolerance`: relative accuracy of the eigenvalues; 0 for machine precision.
+
+    **Returns:** eigenvalues, shape `(num,)`, from the extreme one inwards, and the eigenvectors as layer tuples.
+
+    **Raises:** `ValueError` for options out of range; ARPACK's `ArpackNoConvergence` if a cluster of eigenvalues keeps it from
+    converging (ask for fewer or a looser tolerance).
+
+    ```python
+    >>> values, directions = extreme_eigenpairs(problem, net, 3)
+    ```
+    """
+    problem.check_network(net)
+    flat, unravel = ravel_pytree(net)
+    if which not in ("smallest", "largest"):
+        raise ValueError(f'which must be "smallest" or "largest", got {which!r}')
+    if not 1 <= num < flat.size:
+        raise ValueError(f"num must lie between 1 and {flat.size - 1}, got {num}")
+    arrays, rest = eqx.partition(problem.without_info(), eqx.is_array)
+
+    @jax.jit
+    def apply(arrays, net, v):
+        return ravel_pytree(hessian_vector_product(eqx.combine(arrays, rest), net, unravel(v)))[0]
+
+    operator = scipy.sparse.linalg.LinearOperator(
+        (flat.size, flat.size),
+        matvec=lambda v: np.asarray(apply(arrays, net, jnp.asarray(v).reshape(-1))),
+        dtype=flat.dtype,
+    )
+    # A fixed generic first vector: results are the same every time.
+    first = np.random.default_rng(0).normal(size=flat.size).astype(flat.dtype)
+    values, vectors = scipy.sparse.linalg.eigsh(
+        operator, k=num, which="SA" if which == "smallest" else "LA", v0=first, tol=tolerance
+    )
+    order = np.argsort(values) if which == "smallest" else np.argsort(-values)
+    return values[order], [unravel(jnp.asarray(vectors[:, k])) for k in order]
+
+
+def sharpness(problem: Problem, net: LayerTuple) -> float:
+    """The largest eigenvalue of the Hessian; gradient descent with step `η` is stable at a minimum iff `η < 2/sharpness`."""
+    if net.num_parameters <= 1024:
+        return float(np.linalg.eigvalsh(np.asarray(hessian(problem, net)))[-1])
+    return float(extreme_eigenpairs(problem, net, which="largest")[0][0])
+
+
+def balanced_minimum_spectrum(singular_values: np.ndarray, depth: int, shape: tuple[int, int]) -> np.ndarray:
+    """Non-zero eigenvalues of the Hessian at a balanced minimum with zero residual, whitened: a closed form.
+
+    `Σ_{k=1}^N σ_i^{2(N−k)/N} σ_j^{2(k−1)/N}` over the outputs `i` and inputs `j` of the end-to-end matrix (a zeroth power is 1, also of
+    0), those that vanish left out; the largest, the sharpness, is `Nσ_1^{2−2/N}`.
+
+    **Arguments:** `singular_values`: of the target, all of them fitted; `shape`: `(d_y, d_x)`.
+
+    **Returns:** the eigenvalues, ascending.
+    """
+    a, b = np.zeros(shape[0]), np.zeros(shape[1])
+    s = np.asarray(singular_values, dtype=np.float64)
+    a[: s.size] = b[: s.size] = s[: min(shape)]
+    total = np.zeros(shape)
+    for k in range(1, depth + 1):
+        total += np.power(a, 2 * (depth - k) / depth)[:, None] * np.power(b, 2 * (k - 1) / depth)[None, :]
+    values = np.sort(total.ravel())
+    return values[values > 0]
