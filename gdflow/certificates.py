@@ -56,8 +56,8 @@ class LevelCertificate(eqx.Module):
     - `problem`: with the squared error.
     - `widths`: `(d_0, …, d_N)`.
     - `kind`: `"exact"`: the lowest distinct critical values; a loss below all but the first proves, for this very state,
-      that the exact flow converges to a global minimum. `"almost sure"`: the nested levels `ℓ({1..r})` only, the claim being
-      that outside a set of starts of measure zero no other limit occurs (Terstiege, Rauhut, Bah, Westdickenberg 2022,
+      that the exact flow converges to a global minimum. `"almost sure"`: the nested levels `ℓ({1..r})` only, the claim
+      being that outside a set of starts of measure zero no other limit occurs (Terstiege, Rauhut, Bah, Westdickenberg 2022,
       Theorem 5a): weaker, but it stops earlier where the bottleneck is narrower than the rank of the target.
     - `depth`: at most that many levels above the minimum are told apart (`K`).
     - `allow_float32`: certify in single precision, where `eps = 1.2e-7`.
@@ -175,8 +175,8 @@ def exponential_rates(problem: Problem, net: LayerTuple) -> Rates:
     """Guaranteed exponential rates of the loss from this state on, for pyramidal widths `d_1 ≥ … ≥ d_H ≥ d_y`.
 
     With `μ_l = λ_{d_l−d_{l+1}+1}(C_l)`, `l = 1..H` (eigenvalues ascending: the `d_{l+1}`-th *largest*; the paper prints
-    "smallest"), `α = ∏μ_l` if all `μ_l > 0`; and `α' = ∏b_l` with `b_0 = 0`, `b_l = max(0, μ_l + b_{l-1})`. Computed on
-    the host; not differentiable.
+    "smallest"), `α = ∏μ_l` if all `μ_l > 0`; and `α' = ∏b_l` with `b_0 = 0`, `b_l = max(0, μ_l + b_{l-1})`. Computed on the
+    host; not differentiable.
     """
     widths = net.widths
     if net.depth == 1:
@@ -202,24 +202,26 @@ def exponential_rates(problem: Problem, net: LayerTuple) -> Rates:
 def excludes_non_strict_saddles(problem: Problem, net: LayerTuple) -> Bool[Array, ""]:
     """Whether the conserved quantities of this start prove that its limit is no non-strict saddle; depth 2 or 3.
 
-    Derived for this project from the classification of Achour, Malgouyres and Gerchinovitz (2024); in none of the sources. At a
-    non-strict saddle of rank `r < r_max` every pivot is tightened. For `N = 3`, where `r < d_1, d_2, d_y`: pivot (3,1) gives
-    `rank W_2 = r`, pivot (2,1) `rank Σ_YᵀW_3 = rank W_3 = r`, pivot (3,2) `rank W_1Σ_Yᵀ = rank W_{1,1} = r`, so `rank W_1 ≤ r + d_x − d_y`. The
-    `C_j` are constant along the flow and continuous, so at the start already, with `n_±` the numbers of positive and negative eigenvalues,
+    Derived for this project from the classification of Achour, Malgouyres and Gerchinovitz (2024); in none of the sources.
+    At a non-strict saddle of rank `r < r_max` every pivot is tightened. For `N = 3`, where `r < d_1, d_2, d_y`: pivot (3,1)
+    gives `rank W_2 = r`, pivot (2,1) `rank Σ_YᵀW_3 = rank W_3 = r`, pivot (3,2) `rank W_1Σ_Yᵀ = rank W_{1,1} = r`, so
+    `rank W_1 ≤ r + d_x − d_y`. The `C_j` are constant along the flow and continuous, so at the start already, with `n_±`
+    the numbers of positive and negative eigenvalues,
 
         n_±(C_2) ≤ r,   n_+(C_1) ≤ r,   n_−(C_1) ≤ r + d_x − d_y      for some r < r_max,
 
-    because `C_2 = W_3ᵀW_3 − W_2W_2ᵀ` is a difference of two positive semidefinite matrices of rank `r`, and likewise `C_1`. It is enough to look at
-    `r = r_max − 1`. A start that violates one of these inequalities is excluded from all non-strict saddles; the others may or may not reach
-    one. Only eigenvalues that stand ten thresholds (`gdflow.ranks.zero_threshold`) above round-off are counted. For `N = 2`
-    every saddle is strict. Needs distinct `s_i > 0` (`ValueError` otherwise, and for deeper networks, for which no such certificate is known).
+    because `C_2 = W_3ᵀW_3 − W_2W_2ᵀ` is a difference of two positive semidefinite matrices of rank `r`, and likewise `C_1`.
+    It is enough to look at `r = r_max − 1`. A start that violates one of these inequalities is excluded from all non-strict
+    saddles; the others may or may not reach one. Only eigenvalues that stand ten thresholds (`gdflow.ranks.zero_threshold`)
+    above round-off are counted. For `N = 2` every saddle is strict. Needs distinct `s_i > 0` (`ValueError` otherwise, and
+    for deeper networks, for which no such certificate is known).
 
     Traceable: `jax.vmap` it over batches, or see `saddle_avoidance`.
     """
-    form, layers = _flow_coordinates(problem, net)
+    layers = _flow_coordinates(problem, net)
     if net.depth == 2:
         return jnp.array(True)
-    widths = (layers.widths[0], *layers.widths[1:])
+    widths = layers.widths
     r = min(widths) - 1
     C1, C2 = conserved(layers)
     norms = layers.layer_norms() ** 2
@@ -234,12 +236,11 @@ def excludes_non_strict_saddles(problem: Problem, net: LayerTuple) -> Bool[Array
     return ~reachable
 
 
-def _flow_coordinates(problem: Problem, net: LayerTuple) -> tuple[NormalForm, LayerTuple]:
+def _flow_coordinates(problem: Problem, net: LayerTuple) -> LayerTuple:
     """The network in isometric coordinates of the problem's flow with at least as many inputs as outputs."""
     _check_avoidance(problem, net.widths)
-    form = NormalForm(problem)
     coordinates = "whitened" if problem.coordinates == "whitened" else "reduced"
-    return form, form.transpose(problem.convert(net, problem.coordinates, coordinates))
+    return NormalForm(problem).transpose(problem.convert(net, problem.coordinates, coordinates))
 
 
 def _check_avoidance(problem: Problem, widths: Iterable[int]) -> None:
@@ -254,9 +255,10 @@ def _check_avoidance(problem: Problem, widths: Iterable[int]) -> None:
 def widths_exclude_non_strict_saddles(problem: Problem, widths: Iterable[int]) -> bool:
     """Whether almost every start with these widths is excluded from all non-strict saddles, depth 2 or 3.
 
-    For `N = 3` that is so if `d_2 ≥ 2r_max − 1` or `d_1 ≥ 2r_max + d_x − d_y − 1` (`d_x ≥ d_y`, else of the transposed network): for almost every
-    start `C_2` has rank `min(d_2, rank W_2 + rank W_3) ≥ 2r_max − 1`, more than the `2r ≤ 2r_max − 2` that `excludes_non_strict_saddles` allows; likewise
-    `C_1`. Derived for this project. `False` claims nothing.
+    For `N = 3` that is so if `d_2 ≥ 2r_max − 1` or `d_1 ≥ 2r_max + d_x − d_y − 1` (`d_x ≥ d_y`, else of the transposed
+    network): for almost every start `C_2` has rank `min(d_2, rank W_2 + rank W_3) ≥ 2r_max − 1`, more than the
+    `2r ≤ 2r_max − 2` that `excludes_non_strict_saddles` allows; likewise `C_1`. Derived for this project. `False` claims
+    nothing.
     """
     _check_avoidance(problem, widths)
     d_x, *hidden, d_y = NormalForm(problem).widths(widths)
@@ -332,8 +334,8 @@ class Certificate(Printable):
     - `levels`: the critical values used, from the lowest.
     - `radius`: bounds on `‖W_j(t)‖_F`, `t ≥ 0`.
     - `rates`: exponential rates.
-    - `avoids_non_strict`: whether the conserved quantities exclude every non-strict saddle as the limit; `None` where nothing is known
-      (four layers and more, tied or zero singular values).
+    - `avoids_non_strict`: whether the conserved quantities exclude every non-strict saddle as the limit; `None` where
+      nothing is known (four layers and more, tied or zero singular values).
     """
 
     loss: float

@@ -116,14 +116,14 @@ class LayerTuple(eqx.Module):
 
     def expansion(self, w: "LayerTuple") -> tuple[Float[Array, "d_N d_0"], Float[Array, "d_N d_0"]]:
         """`Σ_j P_j(w)` and `Σ_{j<k} P_jk(w)`: the product's terms of first and second order in `w`, in one sweep."""
-        zeroth, first, second = self.product(1, 0), None, None
-        for W, v in zip(self.weights, w.weights, strict=True):
+        zeroth, first = self.weights[0], w.weights[0]
+        second = jnp.zeros_like(first)
+        for W, v in zip(self.weights[1:], w.weights[1:], strict=True):
             # (W + εv)(zeroth + ε first + ε² second)
-            after = matmul(v, first) if first is not None else None
-            second = after if second is None else matmul(W, second) + after
-            first = matmul(v, zeroth) if first is None else matmul(W, first) + matmul(v, zeroth)
+            second = matmul(W, second) + matmul(v, first)
+            first = matmul(W, first) + matmul(v, zeroth)
             zeroth = matmul(W, zeroth)
-        return first, jnp.zeros_like(first) if second is None else second
+        return first, second
 
     def pullback(self, gradient: Float[Array, "d_N d_0"]) -> "LayerTuple":
         """Gradient in the layers of a function of the product, from its gradient `G` at the product.

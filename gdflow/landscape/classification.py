@@ -1,9 +1,10 @@
 """What kind of critical point a network is: conditions, subset, ranks, strictness by two independent ways, escape direction."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from rich.console import RenderableType
@@ -31,15 +32,18 @@ class Classification(Printable):
     - `critical`: whether the relative gradient norm is at most `tolerance`.
     - `gradient_norm`: `‖∇L‖`; `relative_gradient`: in normal-form coordinates, over `‖Σ‖∏max(1, ‖W_j‖)`.
     - `loss`: effective loss; `nearest_level`, `level_value`, `level_distance`: the critical value nearest to it.
-    - `residuals`: of the conditions of Lemmas 3.1 and 3.2 of Chitour, Liao, Couillet (2022), each relative to the sizes of its terms.
-    - `subset`: `S`; `rank`: `r = rank R`; `rank_Z`: `r_Z = rank (ΠW)_2^H`, with margins. `None` where the point is not critical.
-    - `kind`: `"global minimum"`, `"strict saddle"`, `"non-strict saddle"`, `"not critical"`, or `"uncertain"` where a rank that decides
-      lies too close to its threshold (`uncertain` names it).
+    - `residuals`: of the conditions of Lemmas 3.1 and 3.2 of Chitour, Liao, Couillet (2022), each relative to the sizes of
+      its terms.
+    - `subset`: `S`; `rank`: `r = rank R`; `rank_Z`: `r_Z = rank (ΠW)_2^H`, with margins. `None` where the point is not
+      critical.
+    - `kind`: `"global minimum"`, `"strict saddle"`, `"non-strict saddle"`, `"not critical"`, or `"uncertain"` where a rank
+      that decides lies too close to its threshold (`uncertain` names it).
     - `by_pivots`, `by_hessian`: the same verdict by the ranks and by the smallest eigenvalue alone.
-    - `smallest_eigenvalue` of `∇²L` and `eigenvalue_threshold`, at or below which a size counts as zero; `inertia` for up to
-      2048 parameters.
+    - `smallest_eigenvalue` of `∇²L` and `eigenvalue_threshold`, at or below which a size counts as zero; `inertia` for up
+      to 2048 parameters.
     - `pivots`: all ranks with margins.
-    - `escape`: at a strict saddle a unit direction in which the loss falls, `escape_value = H_W(escape) < 0`, and how it was found.
+    - `escape`: at a strict saddle a unit direction in which the loss falls, `escape_value = H_W(escape) < 0`, and how it
+      was found.
     """
 
     critical: bool
@@ -86,7 +90,8 @@ class Classification(Printable):
                 ("S", subset_text(self.subset)),
                 ("ranks", f"r = {_decided(self.rank)}; r_Z = {_decided(self.rank_Z)}; r_max = {self.pivots.max_rank}"),
                 ("by pivots", f"{self.by_pivots}: {tight} of {len(self.pivots.pivots)} pivots tightened"),
-                ("by Hessian", f"{self.by_hessian}: λ_min = {self.smallest_eigenvalue:.6g} (zero: ≤ {self.eigenvalue_threshold:.2g})"),
+                ("by Hessian", f"{self.by_hessian}: λ_min = {self.smallest_eigenvalue:.6g}"
+                    f" (zero: ≤ {self.eigenvalue_threshold:.2g})"),
                 *([("inertia", f"{self.inertia.negative} negative, {self.inertia.zero} zero, {self.inertia.positive} positive")]
                     if self.inertia else []),
                 ("conditions", ", ".join(f"{name}: {value:.1e}" for name, value in self.residuals.items())),
@@ -110,18 +115,18 @@ def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> C
     """Is this network a critical point, on which stratum, and is it a minimum, a strict or a non-strict saddle?
 
     Two independent answers to the last question stand side by side: by the ranks of partial products (pivots, see
-    `gdflow.landscape.pivots`) and by the smallest eigenvalue of the Hessian. Where they disagree, or a rank on which the verdict
-    rests has a singular value within a factor 10 of the threshold, `kind` is `"uncertain"`.
+    `gdflow.landscape.pivots`) and by the smallest eigenvalue of the Hessian. Where they disagree, or a rank on which the
+    verdict rests has a singular value within a factor 10 of the threshold, `kind` is `"uncertain"`.
 
     **Arguments:**
 
     - `net`: at least two layers, in the problem's coordinates.
-    - `tolerance`: a gradient, a singular value of a partial product or an eigenvalue counts as zero at or below this multiple of
-      its natural size. Take it well above the accuracy to which the point is known: the end of a flow with relative
-      gradient 1e-8 needs 1e-6 or so.
+    - `tolerance`: a gradient, a singular value of a partial product or an eigenvalue counts as zero at or below this
+      multiple of its natural size. Take it well above the accuracy to which the point is known: the end of a flow with
+      relative gradient 1e-8 needs 1e-6 or so.
 
-    **Raises:** `ValueError` for tied or zero singular values (levels and `inertia` still work), losses other than the squared error, a
-    single layer, networks that do not fit or are not finite.
+    **Raises:** `ValueError` for tied or zero singular values (levels and `inertia` still work), losses other than the
+    squared error, a single layer, networks that do not fit or are not finite.
 
     ```python
     >>> print(classify(problem, sample_critical_point(problem, (6, 5, 5, 3), (1,), key=key, kind="non-strict")))
@@ -138,11 +143,11 @@ def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> C
     target = np.asarray(form.target, dtype=np.float64)
     layers = [np.asarray(w, dtype=np.float64) for w in inner.weights]
     gradient = form.gradient_norm(layers)
-    scale = float(np.linalg.norm(target) * np.prod([max(1.0, np.linalg.norm(w)) for w in layers]))
+    scale = float(np.linalg.norm(target)) * _size(layers)
     relative = gradient / scale
     loss = float(problem.effective_loss(net))
     number, value = _nearest_level(critical_values(problem, form.max_rank(net.widths), lowest=4096), loss)
-    facts = dict(
+    facts: dict[str, Any] = dict(
         gradient_norm=float(problem.gradient(net).norm()), relative_gradient=relative, loss=loss,
         nearest_level=number, level_value=value, level_distance=abs(loss - value), tolerance=tolerance,
     )  # fmt: skip
@@ -194,6 +199,11 @@ def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> C
     )
 
 
+def _size(layers: list[np.ndarray]) -> float:
+    """`∏max(1, ‖W_j‖)`."""
+    return math.prod(max(1.0, float(np.linalg.norm(w))) for w in layers)
+
+
 def _nearest_level(levels: CriticalValues, loss: float) -> tuple[int, float]:
     k = int(np.argmin(abs(levels.values - loss)))
     return k, float(levels.values[k])
@@ -221,7 +231,7 @@ def _residuals(layers: list[np.ndarray], target: np.ndarray, subset: tuple[int, 
     fitted = np.zeros((d, d))
     fitted[inside, inside] = np.diagonal(S)[inside]
     norm = np.linalg.norm
-    rest = float(np.prod([max(1.0, norm(w)) for w in layers]))
+    rest = _size(layers)
     size = float(norm(S)) * rest
 
     def relative(matrix, scale):

@@ -15,30 +15,27 @@ from gdflow.ranks import decide_rank
 
 @dataclasses.dataclass(frozen=True)
 class NonConvexity:
-    """A violation of convexity.
+    """An inequality that holds for convex losses, and whether it does here.
 
-    - `at_points`: the largest loss among the points whose convex combination is taken (or the value of the tangent plane).
-    - `at_combination`: the loss there; convexity would make it at most `at_points`.
-    - `combination`: the network there.
-    - `violated`: whether `at_combination > at_points`, by more than round-off.
+    - `left`, `right`: convexity would give `left ≤ right`.
+    - `network`: where the loss is off.
+    - `violated`: whether `left > right` by more than round-off, which proves that the loss is not convex.
     """
 
-    at_points: float
-    at_combination: float
-    combination: LayerTuple
-    violated: bool
+    left: float
+    right: float
+    network: LayerTuple
 
-
-def _compare(at_points: float, at_combination: float, combination: LayerTuple) -> NonConvexity:
-    slack = 1e-9 * max(abs(at_points), abs(at_combination))
-    return NonConvexity(at_points, at_combination, combination, bool(at_combination > at_points + slack))
+    @property
+    def violated(self) -> bool:
+        return self.left > self.right + 1e-9 * max(abs(self.left), abs(self.right))
 
 
 def average_over_permutations(net: LayerTuple) -> LayerTuple:
     """The average of all networks that differ from `net` by permutations of hidden units, which all compute the same.
 
-    `W_1 → QW_1`, `W_j → QW_jQ`, `W_N → W_NQ` with `Q = (1/d)11ᵀ` (the lecture prints `1/d!`): all units of a hidden layer are alike,
-    so the network does no more than one with hidden widths 1.
+    `W_1 → QW_1`, `W_j → QW_jQ`, `W_N → W_NQ` with `Q = (1/d)11ᵀ` (the lecture prints `1/d!`): all units of a hidden layer
+    are alike, so the network does no more than one with hidden widths 1.
     """
 
     def mean(w: Array, axis: int) -> Array:
@@ -54,25 +51,24 @@ def average_over_permutations(net: LayerTuple) -> LayerTuple:
 def symmetry_witness(loss: Callable[[LayerTuple], Float[Array, ""]], net: LayerTuple) -> NonConvexity:
     """Proposition 6.1 of Cohen's lecture: a loss of the input-output map that is convex would be no larger at the average.
 
-    The average of the permuted copies of `net`, all with the loss of `net`, is a network whose hidden layers act like layers of width
-    1. So the loss is not convex if `net` is better than every network of hidden widths 1.
+    The average of the permuted copies of `net`, all with the loss of `net`, is a network whose hidden layers act like
+    layers of width 1. So the loss is not convex if `net` is better than every network of hidden widths 1.
 
     **Arguments:** `loss`: any function of networks that depends on their input-output map alone, with any activation;
     `problem.effective_loss`, say. `net`: a minimum, or any good network.
     """
     average = average_over_permutations(net)
-    return _compare(float(loss(net)), float(loss(average)), average)
+    return NonConvexity(left=float(loss(average)), right=float(loss(net)), network=average)
 
 
 def origin_witness(loss: Callable[[LayerTuple], Float[Array, ""]], net: LayerTuple) -> NonConvexity:
     """Proposition 6.2 of Cohen's lecture: the origin is critical, so it would be a global minimum if the loss were convex.
 
-    With `σ(0) = 0` (and at least two layers) all gradients vanish at zero weights. `at_points` is the larger of the losses at `net`
-    and at `−net`, between which the origin lies half-way; it violates convexity where both are better than zero (even depth and
-    `net` small, say); otherwise the tangent plane at the origin does, `L(net) < L(0) + ⟨∇L(0), net⟩`, and that is
-    what is returned.
+    With `σ(0) = 0` and at least two layers all gradients vanish at zero weights, so the tangent plane there is constant,
+    and a convex loss would lie above it: `left = L(0) + ⟨∇L(0), W⟩`, `right = L(W)`.
 
-    **Arguments:** `loss`: differentiable; `net`: a network with a loss below that of the zero network.
+    **Arguments:** `loss`: differentiable, depending on the input-output map alone; `net`: a network with a loss below that
+    of the zero network.
 
     **Raises:** `ValueError` if the gradient at the origin does not vanish, which the proposition needs.
     """
@@ -84,8 +80,7 @@ def origin_witness(loss: Callable[[LayerTuple], Float[Array, ""]], net: LayerTup
         raise ValueError(
             f"the gradient at zero weights has norm {size:.3g}: this needs σ(0) = 0 and two layers or more"
         )
-    # Convexity: L(net) ≥ plane. The violation reads: the plane at `net` lies above the loss there.
-    return _compare(float(loss(net)), plane, net)
+    return NonConvexity(left=plane, right=float(loss(net)), network=net)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +100,12 @@ class KernelPerturbation:
 def kernel_perturbation(net: LayerTuple, *, key: Key[Array, ""], size: float = 1e-3) -> KernelPerturbation:
     """Theorem 6.10 of Cohen's lecture (Laurent, von Brecht): `W̃_k = W_k + w_ku_{k-1}ᵀ`, `k > k*`, keeps the product.
 
-    `u_k` is orthogonal to the range of `W_k … W_1` on its smallest singular direction, `w_k` random of norm `size`. At a local minimum all
-    these networks are local minima too, and their criticality forces `∇ℓ = 0`: no bad local minima, if no hidden layer is
-    narrower than both ends. For `d_N < d_0` the transposed network is meant: hand it over transposed.
+    `u_k` is orthogonal to the range of `W_k … W_1` on its smallest singular direction, `w_k` random of norm `size`. At a
+    local minimum all these networks are local minima too, and their criticality forces `∇ℓ = 0`: no bad local minima, if no
+    hidden layer is narrower than both ends. For `d_N < d_0` the transposed network is meant: hand it over transposed.
 
-    **Raises:** `ValueError` if `W_{N-1} … W_1` has no kernel (then criticality gives `∇ℓ = 0` at once), or if the network has `d_N < d_0` or a
-    bottleneck narrower than `d_0`.
+    **Raises:** `ValueError` if `W_{N-1} … W_1` has no kernel (then criticality gives `∇ℓ = 0` at once), or if the network
+    has `d_N < d_0` or a bottleneck narrower than `d_0`.
     """
     widths = net.widths
     if widths[-1] < widths[0]:
@@ -141,9 +136,9 @@ def _rank(matrix: np.ndarray) -> int:
 def descend_two_layers(problem: Problem, net: LayerTuple) -> LayerTuple | None:
     """Theorem 6.11 of Cohen's lecture: at a critical point of two layers that is no minimum, a direction of negative curvature.
 
-    For `ℓ` convex and `v ∈ ker W_2`, `v ≠ 0`: `Δ_1 = αve_jᵀ`, `Δ_2 = e_ivᵀ` with the largest `|∇ℓ_{ij}|` and `α` as is best; then
-    `∇²L[Δ, Δ] = ∇²ℓ[Δ_2W_1, Δ_2W_1] + 2α‖v‖²∇ℓ_{ij}` (the lecture prints `∇²ℓ` in the last term). Any twice differentiable loss; square
-    matrices, as in the lecture, or whenever `ker W_2 ≠ 0`.
+    For `ℓ` convex and `v ∈ ker W_2`, `v ≠ 0`: `Δ_1 = αve_jᵀ`, `Δ_2 = e_ivᵀ` with the largest `|∇ℓ_{ij}|` and `α` as is
+    best; then `∇²L[Δ, Δ] = ∇²ℓ[Δ_2W_1, Δ_2W_1] + 2α‖v‖²∇ℓ_{ij}` (the lecture prints `∇²ℓ` in the last term). Any twice
+    differentiable loss; square matrices, as in the lecture, or whenever `ker W_2 ≠ 0`.
 
     **Returns:** a unit direction, or `None` where `∇ℓ = 0` or `W_2` has no kernel (transpose then).
     """

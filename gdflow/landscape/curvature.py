@@ -1,8 +1,8 @@
 """The Hessian by automatic differentiation: dense, as an operator, its inertia and its extreme eigenpairs.
 
-Vectors are raveled layer tuples, `W_1` first, each row by row (`jax.flatten_util.ravel_pytree`). Everything is in the problem's
-coordinates and for any loss; eigenvalues are those of `∇²L`, twice those of the second variation `H_W`. Eigenvalues are computed on
-the host and are not differentiable; `hessian` and `hessian_vector_product` are.
+Vectors are raveled layer tuples, `W_1` first, each row by row (`jax.flatten_util.ravel_pytree`). Everything is in the
+problem's coordinates and for any loss; eigenvalues are those of `∇²L`, twice those of the second variation `H_W`.
+Eigenvalues are computed on the host and are not differentiable; `hessian` and `hessian_vector_product` are.
 """
 
 import dataclasses
@@ -67,8 +67,8 @@ class Inertia(Printable):
 
     - `negative`, `zero`, `positive`: the counts; `negative` is the (Morse) index, `zero` the nullity.
     - `threshold`: eigenvalues of at most this size count as zero.
-    - `smallest_kept`, `largest_dropped`: sizes of the smallest eigenvalue that counts as non-zero (`inf` if there is none), and
-      of the largest that counts as zero.
+    - `smallest_kept`, `largest_dropped`: sizes of the smallest eigenvalue that counts as non-zero (`inf` if there is none),
+      and of the largest that counts as zero.
     - `eigenvalues`: all of them, ascending.
     """
 
@@ -114,8 +114,8 @@ class Inertia(Printable):
 def inertia(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> Inertia:
     """Signs of the Hessian's eigenvalues, by a dense eigendecomposition.
 
-    **Arguments:** `tolerance`: eigenvalues at or below this multiple of the largest one count as zero. At a point that is critical
-    up to a relative error δ, eigenvalues that ought to be zero are of order δ: take `tolerance` well above it.
+    **Arguments:** `tolerance`: eigenvalues at or below this multiple of the largest one count as zero. At a point that is
+    critical up to a relative error δ, eigenvalues that ought to be zero are of order δ: take `tolerance` well above it.
 
     **Raises:** as `hessian`; `ValueError` for entries that are not finite and a tolerance that is not positive.
     """
@@ -163,8 +163,8 @@ def extreme_eigenpairs(
 
     **Returns:** eigenvalues, shape `(num,)`, from the extreme one inwards, and the eigenvectors as layer tuples.
 
-    **Raises:** `ValueError` for options out of range; ARPACK's `ArpackNoConvergence` if a cluster of eigenvalues keeps it from
-    converging (ask for fewer or a looser tolerance).
+    **Raises:** `ValueError` for options out of range; ARPACK's `ArpackNoConvergence` if a cluster of eigenvalues keeps it
+    from converging (ask for fewer or a looser tolerance).
 
     ```python
     >>> values, directions = extreme_eigenpairs(problem, net, 3)
@@ -206,8 +206,8 @@ def sharpness(problem: Problem, net: LayerTuple) -> float:
 def balanced_minimum_spectrum(singular_values: np.ndarray, depth: int, shape: tuple[int, int]) -> np.ndarray:
     """Non-zero eigenvalues of the Hessian at a balanced minimum with zero residual, whitened: a closed form.
 
-    `Σ_{k=1}^N σ_i^{2(N−k)/N} σ_j^{2(k−1)/N}` over the outputs `i` and inputs `j` of the end-to-end matrix (a zeroth power is 1, also of
-    0), those that vanish left out; the largest, the sharpness, is `Nσ_1^{2−2/N}`.
+    `Σ_{k=1}^N σ_i^{2(N−k)/N} σ_j^{2(k−1)/N}` over the outputs `i` and inputs `j` of the end-to-end matrix (a zeroth power
+    is 1, also of 0), those that vanish left out; the largest, the sharpness, is `Nσ_1^{2−2/N}`.
 
     **Arguments:** `singular_values`: of the target, all of them fitted; `shape`: `(d_y, d_x)`.
 

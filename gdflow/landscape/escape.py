@@ -16,9 +16,9 @@ def escape_direction(problem: Problem, net: LayerTuple, subset: tuple[int, ...])
     Tried in turn, and every candidate is checked by its value:
 
     - *swap*: where some `s_j > s_i` with `i ∈ S`, `j ∉ S`, the rotation of `W_N` and `W_1` that takes `e_i` to `e_j`.
-    - *Proposition 4 iii* of Chitour, Liao, Couillet (2022), where `r_Z > r`: `w_{1,1,2} = vκᵀ`, `w_{N,2} = κ'uᵀ` with `W_NZv = 0`, `Zv ≠ 0`, `tr(κ'uᵀ
-      Zvκᵀ E_Y) ≠ 0` (printed `λv`, a vector, where a matrix is needed). For `N = 2`, where `Z = I`, it is the direction of Theorem 6.11 of
-      Cohen's lecture.
+    - *Proposition 4 iii* of Chitour, Liao, Couillet (2022), where `r_Z > r`: `w_{1,1,2} = vκᵀ`, `w_{N,2} = κ'uᵀ` with
+      `W_NZv = 0`, `Zv ≠ 0`, `tr(κ'uᵀ Zvκᵀ E_Y) ≠ 0` (printed `λv`, a vector, where a matrix is needed). For `N = 2`, where
+      `Z = I`, it is the direction of Theorem 6.11 of Cohen's lecture.
     - the eigenvector of the Hessian's smallest eigenvalue.
     """
     form = NormalForm(problem)
@@ -64,7 +64,7 @@ def _swap(layers: list[np.ndarray], s: np.ndarray, subset: tuple[int, ...]) -> l
 
 
 def _kernel(form: NormalForm, layers: list[np.ndarray], subset: tuple[int, ...]) -> list[np.ndarray] | None:
-    """`w_1 = λ·v e_jᵀ`, `w_N = μ·e_j uᵀ` with `v` in the kernel of `R` but not of `Z`, `u = Zv`, and the `s_j ∉ S` that is largest."""
+    """`w_1 = λ·v e_jᵀ`, `w_N = μ·e_j uᵀ`, `v` in the kernel of `R` but not of `Z`, `u = Zv`, for the largest `s_j ∉ S`."""
     s = form.singular_values
     _, outside = subset_indices(subset, len(s))
     if not outside.size:
@@ -72,7 +72,7 @@ def _kernel(form: NormalForm, layers: list[np.ndarray], subset: tuple[int, ...])
     Z = np.linalg.multi_dot([np.eye(layers[-1].shape[1]), *layers[-2:0:-1], np.eye(layers[0].shape[0])])
     R = layers[-1] @ Z
     kernel = np.linalg.svd(R)[2][
-        decide_rank(np.linalg.svd(R, compute_uv=False), threshold=1e-9 * np.linalg.norm(R)).rank :
+        decide_rank(np.linalg.svd(R, compute_uv=False), threshold=1e-9 * float(np.linalg.norm(R))).rank :
     ].T
     if not kernel.shape[1]:
         return None

@@ -1,9 +1,9 @@
 """The coordinates in which the papers describe the critical set: whitened, and with at least as many inputs as outputs.
 
-There the loss is `½‖Σ_Y − W_N…W_1‖²` with `Σ_Y = [S_Y 0]`, `S_Y = diag(s_1, …, s_{d_y})`. Every problem with the squared error gets there
-by a linear change of coordinates of the layers, which keeps critical points, critical values and the signs of the
-Hessian's eigenvalues, though not their sizes. Where the range of the data has fewer dimensions than there are outputs, the network is
-transposed: `W_1, …, W_N` becomes `W_Nᵀ, …, W_1ᵀ`.
+There the loss is `½‖Σ_Y − W_N…W_1‖²` with `Σ_Y = [S_Y 0]`, `S_Y = diag(s_1, …, s_{d_y})`. Every problem with the squared
+error gets there by a linear change of coordinates of the layers, which keeps critical points, critical values and the signs
+of the Hessian's eigenvalues, though not their sizes. Where the range of the data has fewer dimensions than there are
+outputs, the network is transposed: `W_1, …, W_N` becomes `W_Nᵀ, …, W_1ᵀ`.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,9 @@
 """Which critical points are strict saddles: the pivots of Achour, Malgouyres and Gerchinovitz (2024).
 
 At a critical point of rank `r` a *pivot* `(i, j)`, `i > j`, is *tightened* iff `rank(W_{i-1}…W_{j+1}) = r` or
-`rank(W_{j-1}…W_1Σ_YᵀW_N…W_{i+1}) = r`. The point is a non-strict saddle iff `S = {1..r}`, `r < r_max` and every pivot is tightened; every other
-critical point that is no global minimum is a strict saddle. Needs distinct `s_i > 0`; everything in normal-form coordinates.
+`rank(W_{j-1}…W_1Σ_YᵀW_N…W_{i+1}) = r`. The point is a non-strict saddle iff `S = {1..r}`, `r < r_max` and every pivot is
+tightened; every other critical point that is no global minimum is a strict saddle. Needs distinct `s_i > 0`; everything in
+normal-form coordinates.
 """
 
 import dataclasses

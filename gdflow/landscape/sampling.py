@@ -1,15 +1,15 @@
 """Random critical points of any depth, on a chosen stratum and of a chosen kind.
 
-The parametrisation of Achour, Malgouyres and Gerchinovitz (2024), complete for distinct positive singular values, in normal-form
-coordinates: with invertible `G_h` and `r = |S|`,
+The parametrisation of Achour, Malgouyres and Gerchinovitz (2024), complete for distinct positive singular values, in
+normal-form coordinates: with invertible `G_h` and `r = |S|`,
 
     W_1 = G_1[Σ_S; Z_1],   W_h = G_h diag(I_r, Z_h) G_{h-1}^{-1},   W_N = [E_S, E_QZ_N] G_{N-1}^{-1}
 
 (`E_S`, `E_Q` the unit columns in and outside `S`, `Σ_S`, `Σ_Q` the rows of `Σ_Y`) is critical iff `Z_N…Z_1 = 0` and
-`(Z_N…Z_{j+1})ᵀΣ_Q(Z_{j-1}…Z_1)ᵀ = 0` for every `j`. The `Z_h` here are partial permutations, that is systems of disjoint paths through
-the layers: the first condition says that no path leads from an input to an output, the second that for `i ∉ S` the path from
-input `i` and the path into output `i` leave a layer between them. Every rank type occurs among them; the `G_h`
-and a mixing of the free inputs make the points generic.
+`(Z_N…Z_{j+1})ᵀΣ_Q(Z_{j-1}…Z_1)ᵀ = 0` for every `j`. The `Z_h` here are partial permutations, that is systems of disjoint
+paths through the layers: the first condition says that no path leads from an input to an output, the second that for
+`i ∉ S` the path from input `i` and the path into output `i` leave a layer between them. Every rank type occurs among them;
+the `G_h` and a mixing of the free inputs make the points generic.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from gdflow.landscape.normal_form import NormalForm, as_jax, subset_indices
-from gdflow.landscape.pivots import Pivots, sparse_pivots
+from gdflow.landscape.pivots import sparse_pivots
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 
@@ -48,17 +48,18 @@ def sample_critical_point(
 
     - `widths`: `(d_0, …, d_N)`, `N ≥ 2`, fitting the problem.
     - `subset`: `S`, indices of singular values from 1.
-    - `kind`: `"any"`; `"strict"` (the Hessian has a negative eigenvalue); `"non-strict"` (a saddle with non-negative Hessian: every
-      pivot tightened, which takes `N ≥ 3` and `S = {1..r}`, `r < r_max`); `"zero-hessian"` (`H_W ≡ 0`; takes `N ≥ 3` and `S = ∅`);
-      `"minimum"` (a global one: `S = {1..r_max}`); `"balanced"` (all `C_j = 0`, the least norm on the stratum).
+    - `kind`: `"any"`; `"strict"` (the Hessian has a negative eigenvalue); `"non-strict"` (a saddle with non-negative
+      Hessian: every pivot tightened, which takes `N ≥ 3` and `S = {1..r}`, `r < r_max`); `"zero-hessian"` (`H_W ≡ 0`; takes
+      `N ≥ 3` and `S = ∅`); `"minimum"` (a global one: `S = {1..r_max}`); `"balanced"` (all `C_j = 0`, the least norm on the
+      stratum).
     - `ranks`: ranks of partial products to be met, `{(j, k): rank of (ΠW)_j^k}`, counted in the problem's layers.
     - `norm` or `imbalance`: the point is moved on its stratum, by `W_1 → cW_1`, `W_2 → W_2/c`, until `‖(W_1, …, W_N)‖` or
       `‖W_2‖² − ‖W_1‖² = tr C_1` has this value (measured in the papers' coordinates, `gdflow.landscape.NormalForm`).
     - `spread`: singular values of the `G_h` lie between `1/spread` and `spread`; large ones make points on which every
       eigenvalue tolerance fails.
 
-    **Raises:** `ValueError` for tied or zero singular values, subsets out of range or larger than the bottleneck, kinds that the
-    stratum does not have, and ranks that were not met in 20 000 tries.
+    **Raises:** `ValueError` for tied or zero singular values, subsets out of range or larger than the bottleneck, kinds
+    that the stratum does not have, and ranks that were not met in 20 000 tries.
 
     ```python
     >>> net = sample_critical_point(problem, (6, 5, 5, 3), (1, 3), key=jax.random.key(0))
@@ -99,7 +100,8 @@ def _check_kind(kind: str, subset: tuple[int, ...], widths: tuple[int, ...]) -> 
         raise ValueError(f"S = {subset} belongs to the global minima, none of which is a strict saddle")
     if kind == "non-strict" and not (depth >= 3 and nested and r < min(widths)):
         raise ValueError(
-            f"non-strict saddles need at least three layers and S = {{1..r}} with r < {min(widths)}; got {depth} layers, S = {subset}"
+            f"non-strict saddles need at least three layers and S = {{1..r}} with r < {min(widths)}; "
+            f"got {depth} layers, S = {subset}"
         )
     if kind == "zero-hessian" and not (depth >= 3 and r == 0):
         raise ValueError(
@@ -165,17 +167,17 @@ def _draw_paths(rng: np.random.Generator, widths: tuple[int, ...], subset: tuple
         origin = after
     last = np.zeros((sizes[N], sizes[N - 1]))
     if N > 1:
-        columns = [int(c) for c in rng.permutation(sizes[N - 1])]
+        unused = [int(c) for c in rng.permutation(sizes[N - 1])]
         for row in rng.permutation(sizes[N]):
             if rng.random() >= density:
                 continue
             i = int(outside[row])
-            for column in columns:
+            for column in unused:
                 start = origin[column]
                 # The path into output i starts in a layer b with extent[i] + 2 ≤ b, and never at an input.
                 if start is not None and start[0] == "layer" and extent[i] + 2 <= start[1]:
                     last[row, column] = 1.0
-                    columns.remove(column)
+                    unused.remove(column)
                     break
     Z.append(last)
     return Z

@@ -1,10 +1,11 @@
 """The second variation of the loss: the general form, the papers' block forms, and what they reduce to.
 
-`H_W(w)` is the second-order Taylor term, `L(W + w) = L(W) + dL(w) + H_W(w) + O(‖w‖³)`, that is *half* of the Hessian's quadratic
-form: `H_W(w) = ½∇²L[w, w]` (Proposition 3 of Chitour, Liao, Couillet 2022 calls it "the Hessian").
+`H_W(w)` is the second-order Taylor term, `L(W + w) = L(W) + dL(w) + H_W(w) + O(‖w‖³)`, that is *half* of the Hessian's
+quadratic form: `H_W(w) = ½∇²L[w, w]` (Proposition 3 of Chitour, Liao, Couillet 2022 calls it "the Hessian").
 
-The general form holds for any depth, coordinates and twice differentiable loss of the end-to-end matrix. The block forms are those
-of the papers, in whitened coordinates with `d_x ≥ d_y` (`gdflow.landscape.normal_form`), with `R = (ΠW)_2^N`, `M_1 = S_Y − RW_{1,1}`.
+The general form holds for any depth, coordinates and twice differentiable loss of the end-to-end matrix. The block forms
+are those of the papers, in whitened coordinates with `d_x ≥ d_y` (`gdflow.landscape.normal_form`), with `R = (ΠW)_2^N`,
+`M_1 = S_Y − RW_{1,1}`.
 """
 
 import functools
@@ -21,9 +22,9 @@ from gdflow.problem import Problem
 def second_variation(problem: Problem, net: LayerTuple, w: LayerTuple) -> Float[Array, ""]:
     """`H_W(w) = ½∇²ℓ[ΔD, ΔD] + ⟨∇ℓ Dᵀ, Σ_{j<k}P_jk(w)⟩` with `Δ = Σ_jP_j(w)`, for any depth and loss.
 
-    For the squared error `½‖ΔD‖² − ⟨M, Σ_{j<k}P_jk(w)D⟩`, Proposition 3 of Chitour, Liao, Couillet (2022) for every depth at
-    once (printed with `Σ_{j≠k}`, which counts every mixed term twice from three hidden layers on); for convex `ℓ` it is section
-    6.2.5 of Cohen's lecture (printed with `j ≤ k`).
+    For the squared error `½‖ΔD‖² − ⟨M, Σ_{j<k}P_jk(w)D⟩`, Proposition 3 of Chitour, Liao, Couillet (2022) for every depth
+    at once (printed with `Σ_{j≠k}`, which counts every mixed term twice from three hidden layers on); for convex `ℓ` it is
+    section 6.2.5 of Cohen's lecture (printed with `j ≤ k`).
 
     **Arguments:** `net`: a network in the problem's coordinates; `w`: a variation, a layer tuple of the same widths.
 
@@ -55,7 +56,8 @@ def second_variation_blocks(
 ) -> Float[Array, ""]:
     """The block form of Proposition 3 of Chitour, Liao, Couillet (2022), any depth `N ≥ 2`; equal to `second_variation`.
 
-    With `Q_j = (ΠW)_{j+1}^H w_j (ΠW)_2^{j-1}` and `Q_jk = (ΠW)_{k+1}^H w_k (ΠW)_{j+1}^{k-1} w_j (ΠW)_2^{j-1}`, `Z = (ΠW)_2^H`:
+    With `Q_j = (ΠW)_{j+1}^H w_j (ΠW)_2^{j-1}` and `Q_jk = (ΠW)_{k+1}^H w_k (ΠW)_{j+1}^{k-1} w_j (ΠW)_2^{j-1}`,
+    `Z = (ΠW)_2^H`:
 
         H_W(w) = − tr(W_N ΣQ_jk W_{1,1} M_1ᵀ) − tr(w_N ΣQ_j W_{1,1} M_1ᵀ) − tr(W_N ΣQ_j w_{1,1} M_1ᵀ) − tr(w_N Z w_{1,1} M_1ᵀ)
                  + the same four with (W_{1,2}, w_{1,2}) and Rᵀ-weighted −M_1ᵀ → W_{1,2}ᵀRᵀ
@@ -97,8 +99,8 @@ def second_variation_blocks(
 class SingleHiddenSplit(eqx.Module):
     """The second variation at a critical point of one hidden layer, in the coordinates of eqs. (29)–(32).
 
-    Rows ordered `S` first, `D_Y`, `E_Y` the singular values in and outside `S`, `W_{2,1} = [A 0]V`. Fields: the linear forms of
-    the variation whose squares and products make up the value,
+    Rows ordered `S` first, `D_Y`, `E_Y` the singular values in and outside `S`, `W_{2,1} = [A 0]V`. Fields: the linear
+    forms of the variation whose squares and products make up the value,
 
         H = ½(‖β‖² + ‖γ‖² + ‖δ_1‖² + ‖ε_1‖² + ‖e_2C_2‖²) − tr(E_Yε_1D_Y^{-1}δ_1) − tr(E_Ye_2δ_2).
     """
@@ -139,10 +141,10 @@ def second_variation_single_hidden(problem: Problem, net: LayerTuple, w: LayerTu
 def split_single_hidden(problem: Problem, net: LayerTuple, w: LayerTuple, subset: tuple[int, ...]) -> SingleHiddenSplit:
     """The change of variables (29)–(32) of Chitour, Liao, Couillet (2022) at a critical point with subset `S`, `H = 1`.
 
-    `B_1 = A^{-1}D_Y`, `VW_{1,1,1} = [B_1; B_2]`, `VW_{1,2} = [0; C_2]`; variations `w_{2,1}Vᵀ = [a_1 a_2]`, `w_{2,2}Vᵀ = [e_1 e_2]`,
-    `Vw_{1,1,1} = [b_1; b_2]`, `Vw_{1,1,2} = [f_1; f_2]`, `Vw_{1,2} = [c_1; c_2]`; then `β = Ab_1 + a_1B_1 + a_2B_2`,
-    `γ = Ac_1 + a_2C_2`, `δ_1 = Af_1`, `ε_1 = e_1B_1 + e_2B_2` (the transpose of the paper's), `δ_2 = f_2 − B_2D_Y^{-1}Af_1`.
-    The dimensions of `(32)` need `d_1` where `d_y` is printed.
+    `B_1 = A^{-1}D_Y`, `VW_{1,1,1} = [B_1; B_2]`, `VW_{1,2} = [0; C_2]`; variations `w_{2,1}Vᵀ = [a_1 a_2]`,
+    `w_{2,2}Vᵀ = [e_1 e_2]`, `Vw_{1,1,1} = [b_1; b_2]`, `Vw_{1,1,2} = [f_1; f_2]`, `Vw_{1,2} = [c_1; c_2]`; then
+    `β = Ab_1 + a_1B_1 + a_2B_2`, `γ = Ac_1 + a_2C_2`, `δ_1 = Af_1`, `ε_1 = e_1B_1 + e_2B_2` (the transpose of the paper's),
+    `δ_2 = f_2 − B_2D_Y^{-1}Af_1`. The dimensions of `(32)` need `d_1` where `d_y` is printed.
     """
     form, net, w = _single_hidden(problem, net, w)
     form.check_subset(subset, net.widths)

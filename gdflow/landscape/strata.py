@@ -1,10 +1,11 @@
 """The critical set, stratum by stratum: every subset `S` of singular values with its level, dimension, index and nullity.
 
-The critical points with `W = W_N…W_1` the part of the target on the singular values in `S` form the stratum of `S`, `|S| = r ≤ r_max`,
-at the level `ℓ(S) = ½Σ_{i∉S}s_i²`. For one hidden layer it is a manifold (Proposition 5 of Chitour, Liao, Couillet 2022) with
+The critical points with `W = W_N…W_1` the part of the target on the singular values in `S` form the stratum of `S`,
+`|S| = r ≤ r_max`, at the level `ℓ(S) = ½Σ_{i∉S}s_i²`. For one hidden layer it is a manifold (Proposition 5 of Chitour,
+Liao, Couillet 2022) with
 
-- dimension = nullity of the Hessian `= r·d_1 + (d_1 − r)r + (d_1 − r)(d_x − d_y)` (eq. (27), printed with `d_y` for `d_1` in the
-  brackets),
+- dimension = nullity of the Hessian `= r·d_1 + (d_1 − r)r + (d_1 − r)(d_x − d_y)` (eq. (27), printed with `d_y` for `d_1`
+  in the brackets),
 - index `= #{(i∈S, j∉S) : s_j > s_i} + (d_1 − r)(d_y − r)`,
 
 for distinct `s_i > 0` and `d_x ≥ d_y` (else with `d_x` and `d_y` exchanged).
@@ -187,9 +188,9 @@ def stratum_tangent_space(problem: Problem, net: LayerTuple, subset: Iterable[in
     """Orthonormal basis of the tangent space of the stratum at a critical point of one hidden layer.
 
     Columns are raveled layer tuples (`jax.flatten_util.ravel_pytree`). From the parametrisation `W_1 = G[Σ_S; Z]`,
-    `W_2 = [E_S 0]G^{-1}` of the stratum, `Z` zero on the columns outside `S`: the tangent vectors are `(KW_1, −W_2K)` for all `K`, and
-    `(v, 0)` with `W_2v = 0` and `v` zero on the columns outside `S`. By Proposition 5 of Chitour, Liao, Couillet (2022) it is the kernel
-    of the Hessian.
+    `W_2 = [E_S 0]G^{-1}` of the stratum, `Z` zero on the columns outside `S`: the tangent vectors are `(KW_1, −W_2K)` for
+    all `K`, and `(v, 0)` with `W_2v = 0` and `v` zero on the columns outside `S`. By Proposition 5 of Chitour, Liao,
+    Couillet (2022) it is the kernel of the Hessian.
 
     **Raises:** `ValueError` for other depths, tied or zero singular values. That the point is critical is not checked.
     """
@@ -220,7 +221,7 @@ def stratum_tangent_space(problem: Problem, net: LayerTuple, subset: Iterable[in
     ]
     null = np.asarray(_null_directions(problem, net.widths))
     basis = np.concatenate([np.stack(flat, axis=1), null], axis=1)
-    U, sigma, _ = np.linalg.svd(basis, full_matrices=False)
+    U, _, _ = np.linalg.svd(basis, full_matrices=False)
     dim, _ = stratum_counts(form.widths(net.widths), subset, form.singular_values)  # type: ignore[arg-type]
     return jnp.asarray(U[:, : dim + null.shape[1]])
 

@@ -1,7 +1,7 @@
 """Two hidden layers: the case analysis of section 4.2 of the first version of Chitour, Liao, Couillet (2018).
 
-At a critical point below the largest rank, in normal-form coordinates with rows and columns ordered `S` first, `W_2 = U_2Σ_2V_2ᵀ`, and the
-parts outside the range of `W_2`
+At a critical point below the largest rank, in normal-form coordinates with rows and columns ordered `S` first,
+`W_2 = U_2Σ_2V_2ᵀ`, and the parts outside the range of `W_2`
 
     W_{1,1,2,2} = rows r+1… of V_2ᵀW_{1,1,2},   W_{3,2,2} = columns r+1… of W_{3,2}U_2:
 
@@ -36,7 +36,8 @@ class TwoHiddenCase:
     - `subset`, `rank`, `rank_Z`: `S`, `r = rank W_3W_2`, `r_Z = rank W_2`, with margins.
     - `first`, `last`: `‖W_{1,1,2,2}‖` and `‖W_{3,2,2}‖` (cases 1: `‖W_{1,1}‖` and `‖W_3‖`).
     - `index`: number of negative eigenvalues where the case determines it (1.2: 0; 2.2), else `None`: at least one.
-    - `direction`: in cases 1.1, 2.1 and `r_Z>r` a unit variation with `H_W < 0`, as in the proof; in case 2.2 with `index > 0` too.
+    - `direction`: in cases 1.1, 2.1 and `r_Z>r` a unit variation with `H_W < 0`, as in the proof; in case 2.2 with
+      `index > 0` too.
     """
 
     name: str
@@ -54,7 +55,8 @@ def two_hidden_case(
 ) -> TwoHiddenCase:
     """Which case of the analysis a critical point of two hidden layers with subset `S` belongs to.
 
-    **Arguments:** `tolerance`: norms and singular values count as zero at or below this multiple of the size of their factors.
+    **Arguments:** `tolerance`: norms and singular values count as zero at or below this multiple of the size of their
+    factors.
 
     **Raises:** `ValueError` for other depths, tied or zero singular values, and `|S| = r_max`, where the analysis (made for
     hidden layers at least as wide as the output) says nothing.
@@ -166,9 +168,11 @@ def second_variation_case_1(problem: Problem, net: LayerTuple, w: LayerTuple) ->
 class Case22:
     """The second variation in case 2.2 and the lower bound of Remark 3.
 
-    - `value`: `−tr(D_2w_{1,1,2,1}E_Yw_{3,2,1}) + ½‖W_{3,1}w_2W_{1,1,1} + w_{3,1,1}D_2W_{1,1,1,1} + W_{3,1,1}D_2w_{1,1,1,1}‖²`
+    - `value`:
+      `−tr(D_2w_{1,1,2,1}E_Yw_{3,2,1}) + ½‖W_{3,1}w_2W_{1,1,1} + w_{3,1,1}D_2W_{1,1,1,1} + W_{3,1,1}D_2w_{1,1,1,1}‖²`
       `+ ½‖W_{3,1,1}D_2w_{1,1,2,1}‖² + ½‖w_{3,2,1}D_2W_{1,1,1,1}‖² + ½‖W_{3,1}w_2W_{1,2} + W_{3,1,1}D_2w_{1,2,1}‖²`.
-    - `bound`: `½‖A‖² + ½‖B‖² − tr(A E_Y B D_Y^{-1})` with `A = W_{3,1,1}D_2w_{1,1,2,1}`, `B = w_{3,2,1}D_2W_{1,1,1,1}`; at most `value`.
+    - `bound`: `½‖A‖² + ½‖B‖² − tr(A E_Y B D_Y^{-1})` with `A = W_{3,1,1}D_2w_{1,1,2,1}`, `B = w_{3,2,1}D_2W_{1,1,1,1}`; at
+      most `value`.
     """
 
     value: float
