@@ -3,9 +3,13 @@
 Every function returns a `matplotlib.figure.Figure` and leaves pyplot's state alone.
 """
 
+from collections.abc import Mapping
+
+import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +17,9 @@ from matplotlib.figure import Figure
 from gdflow.basins import BasinEstimate
 from gdflow.dynamics import Trajectory, simulate
 from gdflow.initialization import AbstractInitialization
+from gdflow.landscape import Strata, hessian, inertia, subset_text
 from gdflow.levels import CriticalValues
+from gdflow.network import LayerTuple
 from gdflow.problem import Problem, critical_values
 
 #: Okabe and Ito's colours, without yellow, which prints badly on white.
@@ -150,4 +156,116 @@ def plot_trajectory(trajectory: Trajectory) -> Figure:
     third.legend(fontsize=8)
     for axes in (first, second, third):
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_strata(strata: Strata) -> Figure:
+    """Every stratum of the critical set at its level, by rank; for one hidden layer with index and dimension."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    looks = {"global minima": ("o", 2), "strict saddles": ("s", 1), "saddles, some non-strict": ("^", 3)}
+    for kind, (marker, color) in looks.items():
+        rows = [row for row in strata if row.kind == kind]
+        if rows:
+            axes.plot([r.rank for r in rows], [r.value for r in rows], marker, color=COLORS[color], ms=7, label=kind)
+    crowded = len(strata) > 24
+    for row in strata:
+        counts = "" if row.index is None else f"  index {row.index}, dim {row.dimension}"
+        if not crowded:
+            axes.annotate(
+                f"{subset_text(row.subset)}{counts}", (row.rank, row.value), xytext=(7, 0),
+                textcoords="offset points", va="center", fontsize=8,
+            )  # fmt: skip
+    ranks = range(max(row.rank for row in strata) + 1)
+    axes.set(xlabel="rank $r = |S|$", ylabel=r"critical value $\ell(S)$", xticks=list(ranks))
+    axes.set_xlim(-0.3, max(ranks) + 1.0)
+    axes.set_title(f"strata of the critical set, widths {'-'.join(map(str, strata.widths))}", fontsize=10)
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_spectra(problem: Problem, points: Mapping[str, LayerTuple]) -> Figure:
+    """Eigenvalues of the Hessian at several points, in order, on a scale that is linear about zero.
+
+    **Arguments:** `points`: critical points, say one of each stratum, by the labels they get.
+    """
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    spectra = {label: inertia(problem, net) for label, net in points.items()}
+    largest = max(float(abs(spectrum.eigenvalues).max()) for spectrum in spectra.values())
+    for k, (label, spectrum) in enumerate(spectra.items()):
+        counts = f"{spectrum.negative}/{spectrum.zero}/{spectrum.positive}"
+        axes.plot(
+            np.arange(1, spectrum.eigenvalues.size + 1), spectrum.eigenvalues,
+            ".-" if k < len(COLORS) else "x--", ms=5, lw=0.8, color=COLORS[k % len(COLORS)], label=f"{label}: {counts}",
+        )  # fmt: skip
+    axes.axhline(0.0, color="0.6", lw=0.8, zorder=0)
+    axes.set_yscale("symlog", linthresh=max(1e-3 * largest, 1e-300))
+    axes.set(xlabel="number of the eigenvalue", ylabel=r"eigenvalue of $\nabla^2L$")
+    axes.legend(fontsize=8, title="negative/zero/positive", title_fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_saddle(problem: Problem, saddle: LayerTuple, *, extent: float = 0.5, num_trajectories: int = 8) -> Figure:
+    """Slices of the loss through a saddle with trajectories that start in them, projected.
+
+    Left: the unstable direction (the Hessian's most negative eigenvector) against the stable one (the most positive). Right: the
+    unstable direction against a tangent one, in the kernel of the Hessian, along which the loss does not change to second
+    order. At a point without negative eigenvalues the three extreme eigenvectors stand in.
+
+    **Arguments:** `saddle`: a critical point; `extent`: half the side of the slice, in weights; `num_trajectories`: starts
+    on a circle in the first slice and along the tangent direction in the second.
+    """
+    problem.check_network(saddle)
+    eigenvalues, vectors = np.linalg.eigh(np.asarray(hessian(problem, saddle)))
+    flat, unravel = ravel_pytree(saddle)
+    kernel = int(np.argmin(abs(eigenvalues)))
+    unstable, tangent, stable = (jnp.asarray(vectors[:, k]) for k in (0, kernel, -1))
+    descends = eigenvalues[0] < -1e-9 * abs(eigenvalues).max()
+    name = "unstable" if descends else "lowest, not unstable"
+    slices = [
+        (stable, rf"stable direction, $\lambda$ = {eigenvalues[-1]:.3g}"),
+        (tangent, rf"tangent direction, $\lambda$ = {abs(eigenvalues[kernel]):.1g}"),
+    ]
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    grid = jnp.linspace(-extent, extent, 81)
+    levels = (
+        critical_values(problem, problem.max_rank(saddle.widths), lowest=64) if problem.spectrum is not None else None
+    )
+    angles = 2 * np.pi * (np.arange(num_trajectories) + 0.5) / max(num_trajectories, 1)
+    rim = 0.8 * extent * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    line = extent * np.stack(
+        [0.02 * np.resize([1, -1], num_trajectories), np.linspace(-0.9, 0.9, num_trajectories)], axis=1
+    )
+    for axes, (other, label), places in zip(figure.subplots(1, 2), slices, (rim, line), strict=True):
+
+        def point(x, y, other=other):
+            return unravel(flat + x * unstable + y * other)
+
+        loss = jax.vmap(lambda y: jax.vmap(lambda x: problem.effective_loss(point(x, y)))(grid))(grid)  # noqa: B023
+        values = np.asarray(loss)
+        filled = axes.contourf(grid, grid, values, levels=24, cmap="viridis", alpha=0.85)
+        figure.colorbar(filled, ax=axes, label="effective loss $L$")
+        here = [v.value for v in levels if values.min() < v.value < values.max()] if levels is not None else []
+        if here:
+            lines = axes.contour(grid, grid, values, levels=sorted(here), colors="white", linewidths=1.0)
+            axes.clabel(lines, fmt=lambda v: rf"$\ell$ = {v:.3g}", fontsize=7)
+        if num_trajectories:
+            starts = jax.vmap(point)(jnp.asarray(places[:, 0]), jnp.asarray(places[:, 1]))
+            paths = simulate(problem, starts, 20 / max(abs(eigenvalues[0]), 1e-2), ts=400, dense=False)
+            moved = jax.vmap(jax.vmap(lambda net: ravel_pytree(net)[0] - flat))(paths.networks)
+            for path in np.asarray(moved):
+                x, y = path @ np.asarray(unstable), path @ np.asarray(other)
+                axes.plot(x, y, color="white", lw=1.6, zorder=3)
+                axes.plot(x, y, color=COLORS[1], lw=0.9, zorder=4)
+            axes.plot(*places.T, "o", color=COLORS[1], mec="white", ms=4, zorder=5, label="starts")
+        axes.plot(0, 0, "*", color="white", mec="k", ms=12, zorder=6, label="critical point")
+        axes.set(
+            xlabel=rf"{name} direction, $\lambda$ = {eigenvalues[0]:.3g}", ylabel=label,
+            xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal",
+        )  # fmt: skip
+        axes.locator_params(nbins=5)
+        axes.legend(fontsize=8, loc="upper right")
     return figure

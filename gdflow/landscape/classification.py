@@ -1,6 +1,7 @@
 """What kind of critical point a network is: conditions, subset, ranks, strictness by two independent ways, escape direction."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,20 +10,22 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from rich.console import RenderableType
 
-from gdflow.landscape.curvature import Inertia, extreme_eigenpairs, inertia
+from gdflow.landscape.curvature import Inertia, extreme_eigenpairs, inertia, zero_eigenvalue
 from gdflow.landscape.escape import escape_direction
 from gdflow.landscape.normal_form import NormalForm, subset_indices
 from gdflow.landscape.pivots import Pivots, find_pivots
 from gdflow.landscape.second_variation import second_variation
 from gdflow.landscape.strata import subset_text
-from gdflow.levels import CriticalValues
 from gdflow.network import LayerTuple
-from gdflow.problem import Problem, critical_values
+from gdflow.problem import Problem, iterate_critical_values
 from gdflow.ranks import RankDecision
 from gdflow.tables import Printable, key_value_table
 
 #: Up to so many parameters all eigenvalues of the Hessian are computed; beyond, the smallest one.
 MAX_EIGENVALUES = 2048
+
+#: The nearest critical value is looked for among so many, from the lowest.
+MAX_LEVELS = 4096
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -31,7 +34,9 @@ class Classification(Printable):
 
     - `critical`: whether the relative gradient norm is at most `tolerance`.
     - `gradient_norm`: `‖∇L‖`; `relative_gradient`: in normal-form coordinates, over `‖Σ‖∏max(1, ‖W_j‖)`.
-    - `loss`: effective loss; `nearest_level`, `level_value`, `level_distance`: the critical value nearest to it.
+    - `loss`: effective loss; `nearest_level`, `level_value`, `level_distance`: the critical value nearest to it, its number
+      from the lowest, and how far it is. Above the lowest 4096 levels the number is `None`; the value is then `ℓ(S)` at a
+      critical point, `None` elsewhere.
     - `residuals`: of the conditions of Lemmas 3.1 and 3.2 of Chitour, Liao, Couillet (2022), each relative to the sizes of
       its terms.
     - `subset`: `S`; `rank`: `r = rank R`; `rank_Z`: `r_Z = rank (ΠW)_2^H`, with margins. `None` where the point is not
@@ -51,9 +56,9 @@ class Classification(Printable):
     gradient_norm: float
     relative_gradient: float
     loss: float
-    nearest_level: int
-    level_value: float
-    level_distance: float
+    nearest_level: int | None
+    level_value: float | None
+    level_distance: float | None
     tolerance: float
     residuals: Mapping[str, float] = dataclasses.field(default_factory=dict)
     subset: tuple[int, ...] | None = None
@@ -71,7 +76,10 @@ class Classification(Printable):
     escape_source: str | None = None
 
     def __rich__(self) -> RenderableType:
-        level = f"level {self.nearest_level} at {self.level_value:.8g}, distance {self.level_distance:.2g}"
+        number = f"above the lowest {MAX_LEVELS}" if self.nearest_level is None else str(self.nearest_level)
+        level = f"level {number}" + (
+            "" if self.level_value is None else f" at {self.level_value:.8g}, distance {self.level_distance:.2g}"
+        )
         rows = [
             ("kind", self.kind),
             (
@@ -146,15 +154,18 @@ def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> C
     scale = float(np.linalg.norm(target)) * _size(layers)
     relative = gradient / scale
     loss = float(problem.effective_loss(net))
-    number, value = _nearest_level(critical_values(problem, form.max_rank(net.widths), lowest=4096), loss)
+    number, value = _nearest_level(problem, form.max_rank(net.widths), loss)
+    subset = _subset_of(layers, form.singular_values) if relative <= tolerance else None
+    if number is None and subset is not None:
+        _, outside = subset_indices(subset, form.rank_bound)
+        value = 0.5 * float(np.sum(form.singular_values[outside] ** 2))
     facts: dict[str, Any] = dict(
-        gradient_norm=float(problem.gradient(net).norm()), relative_gradient=relative, loss=loss,
-        nearest_level=number, level_value=value, level_distance=abs(loss - value), tolerance=tolerance,
+        gradient_norm=float(problem.gradient(net).norm()), relative_gradient=relative, loss=loss, nearest_level=number,
+        level_value=value, level_distance=None if value is None else abs(loss - value), tolerance=tolerance,
     )  # fmt: skip
-    if relative > tolerance:
+    if subset is None:
         return Classification(critical=False, kind="not critical", **facts)
 
-    subset = _subset_of(layers, form.singular_values)
     pivots = find_pivots(layers, target, subset, tolerance=tolerance)
     N = len(layers)
     rank = pivots.products[2, N]
@@ -169,7 +180,8 @@ def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> C
     else:
         signs = None
         smallest = float(extreme_eigenpairs(problem, net)[0][0])
-        threshold = tolerance * abs(float(extreme_eigenpairs(problem, net, which="largest", tolerance=1e-3)[0][0]))
+        largest = float(extreme_eigenpairs(problem, net, which="largest", tolerance=1e-3)[0][0])
+        threshold = zero_eigenvalue(problem, net, max(abs(smallest), abs(largest)), tolerance)
     by_hessian = (
         "strict saddle" if smallest < -threshold else by_pivots if by_pivots != "strict saddle" else "no descent"
     )
@@ -204,9 +216,16 @@ def _size(layers: list[np.ndarray]) -> float:
     return math.prod(max(1.0, float(np.linalg.norm(w))) for w in layers)
 
 
-def _nearest_level(levels: CriticalValues, loss: float) -> tuple[int, float]:
-    k = int(np.argmin(abs(levels.values - loss)))
-    return k, float(levels.values[k])
+def _nearest_level(problem: Problem, max_rank: int, loss: float) -> tuple[int | None, float | None]:
+    """Number and value of the critical value nearest to `loss`; `None` where it is not among the lowest `MAX_LEVELS`."""
+    nearest: tuple[int | None, float | None] = (None, None)
+    values = (level.value for level in iterate_critical_values(problem, max_rank))
+    for k, value in enumerate(itertools.islice(values, MAX_LEVELS)):
+        if nearest[1] is None or abs(value - loss) < abs(nearest[1] - loss):
+            nearest = (k, value)
+        if value >= loss:
+            return nearest
+    return nearest if next(values, None) is None else (None, None)
 
 
 def _full_rank(d: int) -> RankDecision:

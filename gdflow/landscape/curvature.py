@@ -123,9 +123,7 @@ def inertia(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> In
     _check_tolerance(tolerance)
     eigenvalues = np.linalg.eigvalsh(np.asarray(hessian(problem, net), dtype=np.float64))
     sizes = abs(eigenvalues)
-    # A Hessian that vanishes is round-off of what it is made of, and has no scale of its own.
-    round_off = 100 * float(jnp.finfo(net.weights[0].dtype).eps) * _natural_scale(problem, net)
-    threshold = max(tolerance * float(sizes.max()), round_off)
+    threshold = zero_eigenvalue(problem, net, float(sizes.max()), tolerance)
     kept = sizes > threshold
     return Inertia(
         negative=int(np.sum(kept & (eigenvalues < 0))),
@@ -141,6 +139,14 @@ def inertia(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> In
 def _check_tolerance(tolerance: float) -> None:
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
+
+
+def zero_eigenvalue(problem: Problem, net: LayerTuple, largest: float, tolerance: float) -> float:
+    """Largest size of an eigenvalue of the Hessian that counts as zero beside the `largest` of them.
+
+    A Hessian that vanishes is round-off of what it is made of, and has no scale of its own.
+    """
+    return max(tolerance * largest, 100 * float(jnp.finfo(net.weights[0].dtype).eps) * _natural_scale(problem, net))
 
 
 def _natural_scale(problem: Problem, net: LayerTuple) -> float:
@@ -189,6 +195,8 @@ def extreme_eigenpairs(
     )
     # A fixed generic first vector: results are the same every time.
     first = np.random.default_rng(0).normal(size=flat.size).astype(flat.dtype)
+    if not operator.matvec(first).any():  # only a Hessian that vanishes has a generic vector in its kernel
+        return np.zeros(num), [unravel(jnp.eye(1, flat.size, k, dtype=flat.dtype)[0]) for k in range(num)]
     values, vectors = scipy.sparse.linalg.eigsh(
         operator, k=num, which="SA" if which == "smallest" else "LA", v0=first, tol=tolerance
     )

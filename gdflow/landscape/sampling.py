@@ -54,7 +54,8 @@ def sample_critical_point(
       stratum).
     - `ranks`: ranks of partial products to be met, `{(j, k): rank of (ΠW)_j^k}`, counted in the problem's layers.
     - `norm` or `imbalance`: the point is moved on its stratum, by `W_1 → cW_1`, `W_2 → W_2/c`, until `‖(W_1, …, W_N)‖` or
-      `‖W_2‖² − ‖W_1‖² = tr C_1` has this value (measured in the papers' coordinates, `gdflow.landscape.NormalForm`).
+      `‖W_2‖² − ‖W_1‖² = tr C_1` has this value (measured in the papers' coordinates, `gdflow.landscape.NormalForm`). Not for
+      balanced points, whose scale is fixed.
     - `spread`: singular values of the `G_h` lie between `1/spread` and `spread`; large ones make points on which every
       eigenvalue tolerance fails.
 
@@ -78,14 +79,19 @@ def sample_critical_point(
         raise ValueError(f"spread must be at least 1, got {spread}")
     if norm is not None and imbalance is not None:
         raise ValueError("give norm or imbalance, not both: one scale is free")
+    if kind == "balanced" and (norm is not None or imbalance is not None):
+        raise ValueError("a balanced point has no free scale: give neither norm nor imbalance")
+    for name, value in (("norm", norm), ("imbalance", imbalance)):
+        if value is not None and not np.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
     _check_kind(kind, subset, inner)
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
+    wanted = _inner_ranks(ranks or {}, widths, form.transposed)
     if kind == "balanced":
         weights = _balanced(form, inner, subset, rng)
-        if ranks and any(min(len(subset), *widths[j - 1 : k + 1]) != rank for (j, k), rank in ranks.items()):
+        if any(rank != len(subset) for rank in wanted.values()):
             raise ValueError(f"at a balanced point every product has rank {len(subset)}")
     else:
-        wanted = _inner_ranks(ranks or {}, widths, form.transposed)
         Z = _find_paths(rng, inner, subset, kind, wanted)
         weights = _assemble(form, inner, subset, Z, rng, spread)
     return form.back(as_jax(_rescaled(weights, norm, imbalance)))
@@ -212,11 +218,13 @@ def _conditioned(rng: np.random.Generator, n: int, spread: float) -> np.ndarray:
 
 def _assemble(form, widths, subset, Z, rng, spread) -> list[np.ndarray]:
     """The layers from the paths, random `G_h`, and a random mixing of the inputs that no condition involves."""
-    inside, outside = subset_indices(subset, widths[-1])
-    free = np.setdiff1d(np.arange(widths[0]), outside)
-    mix = np.eye(widths[0])
-    if free.size:
-        mix[np.ix_(free, free)] = _conditioned(rng, free.size, spread)
+    inside, _ = subset_indices(subset, widths[-1])
+    d_x, d_y = widths[0], widths[-1]
+    mix = np.eye(d_x)
+    # Inputs in S stay among themselves, in the range of Σ_S: mixed with the surplus inputs they would add to the ranks.
+    mix[np.ix_(inside, inside)] = _conditioned(rng, len(subset), spread)
+    mix[d_y:, d_y:] = _conditioned(rng, d_x - d_y, spread)
+    mix[d_y:, inside] = rng.normal(size=(d_x - d_y, len(subset)))
     layers = _sparse_layers(Z, subset, widths)
     r = len(subset)
     layers[0][:r] = np.asarray(form.target)[inside]

@@ -129,7 +129,7 @@ def strata(problem: Problem, widths: Iterable[int], *, lowest: int | None = None
 
     **Arguments:**
 
-    - `widths`: `(d_0, …, d_N)`, fitting the problem.
+    - `widths`: `(d_0, …, d_N)`, `N ≥ 2`, fitting the problem.
     - `lowest`: only the strata of the lowest so many levels.
 
     **Raises:** `ValueError` for losses without levels, widths that do not fit, and more than 2²⁰ subsets without `lowest`.
@@ -139,6 +139,8 @@ def strata(problem: Problem, widths: Iterable[int], *, lowest: int | None = None
     ```
     """
     form, widths = NormalForm(problem), problem.check_widths(widths)
+    if len(widths) < 3:
+        raise ValueError("a single layer has no critical point but the least-squares solution: problem.least_squares()")
     s, max_rank = form.singular_values, form.max_rank(widths)
     levels = critical_values(problem, max_rank, lowest=lowest)
     degeneracy = form.degeneracy()
