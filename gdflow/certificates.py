@@ -224,7 +224,8 @@ def excludes_non_strict_saddles(problem: Problem, net: LayerTuple) -> Bool[Array
     widths = layers.widths
     r = min(widths) - 1
     C1, C2 = conserved(layers)
-    norms = layers.layer_norms() ** 2
+    # Of the layers as given: where W_1 is large on the null directions of X, its round-off remains without them.
+    norms = NormalForm(problem).transpose(net).layer_norms() ** 2
 
     def signs(C, scale):
         eigenvalues = jnp.linalg.eigvalsh(0.5 * (C + C.T))

@@ -88,7 +88,7 @@ def decide_rank(
     kept, dropped = s[s > threshold], s[s <= threshold]
     return RankDecision(
         rank=int(kept.size),
-        threshold=threshold,
+        threshold=float(threshold),
         smallest_kept=float(kept.min(initial=np.inf)),
         largest_dropped=float(dropped.max(initial=0.0)),
     )

@@ -70,6 +70,43 @@ def test_gradient_is_the_derivative_of_the_value(case, rng):
     np.testing.assert_allclose(loss.gradient(output, target), jax.grad(loss.value)(output, target), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_hessian_form_is_the_second_derivative(case, rng):
+    """Random residuals lie off Huber's kinks, on both sides."""
+    loss, draw, _ = CASES[case]
+    output, target = jnp.asarray(rng.normal(size=SHAPE)), jnp.asarray(draw(rng))
+    H = jax.hessian(lambda F: loss.value(F.reshape(SHAPE), target))(output.ravel())
+    for _ in range(5):
+        direction = jnp.asarray(rng.normal(size=SHAPE))
+        form = float(loss.hessian_form(output, target, direction))
+        # Entries of H are at most one: the sum of its 225 terms rounds like the square of the direction.
+        assert form == pytest.approx(
+            float(direction.ravel() @ H @ direction.ravel()), abs=1e-14 * float(jnp.sum(direction**2))
+        )
+    zero = jnp.zeros(SHAPE)
+    assert float(loss.hessian_form(output, target, zero)) == 0.0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_convex(case, rng):
+    """The form is a sum of squares and not even round-off below zero, nor for outputs of any size."""
+    loss, draw, _ = CASES[case]
+    target = jnp.asarray(draw(rng))
+    for size in (0.1, 1.0, 30.0, 1e3):
+        for _ in range(5):
+            output, direction = size * jnp.asarray(rng.normal(size=SHAPE)), jnp.asarray(rng.normal(size=SHAPE))
+            form = float(loss.hessian_form(output, target, direction))
+            assert form >= 0.0
+            assert np.isfinite(form)
+
+
+def test_softmax_has_no_curvature_along_a_shift_of_a_column(rng):
+    output, target = jnp.asarray(rng.normal(size=SHAPE)), jnp.asarray(one_hot(rng))
+    shift = jnp.broadcast_to(jnp.asarray(rng.normal(size=(1, SHAPE[1]))), SHAPE)
+    # The square of round-off.
+    assert float(SoftmaxCrossEntropy().hessian_form(output, target, shift)) < 1e-28
+
+
 @pytest.mark.parametrize("case", ["logistic", "one-hot", "huber"])
 def test_large_outputs_give_finite_values_and_gradients(case, rng):
     """The textbook form would overflow at e¹⁰⁰⁰; the asymptotes are linear."""

@@ -99,6 +99,18 @@ def test_variations_are_the_taylor_coefficients_of_the_product(widths, rng):
     np.testing.assert_allclose(first, tangent, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("widths", [*POOL, (2, 1, 3, 2, 4, 2), (3, 4, 2, 1, 3, 4, 2)])
+def test_the_expansion_sums_the_variations(widths, rng):
+    net, w = random_net(rng, widths), random_net(rng, widths)
+    layers = range(1, net.depth + 1)
+    first, second = net.expansion(w)
+    assert first.shape == second.shape == (widths[-1], widths[0])
+    # Up to fifteen products of six factors with entries of order one.
+    np.testing.assert_allclose(first, sum(net.variation(w, j) for j in layers), rtol=0, atol=ROUNDING)
+    pairs = [net.mixed_variation(w, j, k) for j in layers for k in layers if j < k]
+    np.testing.assert_allclose(second, sum(pairs, start=np.zeros(second.shape)), rtol=0, atol=ROUNDING)
+
+
 @pytest.mark.parametrize(("j", "k"), [(1, 1), (2, 1), (3, 1)])
 def test_mixed_variation_needs_increasing_layers(j, k, rng):
     net = random_net(rng, (2, 2, 2, 2))

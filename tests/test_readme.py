@@ -3,14 +3,19 @@
 import pathlib
 import re
 
+import gdflow as gf
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_python_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    code = "\n".join(
+        re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
     namespace: dict = {}
     exec(compile(code, "README.md", "exec"), namespace)
     assert namespace["estimate"].certified == 2000
+    assert gf.classify(namespace["problem"], namespace["saddle"]).kind == "non-strict saddle"
 
 
 def test_ci_runs_the_commands_of_the_readme():

@@ -2,6 +2,9 @@
 
 from gdflow.dynamics.gradient_flow import gradient_flow_field as gradient_flow_field
 from gdflow.dynamics.gradient_flow import simulate as simulate
+from gdflow.dynamics.riemannian_flow import LowRank as LowRank
+from gdflow.dynamics.riemannian_flow import RiemannianTrajectory as RiemannianTrajectory
+from gdflow.dynamics.riemannian_flow import riemannian_flow as riemannian_flow
 from gdflow.dynamics.runge_kutta import RK4 as RK4
 from gdflow.dynamics.runge_kutta import RKC as RKC
 from gdflow.dynamics.stopping import AbstractStop as AbstractStop

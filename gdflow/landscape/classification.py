@@ -229,7 +229,7 @@ def _nearest_level(problem: Problem, max_rank: int, loss: float) -> tuple[int | 
 
 
 def _full_rank(d: int) -> RankDecision:
-    return RankDecision(d, np.finfo(float).tiny, 1.0, 0.0)
+    return RankDecision(d, float(np.finfo(float).tiny), 1.0, 0.0)
 
 
 def _subset_of(layers: list[np.ndarray], s: np.ndarray) -> tuple[int, ...]:

@@ -122,7 +122,7 @@ def kernel_perturbation(net: LayerTuple, *, key: Key[Array, ""], size: float = 1
     weights = list(net.weights)
     for k, subkey in zip(range(k_star + 1, net.depth + 1), jax.random.split(key, net.depth - k_star), strict=True):
         u = np.linalg.svd(products[k - 2])[0][:, widths[0] - 1]
-        w = jax.random.normal(subkey, (widths[k],))
+        w = jax.random.normal(subkey, (widths[k],), weights[k - 1].dtype)
         weights[k - 1] = weights[k - 1] + size * jnp.outer(w / jnp.linalg.norm(w), jnp.asarray(u))
     perturbed = LayerTuple(weights)
     change = float(jnp.linalg.norm(perturbed.end_to_end - net.end_to_end))
@@ -130,7 +130,8 @@ def kernel_perturbation(net: LayerTuple, *, key: Key[Array, ""], size: float = 1
 
 
 def _rank(matrix: np.ndarray) -> int:
-    return decide_rank(np.linalg.svd(matrix, compute_uv=False), size=max(matrix.shape)).rank
+    s = np.linalg.svd(matrix, compute_uv=False)
+    return decide_rank(s, size=max(matrix.shape), eps=float(np.finfo(matrix.dtype).eps)).rank
 
 
 def descend_two_layers(problem: Problem, net: LayerTuple) -> LayerTuple | None:

@@ -165,7 +165,7 @@ def extreme_eigenpairs(
 
     - `num`: how many.
     - `which`: `"smallest"` (most negative) or `"largest"`, algebraically.
-    - `tolerance`: relative accuracy of the eigenvalues; 0 for machine precision.
+    - `tolerance`: accuracy of the eigenvalues relative to the largest size among all; 0 for machine precision.
 
     **Returns:** eigenvalues, shape `(num,)`, from the extreme one inwards, and the eigenvectors as layer tuples.
 
@@ -195,11 +195,20 @@ def extreme_eigenpairs(
     )
     # A fixed generic first vector: results are the same every time.
     first = np.random.default_rng(0).normal(size=flat.size).astype(flat.dtype)
-    if not operator.matvec(first).any():  # only a Hessian that vanishes has a generic vector in its kernel
-        return np.zeros(num), [unravel(jnp.eye(1, flat.size, k, dtype=flat.dtype)[0]) for k in range(num)]
+    # A lower bound of ‖H‖, also of every |λ| if H is definite; zero only if H vanishes, for a generic vector.
+    v, size = first, 0.0
+    for _ in range(8):
+        size = float(np.linalg.norm(v))
+        v = operator.matvec(v / size)
+        if not v.any():
+            return np.zeros(num), [unravel(jnp.eye(1, flat.size, k, dtype=flat.dtype)[0]) for k in range(num)]
+    # ARPACK's accuracy is relative to the eigenvalue, which no iteration reaches where that is zero: shifted it is not.
+    shift = 2 * float(np.linalg.norm(v)) * (-1 if which == "smallest" else 1)
     values, vectors = scipy.sparse.linalg.eigsh(
-        operator, k=num, which="SA" if which == "smallest" else "LA", v0=first, tol=tolerance
-    )
+        operator + shift * scipy.sparse.linalg.aslinearoperator(scipy.sparse.identity(flat.size, flat.dtype)),
+        k=num, which="SA" if which == "smallest" else "LA", v0=first, tol=tolerance,
+    )  # fmt: skip
+    values = values - shift
     order = np.argsort(values) if which == "smallest" else np.argsort(-values)
     return values[order], [unravel(jnp.asarray(vectors[:, k])) for k in order]
 

@@ -1,19 +1,20 @@
 """Directions along which the loss falls at a strict saddle, from the papers' proofs where they apply."""
 
+import math
+
 import numpy as np
 
-from gdflow.landscape.curvature import extreme_eigenpairs, hessian
+from gdflow.landscape.curvature import extreme_eigenpairs, hessian, zero_eigenvalue
 from gdflow.landscape.normal_form import NormalForm, as_jax, subset_indices
 from gdflow.landscape.second_variation import second_variation
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
-from gdflow.ranks import decide_rank
 
 
 def escape_direction(problem: Problem, net: LayerTuple, subset: tuple[int, ...]) -> tuple[LayerTuple, str] | None:
     """A unit direction `w` with `H_W(w) < 0` at a critical point with subset `S`, and where it comes from; else `None`.
 
-    Tried in turn, and every candidate is checked by its value:
+    Tried in turn, and every candidate is checked by its value, which must stand out from round-off:
 
     - *swap*: where some `s_j > s_i` with `i ∈ S`, `j ∉ S`, the rotation of `W_N` and `W_1` that takes `e_i` to `e_j`.
     - *Proposition 4 iii* of Chitour, Liao, Couillet (2022), where `r_Z > r`: `w_{1,1,2} = vκᵀ`, `w_{N,2} = κ'uᵀ` with
@@ -23,6 +24,7 @@ def escape_direction(problem: Problem, net: LayerTuple, subset: tuple[int, ...])
     """
     form = NormalForm(problem)
     inner = form.into(net)
+    round_off = 0.5 * zero_eigenvalue(problem, net, 0.0, 0.0)
     layers = [np.asarray(w) for w in inner.weights]
     candidates = [
         ("swap", _swap(layers, form.singular_values, subset)),
@@ -32,22 +34,19 @@ def escape_direction(problem: Problem, net: LayerTuple, subset: tuple[int, ...])
         if w is not None:
             direction = form.back(as_jax(w))
             direction = direction / float(direction.norm())
-            if float(second_variation(problem, net, direction)) < 0:
+            if float(second_variation(problem, net, direction)) < -round_off:
                 return direction, name
-    return _eigenvector(problem, net)
+    direction = _eigenvector(problem, net)
+    return (direction, "eigenvector") if float(second_variation(problem, net, direction)) < -round_off else None
 
 
-def _eigenvector(problem: Problem, net: LayerTuple) -> tuple[LayerTuple, str] | None:
+def _eigenvector(problem: Problem, net: LayerTuple) -> LayerTuple:
     if net.num_parameters <= 1024:
         vectors = np.linalg.eigh(np.asarray(hessian(problem, net)))[1][:, 0]
         sizes = np.cumsum([w.size for w in net.weights])[:-1]
         parts = zip(np.split(vectors, sizes), net.weights, strict=True)
-        direction = as_jax(v.reshape(w.shape) for v, w in parts)
-    else:
-        direction = extreme_eigenpairs(problem, net)[1][0]
-    if float(second_variation(problem, net, direction)) >= 0:
-        return None
-    return direction, "eigenvector"
+        return as_jax(v.reshape(w.shape) for v, w in parts)
+    return extreme_eigenpairs(problem, net)[1][0]
 
 
 def _swap(layers: list[np.ndarray], s: np.ndarray, subset: tuple[int, ...]) -> list[np.ndarray] | None:
@@ -70,14 +69,12 @@ def _kernel(form: NormalForm, layers: list[np.ndarray], subset: tuple[int, ...])
     if not outside.size:
         return None
     Z = np.linalg.multi_dot([np.eye(layers[-1].shape[1]), *layers[-2:0:-1], np.eye(layers[0].shape[0])])
-    R = layers[-1] @ Z
-    kernel = np.linalg.svd(R)[2][
-        decide_rank(np.linalg.svd(R, compute_uv=False), threshold=1e-9 * float(np.linalg.norm(R))).rank :
-    ].T
+    # R has rank |S|; where that is zero, R is round-off and its own singular values say nothing.
+    kernel = np.linalg.svd(layers[-1] @ Z)[2][len(subset) :].T
     if not kernel.shape[1]:
         return None
     U, sigma, Vt = np.linalg.svd(Z @ kernel, full_matrices=False)
-    if not sigma.size or sigma[0] <= 1e-9 * np.linalg.norm(Z):
+    if not sigma.size or sigma[0] <= 1e-9 * math.prod(np.linalg.norm(w) for w in layers[1:-1]):
         return None
     v, u, gain = kernel @ Vt[0], U[:, 0], sigma[0]
     j = outside[np.argmax(s[outside])]

@@ -36,7 +36,8 @@ class NormalForm:
     @property
     def singular_values(self) -> np.ndarray:
         """`s_1, …, s_{d_y}`, zeros included."""
-        return np.diagonal(np.asarray(self.target, dtype=np.float64))
+        # Not the diagonal of `target`, which is an abstract value inside jax.jit.
+        return np.asarray(self._problem.singular_values, dtype=np.float64)
 
     def transpose(self, net: LayerTuple) -> LayerTuple:
         return LayerTuple(w.T for w in reversed(net.weights)) if self.transposed else net

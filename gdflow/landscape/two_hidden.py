@@ -64,7 +64,7 @@ def two_hidden_case(
     basis = _basis(problem, net, subset)
     form, (W1, W2, W3) = basis.form, basis.layers
     n1, n2, n3 = (float(np.linalg.norm(w, 2)) for w in (W1, W2, W3))
-    tiny = np.finfo(float).tiny
+    tiny = float(np.finfo(float).tiny)
     rank_Z = decide_rank(np.linalg.svd(W2, compute_uv=False), threshold=max(tolerance * n2, tiny))
     rank = decide_rank(np.linalg.svd(W3 @ W2, compute_uv=False), threshold=max(tolerance * n2 * n3, tiny))
     first, last = float(np.linalg.norm(basis.W_1122)), float(np.linalg.norm(basis.W_322))

@@ -1,0 +1,293 @@
+"""The Riemannian gradient flow `Ẇ = −𝒜_{W,N}(∇L¹(W))` on the matrices of rank `k`.
+
+Integrated in the low-rank form `W = USVᵀ`, `U (d_y, k)` and `V (d_x, k)` with orthonormal columns, `S (k, k)` invertible.
+With `G = ∇L¹(W)`,
+
+    Ṡ = −𝒜_{S,N}(UᵀGV),
+    U̇ = −(I − UUᵀ) G V (SᵀS)^{-1/N} Sᵀ,
+    V̇ = −(I − VVᵀ) Gᵀ U (SSᵀ)^{-1/N} S,
+
+which follows from the spectral form of `𝒜`: where one of its two eigenvalues is zero, `K(0, b) = b^{(N−1)/N}`, and the
+inverse of `S` that a low-rank form needs cancels to `(SᵀS)^{(N−1)/N}S^{-1} = (SᵀS)^{-1/N}Sᵀ`, of the size of `σ^{1−2/N}`.
+So nothing blows up for `N ≥ 2` as singular values tend to zero, and the rank cannot exceed `k` by construction, whereas an
+integration of `W` itself leaks into higher ranks.
+
+What no integration in finite precision can keep is the *side of the boundary*: where a singular value of `W` falls below
+the error of the integration, as it does on the way to a limit of lower rank, that error decides whether it comes back with
+the other sign (the exact flow keeps the sign of `det S`), and later escapes along a direction in which the exact flow
+stays. An integration of the factors does the same, having left the balanced set by round-off. So the flow *stops* there by
+default, and says so, rather than go on to a wrong limit.
+"""
+
+import functools
+import math
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from rich.console import RenderableType
+
+from gdflow.invariants import conserved
+from gdflow.manifold import apply_operator, check_depth
+from gdflow.network import LayerTuple, matmul
+from gdflow.problem import Problem
+from gdflow.ranks import decide_rank
+from gdflow.tables import Printable, key_value_table
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _dual(S: Array, depth: float) -> Array:
+    """`(SᵀS)^{-1/N}Sᵀ`, singular values `σ^{1−2/N}`, for invertible `S`; 0 at infinite depth, after division by `N`."""
+    U, sigma, Vt = jnp.linalg.svd(S)
+    return matmul(Vt.T * sigma[None, :] ** (1 - 2 / depth), U.T)
+
+
+@_dual.defjvp
+def _(depth, primals, tangents):
+    (S,), (dS,) = primals, tangents
+    if depth != int(depth):
+        raise NotImplementedError(f"the Riemannian flow has derivatives for integer N only, not for N = {depth}")
+    N = int(depth)
+    U, sigma, Vt = jnp.linalg.svd(S)
+    # (SᵀS)^{-1/N}Sᵀ = Sᵀ(SSᵀ)^{-1/N}; divided differences of a^{-1/N} at a = x^N: −1/(xz Σ_m x^{N−1−m}z^m), without a difference.
+    x = sigma ** (2 / N)
+    outer, inner = x[:, None], x[None, :]
+    whole = sum((outer ** (N - 1 - m) * inner**m for m in range(N)), start=jnp.zeros(()))
+    moved = matmul(matmul(U.T, dS), Vt.T)
+    square = moved * sigma[None, :] + (moved * sigma[None, :]).T
+    change = (moved / x[:, None]).T - sigma[:, None] * square / (outer * inner * whole)
+    return matmul(Vt.T * sigma[None, :] ** (1 - 2 / N), U.T), matmul(matmul(Vt.T, change), U.T)
+
+
+class LowRank(eqx.Module):
+    """A matrix `USVᵀ` of rank `k`: `U`, `V` with orthonormal columns."""
+
+    U: Float[Array, "*n d_y k"]
+    S: Float[Array, "*n k k"]
+    V: Float[Array, "*n d_x k"]
+
+    @property
+    def matrix(self) -> Float[Array, "*n d_y d_x"]:
+        """`USVᵀ`."""
+        return matmul(matmul(self.U, self.S), jnp.swapaxes(self.V, -1, -2))
+
+
+class RiemannianTrajectory(eqx.Module, Printable):
+    """A solution of the Riemannian gradient flow, from `gdflow.riemannian_flow`.
+
+    - `ts`: saved times, `(T,)`; `factors`: `W = USVᵀ` there; `losses`: effective losses `L¹` there.
+    - `final_time`, `last`: the end: `t1`, or where the boundary of `M_k` was met; saved times after it are NaN.
+    - `at_boundary`: whether the smallest singular value fell below `boundary` times the largest.
+    - `num_steps`: accepted and rejected; `solved`: whether the solver got to its end.
+    """
+
+    problem: Problem
+    depth: float = eqx.field(static=True)
+    ts: Float[Array, " T"]
+    factors: LowRank
+    losses: Float[Array, " T"]
+    final_time: Float[Array, ""]
+    last: LowRank
+    at_boundary: Bool[Array, ""]
+    num_steps: Int[Array, ""]
+    solved: Bool[Array, ""]
+
+    @property
+    def matrices(self) -> Float[Array, "T d_y d_x"]:
+        """`W` at the saved times."""
+        return self.factors.matrix
+
+    @property
+    def final(self) -> Float[Array, "d_y d_x"]:
+        """`W` at the end."""
+        return self.last.matrix
+
+    @property
+    def singular_values(self) -> Float[Array, "T k"]:
+        """The `k` singular values of `W` at the saved times; small ones are accurate relative to themselves."""
+        return jnp.linalg.svd(self.factors.S, compute_uv=False)
+
+    @property
+    def rank(self) -> int:
+        """`k`."""
+        return self.factors.S.shape[-1]
+
+    def __rich__(self) -> RenderableType:
+        sigma = np.linalg.svd(np.asarray(self.last.S), compute_uv=False)
+        end = "" if bool(self.solved) else ": NOT SOLVED to the end"
+        if bool(self.at_boundary):
+            end = f": STOPPED at the boundary, a singular value is {sigma[-1] / sigma[0]:.1e} of the largest"
+        rows = [
+            ("rank", str(self.rank)),
+            ("depth N", f"{self.depth:g}"),
+            ("time", f"{float(self.ts[0]):g} … {float(self.final_time):g}, {int(self.num_steps)} steps{end}"),
+            ("effective loss", f"{float(self.losses[0]):.8g} → {float(self.problem.end_to_end_loss(self.final)):.8g}"),
+            ("singular values", ", ".join(f"{s:.6g}" for s in sigma[:8]) + (" …" if len(sigma) > 8 else "")),
+        ]  # fmt: skip
+        return key_value_table("Riemannian gradient flow", rows)
+
+
+def riemannian_flow(
+    problem: Problem,
+    start: Float[Array, "d_y d_x"] | LayerTuple,
+    depth: float,
+    t1: float,
+    *,
+    rank: int | None = None,
+    ts: Float[Array, " T"] | int = 101,
+    rtol: float = 1e-8,
+    atol: float = 1e-11,
+    solver: diffrax.AbstractSolver = diffrax.Tsit5(),
+    max_steps: int = 100_000,
+    boundary: float | None = None,
+    balance_tolerance: float = 1e-9,
+) -> RiemannianTrajectory:
+    """The flow `Ẇ = −𝒜_{W,N}(∇L¹(W))` on the matrices of rank `k`, from `W(0)`.
+
+    For a.e. start of rank `k` the limit is the best fit of rank `k` or a critical point of lower rank on the boundary of
+    `M_k` (Terstiege, Rauhut, Bah, Westdickenberg 2022, Theorem 6); the second is certain for `k` above the rank of the
+    target, and can happen for a set of starts of positive measure (square matrices of full rank keep the sign of their
+    determinant).
+
+    **Arguments:**
+
+    - `start`: `W(0)` in the problem's coordinates, or balanced factors, whose product is taken.
+    - `depth`: `N`, a real number from 2 on. `math.inf`: the flow in the time `Nt`, whose row and column spaces stand still.
+    - `rank`: `k`, if the numerical rank of the start is not to be trusted: smaller singular values are dropped.
+    - `ts`: saved times, or how many from 0 to `t1`.
+    - `boundary`: the flow stops where `σ_k < boundary·σ_1`, by default at `100·rtol`: there the integration can no longer
+      tell on which side of the boundary of `M_k` it is. 0 to go on regardless.
+    - `balance_tolerance`: factors are refused if `max_j ‖C_j‖` exceeds this multiple of the largest `‖W_j‖²`.
+
+    Differentiable in `W(0)` along the manifold, and in the problem's `target` and `design`, forward and backward, for
+    integer `N`.
+
+    **Raises:** `ValueError` for a start of rank zero (it never moves), of the wrong shape or not finite, depths below 2,
+    unbalanced factors or factors whose number is not `N`, and options out of range.
+
+    ```python
+    >>> flow = riemannian_flow(problem, W0, 3, 50.0)
+    >>> print(flow, flow.singular_values[-1])
+    ```
+    """
+    if check_depth(depth) == 1:
+        raise ValueError("for N = 1 the flow is the gradient flow of a single layer: use simulate")
+    if isinstance(start, LayerTuple):
+        start = _product_of_balanced(start, depth, balance_tolerance)
+    if start.shape != (problem.d_out, problem.d_in):
+        raise ValueError(
+            f"W(0) must have shape {(problem.d_out, problem.d_in)} in these coordinates, got {start.shape}"
+        )
+    if not (t1 > 0 and math.isfinite(t1)):
+        raise ValueError(f"t1 must be positive and finite, got {t1}")
+    if isinstance(ts, int):
+        if ts < 2:
+            raise ValueError(f"at least two saved times are needed, got {ts}")
+        ts = jnp.linspace(0.0, t1, ts)
+    if not isinstance(start, jax.core.Tracer):
+        values = np.linalg.svd(np.asarray(start), compute_uv=False) if np.all(np.isfinite(start)) else None
+        if values is None:
+            raise ValueError("W(0) has entries that are not finite")
+        found = decide_rank(values, size=max(start.shape)).rank
+        if found == 0:
+            raise ValueError("W(0) is zero: it has rank 0 and never moves")
+        rank = found if rank is None else rank
+    if rank is None:
+        raise ValueError("under a transformation the rank of W(0) cannot be found: pass rank=")
+    if not 1 <= rank <= min(start.shape):
+        raise ValueError(f"rank must lie between 1 and {min(start.shape)}, got {rank}")
+    if boundary is None:
+        boundary = 100 * rtol
+    if not 0 <= boundary < 1:
+        raise ValueError(f"boundary must lie between 0 and 1, got {boundary}")
+    return _solve(problem.without_info(), start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary)
+
+
+def _product_of_balanced(net: LayerTuple, depth: float, tolerance: float) -> Array:
+    if net.depth != depth:
+        raise ValueError(f"{net.depth} factors were given for N = {depth}")
+    scale = float(jnp.max(net.layer_norms())) ** 2
+    worst = max((float(jnp.linalg.norm(C)) for C in conserved(net)), default=0.0)
+    if worst > tolerance * scale:
+        raise ValueError(
+            f"the factors are not balanced: max_j ‖W_{{j+1}}ᵀW_{{j+1}} − W_jW_jᵀ‖ = {worst:.3g} beside max ‖W_j‖² = {scale:.3g}; "
+            "the Riemannian flow describes balanced starts only (gdflow.initialization.Balanced): use simulate for others"
+        )
+    return net.end_to_end
+
+
+def _factor(W: Array, rank: int) -> LowRank:
+    """`W` of rank `k` as `USVᵀ`, with derivatives along the manifold that are right at repeated singular values too."""
+    fixed = jax.lax.stop_gradient(W)
+    U, _, Vt = jnp.linalg.svd(fixed, full_matrices=False)
+    U, V = U[:, :rank], Vt[:rank].T
+    # To first order, U moves by (I − UUᵀ)ẆVS^{-1}, V by (I − VVᵀ)ẆᵀUS^{-T}, and S by UᵀẆV.
+    S = matmul(matmul(U.T, W), V)
+    inverse = jax.lax.stop_gradient(jnp.linalg.inv(S))
+    change = W - fixed
+    right, left = matmul(change, matmul(V, inverse)), matmul(change.T, matmul(U, inverse.T))
+    return LowRank(U + right - matmul(U, matmul(U.T, right)), S, V + left - matmul(V, matmul(V.T, left)))
+
+
+def _field(t: Any, y: LowRank, args: tuple[Problem, float]) -> LowRank:
+    problem, depth = args
+    G = problem.end_to_end_gradient(y.matrix)
+    right, left = matmul(G, y.V), matmul(G.T, y.U)
+    inner = matmul(y.U.T, right)
+    if math.isinf(depth):
+        still = (jnp.zeros_like(y.U), jnp.zeros_like(y.V))
+        return LowRank(still[0], -apply_operator(y.S, inner, depth, rank=y.S.shape[0]), still[1])
+    dual = _dual(y.S, depth)
+    return LowRank(
+        -matmul(right - matmul(y.U, inner), dual),
+        -apply_operator(y.S, inner, depth, rank=y.S.shape[0]),
+        -matmul(left - matmul(y.V, inner.T), dual.T),
+    )
+
+
+@eqx.filter_jit
+def _solve(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary) -> RiemannianTrajectory:
+    y0 = _factor(start, rank)
+
+    def near_boundary(t, y, args, **_):
+        sigma = jnp.linalg.svd(jax.lax.stop_gradient(y.S), compute_uv=False)
+        return sigma[-1] < boundary * sigma[0]
+
+    solution: Any = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, p: _field(t, y, (p, depth))),
+        solver,
+        0.0,
+        t1,
+        None,
+        y0,
+        args=problem,
+        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)]),
+        event=diffrax.Event(near_boundary),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        max_steps=max_steps,
+        throw=False,
+    )
+    saved, ends = solution.ys
+    reached = solution.ts[0] <= t1  # infinite after a stop
+
+    def blank(x):
+        return jnp.where(reached.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan)
+
+    factors = jax.tree.map(blank, saved)
+    losses = jax.vmap(lambda y: problem.end_to_end_loss(y.matrix))(factors)
+    return RiemannianTrajectory(
+        problem=problem,
+        depth=depth,
+        ts=ts,
+        factors=factors,
+        losses=losses,
+        final_time=solution.ts[1][0],
+        last=jax.tree.map(lambda x: x[0], ends),
+        at_boundary=solution.result == diffrax.RESULTS.event_occurred,
+        num_steps=solution.stats["num_steps"],
+        solved=(solution.result == diffrax.RESULTS.successful) | (solution.result == diffrax.RESULTS.event_occurred),
+    )
