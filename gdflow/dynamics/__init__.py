@@ -1,5 +1,6 @@
 """Flows and their trajectories."""
 
+from gdflow.dynamics import exact as exact
 from gdflow.dynamics.gradient_flow import gradient_flow_field as gradient_flow_field
 from gdflow.dynamics.gradient_flow import simulate as simulate
 from gdflow.dynamics.riemannian_flow import LowRank as LowRank

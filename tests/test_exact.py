@@ -1,0 +1,167 @@
+"""Closed forms against DOP853 at tight tolerance, an mpmath integration, the oracle of the tests, and finite differences."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+import scipy.integrate
+import systems
+
+import gdflow as gf
+from gdflow.dynamics import exact
+
+
+def integrate(weights, target, t):
+    shapes = [w.shape for w in weights]
+    cuts = np.cumsum([w.size for w in weights])[:-1]
+
+    def split(x):
+        return [part.reshape(shape) for part, shape in zip(np.split(x, cuts), shapes, strict=True)]
+
+    def field(_, x):
+        return np.concatenate([w.ravel() for w in systems.velocity(split(x), target)])
+
+    start = np.concatenate([np.ravel(w) for w in weights])
+    return split(scipy.integrate.solve_ivp(field, (0, t), start, "DOP853", rtol=3e-14, atol=1e-15).y[:, -1])
+
+
+@pytest.mark.parametrize("s", [2.0, 0.3, 0.0, -1.5])
+@pytest.mark.parametrize("h", [1, 3])
+@pytest.mark.parametrize("t", [0.1, 1.0, 10.0])
+def test_width_h_against_integration(s, h, t):
+    a, b = np.random.default_rng(h).normal(size=(2, h))
+    W1, W2 = integrate([a[:, None], b[None, :]], np.array([[s]]), t)
+    got = exact.width_h(jnp.asarray(a), jnp.asarray(b), s, t)
+    # DOP853 holds about 1e-13 a unit of time here.
+    np.testing.assert_allclose(got[0], W1[:, 0], atol=1e-11)
+    np.testing.assert_allclose(got[1], W2[0], atol=1e-11)
+
+
+def test_width_h_at_degenerate_starts():
+    zero = jnp.zeros(2)
+    for state in exact.width_h(zero, zero, 1.0, 5.0):
+        np.testing.assert_array_equal(state, zero)
+    a = jnp.array([1.0, -0.5])
+    # a = −b lies on the stable manifold of the saddle at zero: Q = Q_0 e^{-2st}/(1 + Q_0(1 − e^{-2st})/(2s)).
+    u, v = exact.width_h(a, -a, 1.0, 8.0)
+    Q = 2 * 1.25 * math.exp(-16) / (1 + 2 * 1.25 * (1 - math.exp(-16)) / 2)
+    np.testing.assert_allclose(jnp.sum((u - v) ** 2) / 2, Q, rtol=1e-12)
+    np.testing.assert_allclose(u + v, 0.0, atol=1e-16)
+    gradient = jax.grad(lambda a, b: jnp.sum(exact.width_h(a, b, 1.0, 2.0)[0]), argnums=(0, 1))(zero, zero)
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hitting_time_and_its_derivatives(seed):
+    a, b = map(jnp.asarray, np.random.default_rng(seed).normal(size=(2, 3)))
+    s = 4.0
+    u = 0.5 * (float(a @ b) + s)
+    t = exact.width_h_hitting_time(a, b, s, u)
+    x, y = exact.width_h(a, b, s, t)
+    np.testing.assert_allclose(x @ y, u, rtol=1e-12)
+    np.testing.assert_allclose(t, systems.hitting_time_width_h(np.asarray(a), np.asarray(b), s, u), rtol=1e-10)
+    assert exact.width_h_hitting_time(a, b, s, s + 1.0) == np.inf
+    # The same derivative from the state: du/da = −u̇ dt/da.
+    rate = jax.jvp(lambda t: jnp.dot(*exact.width_h(a, b, s, t)), (t,), (1.0,))[1]
+    moved = jax.grad(lambda a: jnp.dot(*exact.width_h(a, b, s, t)))(a)
+    np.testing.assert_allclose(jax.grad(exact.width_h_hitting_time)(a, b, s, u), -moved / rate, rtol=1e-9)
+
+
+def test_derivatives_of_crossing_times_agree_with_the_closed_form():
+    problem = gf.Problem.from_singular_values([2.0])
+    a, b = jnp.array([0.3, -0.2]), jnp.array([1.1, 0.4])
+    level = 0.5 * 0.7**2  # a·b = 1.3
+
+    def time(a):
+        net = gf.LayerTuple([a[:, None], b[None, :]])
+        stop = gf.AtEvent(lambda t, net: problem.effective_loss(net) - level)
+        return gf.simulate(problem, net, 10.0, stop=stop, rtol=1e-11, atol=1e-13).final_time
+
+    np.testing.assert_allclose(time(a), exact.width_h_hitting_time(a, b, 2.0, 1.3), rtol=1e-9)
+    expected = jax.grad(exact.width_h_hitting_time)(a, b, 2.0, 1.3)
+    np.testing.assert_allclose(jax.grad(time)(a), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize(("s", "u_0"), [(2.0, 0.3), (2.0, 1.9), (2.0, 3.5), (2.0, -0.7), (-1.0, 0.8), (0.0, 1.2)])
+def test_balanced_chains_against_integration(depth, s, u_0):
+    for t in (0.05, 0.5, 3.0):
+        power = 2 - 2 / depth
+
+        def field(_, u, power=power):
+            return depth * np.abs(u) ** power * (s - u)
+
+        expected = scipy.integrate.solve_ivp(field, (0, t), [u_0], "DOP853", rtol=3e-14, atol=1e-16).y[0, -1]
+        np.testing.assert_allclose(exact.balanced_chain(s, u_0, depth, t), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("widths", "lam"), [((3, 2, 4), 0.0), ((3, 2, 4), 0.6), ((4, 2, 2), 0.6), ((4, 3, 2), -0.5)])
+@pytest.mark.parametrize("t", [0.3, 3.0])
+def test_lambda_balanced_against_integration(widths, lam, t):
+    problem = gf.Problem.from_singular_values([2.0, 1.0], d_x=widths[0], d_y=widths[2])
+    net = gf.initialization.LambdaBalanced(widths, lam=lam).sample(jax.random.key(1), 0)
+    W1, W2 = integrate([np.asarray(w) for w in net.weights], np.asarray(problem.target), t)
+    np.testing.assert_allclose(exact.lambda_balanced(problem, net, t), W2 @ W1, atol=1e-11)
+
+
+@pytest.mark.parametrize("scaled", [1.0, 10.0, 100.0])
+def test_lambda_balanced_against_high_precision(scaled):
+    """The closed form in one step in 120 digits, in which nothing is lost."""
+    problem = gf.Problem.from_singular_values([2.0, 1.0], d_x=3, d_y=2)
+    net = gf.initialization.LambdaBalanced((3, 2, 2), lam=0.4).sample(jax.random.key(2), 0)
+    t = scaled / 2.0
+    with mpmath.workdps(120):
+        target = mpmath.matrix(np.asarray(problem.target).tolist())
+        Q = mpmath.matrix(np.concatenate([np.asarray(net.weights[0]).T, np.asarray(net.weights[1])]).tolist())
+        F = mpmath.zeros(5)
+        for i in range(5):
+            F[i, i] = mpmath.mpf("-0.2") if i < 3 else mpmath.mpf("0.2")
+        for i in range(2):
+            for j in range(3):
+                F[3 + i, j] = F[j, 3 + i] = target[i, j]
+        values, vectors = mpmath.eigsy(F)
+        diagonal = mpmath.diag([mpmath.exp(v * t) for v in values])
+        integral = mpmath.diag([mpmath.expm1(2 * v * t) / (2 * v) for v in values])
+        growth, phi = vectors * diagonal * vectors.T, vectors * integral * vectors.T
+        gram = growth * Q * mpmath.inverse(mpmath.eye(2) + Q.T * phi * Q) * Q.T * growth
+        expected = np.array([[float(gram[3 + i, j]) for j in range(3)] for i in range(2)])
+    np.testing.assert_allclose(exact.lambda_balanced(problem, net, t), expected, atol=1e-9)
+
+
+def test_lambda_balanced_is_differentiable():
+    problem = gf.Problem.from_singular_values([2.0, 2.0], d_x=3, d_y=2)
+    net = gf.initialization.Balanced((3, 2, 2), singular_values=0.5).sample(jax.random.key(3), 0)
+    K = jnp.asarray(np.random.default_rng(4).normal(size=(2, 2)))
+    K = K - K.T  # a rotation keeps the start balanced
+
+    def f(e):
+        R = jax.scipy.linalg.expm(e * K)
+        moved = gf.LayerTuple([net.weights[0], R @ net.weights[1]])
+        return jnp.sum(jnp.sin(exact.lambda_balanced(problem, moved, 1.0, tolerance=1e-6)))
+
+    e = 1e-5
+    with pytest.raises(ValueError, match="not λ-balanced"):
+        exact.lambda_balanced(problem, gf.LayerTuple([net.weights[0], net.weights[1].at[0].multiply(2.0)]), 1.0)
+    expected = (f(e) - f(-e)) / (2 * e)
+    np.testing.assert_allclose(jax.jvp(f, (0.0,), (1.0,))[1], expected, rtol=1e-7)
+
+
+def test_errors():
+    problem = gf.Problem.from_singular_values([2.0, 1.0])
+    net = gf.initialization.Balanced((2, 2, 2)).sample(jax.random.key(0), 0)
+    with pytest.raises((ValueError, TypeError)):  # TypeError where the shapes of signatures are checked, as here
+        exact.width_h(jnp.ones(2), jnp.ones(3), 1.0, 1.0)
+    with pytest.raises(ValueError, match="depth must be a positive integer"):
+        exact.balanced_chain(1.0, 0.5, 0, 1.0)
+    with pytest.raises(ValueError, match="t must not be negative"):
+        exact.balanced_chain(1.0, 0.5, 2, -1.0)
+    with pytest.raises(ValueError, match="whitened coordinates are needed"):
+        exact.lambda_balanced(problem.in_coordinates("data"), net, 1.0)
+    with pytest.raises(ValueError, match="t must be finite"):
+        exact.lambda_balanced(problem, net, math.inf)
+    deep = gf.initialization.Balanced((2, 2, 2, 2)).sample(jax.random.key(0), 0)
+    with pytest.raises(ValueError, match="two layers, got 3"):
+        exact.lambda_balanced(problem, deep, 1.0)
