@@ -1,6 +1,6 @@
 """How much accuracy a classification needs: labels, crossing times and cost against tolerance and method.
 
-    python benchmarks/tolerance.py [--num 4000] [--reference 1e-10]
+    python benchmarks/tolerance.py [--laws A E S] [--num 4000] [--reference 1e-10]
 
 Three laws of starts: A (6-5-5-3, s = (3, 2, 1)), E (the same with s = (3, 0.3, 0.03), stiff) and S (scalar chains of depth two
 aimed at s = 1, Gaussian, until flow time 1: some start on the slow side of a saddle and are not decided in time, so labels
@@ -56,8 +56,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num", type=int, default=4000, help=f"starts a line; implicit methods run {IMPLICIT_NUM}")
     parser.add_argument("--reference", type=float, default=1e-10, help="rtol of the reference, Dopri8")
+    parser.add_argument("--laws", nargs="+", choices=LAWS, default=list(LAWS), metavar="LAW")
     options = parser.parse_args()
-    for law in LAWS:
+    for law in options.laws:
         exact = run(law, options.num, diffrax.Dopri8(), options.reference)[0].outcomes
         certified = float(np.mean(exact["level"].to_numpy() == 0))
         print(f"\n{law}: {options.num} starts, {100 * certified:.1f} % certified\n")

@@ -204,6 +204,7 @@ def test_ties_and_zeros():
     np.testing.assert_allclose(estimate.rows[1].value, 2.0)  # {1,3} and {2,3} are one level
 
 
+@pytest.mark.slow
 def test_audit_catches_a_sloppy_integration():
     """Starts near a saddle's stable set, integrated with hardly any accuracy: labels flip, and the audit sees it."""
     problem = gf.Problem.from_singular_values([1.0])
@@ -217,6 +218,7 @@ def test_audit_catches_a_sloppy_integration():
     assert careful.audit.flips == 0
 
 
+@pytest.mark.slow
 def test_other_solvers_give_the_same_labels(problem, law, estimate):
     for solver in (diffrax.Dopri8(), diffrax.Kvaerno3()):
         other = gf.basin_sizes(problem, law, 4, key=KEY, solver=solver, rtol=1e-5, progress=False)

@@ -67,6 +67,7 @@ def zero_net(*widths: int) -> LayerTuple:
 # Pivots.
 
 
+@pytest.mark.slow
 def test_pivots_and_hessians_agree_on_two_thousand_points():
     counts = collections.Counter()
     for name in POOL:

@@ -251,6 +251,7 @@ def test_extreme_eigenvalues_that_are_zero():
         assert vectors[0].inner(vectors[1]) == 0.0
 
 
+@pytest.mark.slow
 def test_extreme_eigenpairs_of_a_large_network():
     """More than 10⁵ parameters: the dense Hessian would take 80 GiB."""
     rng = np.random.default_rng(0)

@@ -692,6 +692,7 @@ def honest_starts(rng: np.random.Generator, widths) -> LayerTuple:
     return LayerTuple([scale * w for w in weights])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hidden", "spectra", "end"), [([2], SPECTRA, 1000.0), ([3, 3], SPECTRA[:5], 400.0)])
 def test_what_is_certified_comes_true(hidden, spectra, end):
     rng = np.random.default_rng(17)

@@ -104,6 +104,7 @@ def test_threads_give_the_same_outcomes(problem):
     np.testing.assert_allclose(one["time"], two["time"], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_layouts_and_solver_steps_agree(problem):
     """Unrolled products with lanes last, batched products with lanes first, and Diffrax's own `step`: one integration.
 

@@ -20,7 +20,12 @@ def problem():
     return gf.Problem(rng.normal(size=(4, 12)), rng.normal(size=(3, 12)))
 
 
-@pytest.mark.parametrize(("depth", "rank"), [(2, 1), (2, 3), (3, 2), (5, 3), (10, 1), (20, 2)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("depth", "rank"), [(2, 3), (3, 2), (20, 2), *(pytest.param(*p, marks=SLOW) for p in ((2, 1), (5, 3), (10, 1)))]
+)
 def test_product_of_balanced_factors_follows_the_flow(problem, depth, rank):
     net = Balanced((4,) + (rank,) * (depth - 1) + (3,), singular_values=0.5).sample(KEY, 0)
     factors = gf.simulate(problem, net, 2.0, ts=6, rtol=1e-10, atol=1e-13)
@@ -100,7 +105,7 @@ def test_rank_above_the_targets_tends_to_lower_rank():
     np.testing.assert_allclose(flow.singular_values[-1, -1], 1 / 800, rtol=0.5)
 
 
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [3, pytest.param(2, marks=SLOW)])
 def test_derivatives_of_the_flow(depth):
     problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0], d_x=4)
     rng = np.random.default_rng(12)

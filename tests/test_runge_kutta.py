@@ -46,6 +46,7 @@ def test_rkc_is_stable_as_far_as_its_authors_say(stages):
     assert abs(step(gf.RKC(stages), lambda y: -1.25 * limit * y, jnp.ones(1), 1.0)[0][0]) > 1
 
 
+@pytest.mark.slow
 def test_rkc_takes_fewer_steps_where_the_flow_is_stiff():
     """s = (3, 0.03, 0.003), depth three: certificate times as of Tsit5 at tight tolerance, in a fraction of the steps."""
     problem = gf.Problem.from_singular_values([3, 0.03, 0.003])

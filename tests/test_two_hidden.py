@@ -83,6 +83,7 @@ def inversions(s, subset) -> int:
     return sum(s[j - 1] > s[i - 1] for i in subset for j in range(1, len(s) + 1) if j not in subset)
 
 
+@pytest.mark.slow
 def test_every_case_occurs_a_hundred_times():
     counts = collections.Counter(case.name for name in TWO_HIDDEN for case in cases(name))
     assert set(counts) == {"r_Z>r", "1.1", "1.2", "2.1", "2.2"}

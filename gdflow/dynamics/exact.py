@@ -32,7 +32,7 @@ def width_h(
 
         p(t) = f p(0),   q(t) = q(0)/f,   f² = (1 + (s + Q)T)/(1 − (s − P)T).
 
-    Differentiable in everything, also at zero weights.
+    Differentiable in everything for `s ≠ 0`, also at zero weights.
 
     **Raises:** `ValueError` if `a` and `b` have different shapes.
     """
@@ -65,7 +65,9 @@ def width_h_hitting_time(
     P, Q = 0.5 * jnp.sum((a + b) ** 2), 0.5 * jnp.sum((a - b) ** 2)
     delta = jnp.sqrt(s**2 + P * Q)
     x = u + jnp.sqrt(u**2 + P * Q)
-    high, low = s + delta, -P * Q / (s + delta) if not isinstance(s, float | int) or s > 0 else s - delta
+    # P_+ and P_−, the smaller one from their product −PQ
+    high = jnp.where(s < 0, P * Q / (delta + jnp.abs(s)), s + delta)
+    low = jnp.where(s > 0, -P * Q / (delta + jnp.abs(s)), s - delta)
     quotient = (x - low) * (high - P) / ((high - x) * (P - low))
     reached = (quotient >= 1) & (P > 0)
     return jnp.where(reached, jnp.log(jnp.where(reached, quotient, 1.0)) / (2 * delta), jnp.inf)
