@@ -84,7 +84,7 @@ def test_crossing_times_equal_those_of_a_tight_trajectory(estimate, problem, law
     np.testing.assert_allclose(estimate.outcomes["time"].to_numpy()[:6], reference.final_time, rtol=2e-5)
 
 
-@pytest.mark.parametrize("lanes", [1, 7, 50])
+@pytest.mark.parametrize("lanes", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 50))])
 def test_results_do_not_depend_on_the_number_of_lanes(problem, law, estimate, lanes):
     num = 20 if lanes == 1 else 50
     other = gf.basin_sizes(problem, law, num, key=KEY, lanes=lanes, progress=False).outcomes
@@ -183,6 +183,7 @@ def test_problem_with_one_critical_value():
     assert estimate.outcomes["time"].to_pylist() == [0.0] * 10
 
 
+@pytest.mark.slow
 def test_bottleneck_kinds(problem):
     """Behind a bottleneck the almost-sure certificate is at ℓ({1..k-1}), the exact one lower: it comes earlier, and says so."""
     law = Gaussian(problem.widths([2, 3]))

@@ -219,7 +219,13 @@ def imbalanced_starts(rng, widths, num: int) -> LayerTuple:
 
 @pytest.mark.parametrize(
     ("coordinates", "hidden"),
-    [("data", []), ("data", [3]), ("data", [3, 2]), ("data", [2, 3, 2, 3]), ("whitened", [3]), ("whitened", [3, 2, 2])],
+    [
+        ("data", []),
+        ("data", [3, 2]),
+        ("whitened", [3]),
+        ("whitened", [3, 2, 2]),
+        *(pytest.param("data", hidden, marks=pytest.mark.slow) for hidden in ([3], [2, 3, 2, 3])),
+    ],
 )
 def test_no_trajectory_leaves_its_radius(coordinates, hidden, rng):
     X = np.diag([1.5, 1.0, 0.8, 0.5]) @ rng.standard_normal((4, 3)) @ rng.standard_normal((3, 6))  # of rank 3
@@ -259,6 +265,7 @@ def test_radius_counts_the_part_of_the_first_layer_that_never_moves():
 # Exponential rates.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coordinates", ["data", "whitened"])
 def test_pyramidal_starts_decay_at_the_guaranteed_rate(coordinates, rng, key):
     problem = Problem(rng.standard_normal((3, 8)), 2 * rng.standard_normal((2, 8)), coordinates=coordinates)

@@ -99,7 +99,7 @@ def test_balanced_chains_against_integration(depth, s, u_0):
 
 
 @pytest.mark.parametrize(("widths", "lam"), [((3, 2, 4), 0.0), ((3, 2, 4), 0.6), ((4, 2, 2), 0.6), ((4, 3, 2), -0.5)])
-@pytest.mark.parametrize("t", [0.3, 3.0])
+@pytest.mark.parametrize("t", [3.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_lambda_balanced_against_integration(widths, lam, t):
     problem = gf.Problem.from_singular_values([2.0, 1.0], d_x=widths[0], d_y=widths[2])
     net = gf.initialization.LambdaBalanced(widths, lam=lam).sample(jax.random.key(1), 0)

@@ -380,6 +380,7 @@ def test_a_batch_in_which_some_stop_and_others_do_not():
     assert np.all(flat(row(trajectories.final, 2)) == 0)
 
 
+@pytest.mark.slow
 def test_a_state_at_which_the_certificate_stopped_the_flow_is_certified():
     # Large starts: the loss falls steeply through the level, by far more than the slack within the root find's tolerance.
     problem = Problem.from_singular_values([3, 2, 1], d_x=4)
@@ -412,6 +413,7 @@ def test_nothing_is_saved_after_a_stop(stopped):
         assert np.all(np.isnan(stopped.losses[i, len(saved) :]))
 
 
+@pytest.mark.slow
 def test_crossing_times_are_the_exact_hitting_times():
     a, b = scalar_starts()
     a, b = a[:4], b[:4]

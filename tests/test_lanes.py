@@ -127,6 +127,7 @@ def test_layouts_and_solver_steps_agree(problem):
     assert process(problem, [16]).lane_axis == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [diffrax.Dopri5(), diffrax.Bosh3(), diffrax.Dopri8()])
 def test_explicit_methods_of_every_kind(problem, solver):
     """With and without the first-same-as-last property: the crossing times of Tsit5 at much tighter tolerance."""

@@ -91,7 +91,8 @@ def settings():
         pairs, single = (("whitened", "data"), ("whitened", "reduced")), ("whitened", "data", "reduced")
         choices = pairs[k % 2] if len(widths) == 3 else single[k % 3 :][:1]
         for setting in choices:
-            yield pytest.param(widths, setting, id=f"{'-'.join(map(str, widths))}-{setting}")
+            marks = [pytest.mark.slow] if k in (8, 10) else []
+            yield pytest.param(widths, setting, id=f"{'-'.join(map(str, widths))}-{setting}", marks=marks)
 
 
 @pytest.mark.parametrize(("widths", "setting"), list(settings()))
