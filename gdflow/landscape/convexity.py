@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from gdflow.network import LayerTuple, matmul
 from gdflow.problem import Problem
-from gdflow.ranks import decide_rank
+from gdflow.ranks import decide_rank, zero_threshold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +148,13 @@ def descend_two_layers(problem: Problem, net: LayerTuple) -> LayerTuple | None:
     problem.check_network(net)
     W1, W2 = net.weights
     gradient = np.asarray(problem.end_to_end_gradient(net.end_to_end))
+    # Zero means round-off of the output and the target that the gradient is a difference of, or a function of.
+    matrices = (net.end_to_end @ problem.design, problem.target, problem.design)
+    f, a, d = (float(np.linalg.norm(np.asarray(x))) for x in matrices)
+    if abs(gradient).max() <= zero_threshold((f + a) * d, max(gradient.shape), float(np.finfo(gradient.dtype).eps)):
+        return None
     kernel = np.linalg.svd(np.asarray(W2))[2][_rank(np.asarray(W2)) :]
-    if not kernel.size or not gradient.any():
+    if not kernel.size:
         return None
     i, j = np.unravel_index(np.argmax(abs(gradient)), gradient.shape)
     v = jnp.asarray(kernel[0])

@@ -147,6 +147,7 @@ def split_single_hidden(problem: Problem, net: LayerTuple, w: LayerTuple, subset
     `δ_2 = f_2 − B_2D_Y^{-1}Af_1`. The dimensions of `(32)` need `d_1` where `d_y` is printed.
     """
     form, net, w = _single_hidden(problem, net, w)
+    form.check_distinct("the change of variables")
     form.check_subset(subset, net.widths)
     d, r, p = form.rank_bound, len(subset), net.widths[1] - len(subset)
     inside = jnp.array([i - 1 for i in subset], int)
