@@ -78,7 +78,7 @@ def _kernel(x: Array, y: Array, depth: float) -> Array:
     """`K` on the grid of `x = a^{1/N}`, `y = b^{1/N}`."""
     x, y = x[:, None], y[None, :]
     if depth <= 64 and depth == int(depth):
-        return _complete(x, y, int(depth))
+        return homogeneous_sum(x, y, int(depth))
     high, low = jnp.maximum(x, y), jnp.minimum(x, y)
     # With u = ln(y/x): (x^N − y^N)/(x − y) = x^{N−1}(e^{Nu} − 1)/(e^u − 1), exact however close x and y are.
     inside = low > 0
@@ -91,7 +91,7 @@ def _kernel(x: Array, y: Array, depth: float) -> Array:
     return high ** (depth - 1) * jnp.where(inside, quotient, 1.0)
 
 
-def _complete(x: Array, y: Array, q: int) -> Array:
+def homogeneous_sum(x: Array, y: Array, q: int) -> Array:
     """`(x^q − y^q)/(x − y) = Σ_{m<q} x^{q−1−m}y^m`, without a difference."""
     return sum((x ** (q - 1 - m) * y**m for m in range(q)), start=jnp.zeros(()))
 
@@ -123,8 +123,8 @@ def _(depth, rank, primals, tangents):
 
     def divided(x, q):
         """`(a^{q/N} − c^{q/N})/(a − c)` on the grid of eigenvalues; zero at (0, 0)."""
-        whole = _complete(x[:, None], x[None, :], N)
-        return jnp.where(whole > 0, _complete(x[:, None], x[None, :], q) / jnp.where(whole > 0, whole, 1.0), 0.0)
+        whole = homogeneous_sum(x[:, None], x[None, :], N)
+        return jnp.where(whole > 0, homogeneous_sum(x[:, None], x[None, :], q) / jnp.where(whole > 0, whole, 1.0), 0.0)
 
     for j in range(1, N):
         both = both + matmul(divided(x, N - j) * left, inner * y[None, :] ** (j - 1))

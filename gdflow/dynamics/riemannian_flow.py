@@ -32,7 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rich.console import RenderableType
 
 from gdflow.invariants import conserved
-from gdflow.manifold import apply_operator, check_depth
+from gdflow.manifold import apply_operator, check_depth, homogeneous_sum
 from gdflow.network import LayerTuple, matmul
 from gdflow.problem import Problem
 from gdflow.ranks import decide_rank
@@ -56,7 +56,7 @@ def _(depth, primals, tangents):
     # (SᵀS)^{-1/N}Sᵀ = Sᵀ(SSᵀ)^{-1/N}; divided differences of a^{-1/N} at a = x^N: −1/(xz Σ_m x^{N−1−m}z^m), without a difference.
     x = sigma ** (2 / N)
     outer, inner = x[:, None], x[None, :]
-    whole = sum((outer ** (N - 1 - m) * inner**m for m in range(N)), start=jnp.zeros(()))
+    whole = homogeneous_sum(outer, inner, N)
     moved = matmul(matmul(U.T, dS), Vt.T)
     square = moved * sigma[None, :] + (moved * sigma[None, :]).T
     change = (moved / x[:, None]).T - sigma[:, None] * square / (outer * inner * whole)

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from rich.console import RenderableType
 
-from gdflow.landscape.curvature import Inertia, extreme_eigenpairs, inertia, zero_eigenvalue
+from gdflow.landscape.curvature import Inertia, check_tolerance, extreme_eigenpairs, inertia, zero_eigenvalue
 from gdflow.landscape.escape import escape_direction
-from gdflow.landscape.normal_form import NormalForm, subset_indices
+from gdflow.landscape.normal_form import NormalForm, hidden_product, subset_indices
 from gdflow.landscape.pivots import Pivots, find_pivots
 from gdflow.landscape.second_variation import second_variation
 from gdflow.landscape.strata import subset_text
@@ -143,8 +142,7 @@ def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> C
     problem.check_network(net)
     if net.depth < 2:
         raise ValueError("a single layer has one critical value: there is nothing to classify")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
+    check_tolerance(tolerance)
     form = NormalForm(problem)
     form.check_distinct("classification")
     inner = form.into(net)
@@ -244,7 +242,7 @@ def _residuals(layers: list[np.ndarray], target: np.ndarray, subset: tuple[int, 
     inside, outside = subset_indices(subset, d)
     S, W1, WN = target[:, :d], layers[0], layers[-1]
     W11, W12 = W1[:, :d], W1[:, d:]
-    Z = np.linalg.multi_dot([np.eye(WN.shape[1]), *layers[-2:0:-1], np.eye(W1.shape[0])])
+    Z = hidden_product(layers)
     R = WN @ Z
     Q = R @ W11
     fitted = np.zeros((d, d))
@@ -266,8 +264,3 @@ def _residuals(layers: list[np.ndarray], target: np.ndarray, subset: tuple[int, 
         "3.2: ZW_112=0": relative(Z @ W11[:, outside], rest),
         "3.2: W_N1ZW_12=0": relative(WN[inside] @ Z @ W12, rest),
     }
-
-
-def raveled(net: LayerTuple) -> np.ndarray:
-    """A layer tuple as the vector that the Hessian acts on."""
-    return np.asarray(ravel_pytree(net)[0])

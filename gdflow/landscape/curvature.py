@@ -120,7 +120,7 @@ def inertia(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> In
     **Raises:** as `hessian`; `ValueError` for entries that are not finite and a tolerance that is not positive.
     """
     problem.check_network(net)
-    _check_tolerance(tolerance)
+    check_tolerance(tolerance)
     eigenvalues = np.linalg.eigvalsh(np.asarray(hessian(problem, net), dtype=np.float64))
     sizes = abs(eigenvalues)
     threshold = zero_eigenvalue(problem, net, float(sizes.max()), tolerance)
@@ -136,7 +136,8 @@ def inertia(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> In
     )
 
 
-def _check_tolerance(tolerance: float) -> None:
+def check_tolerance(tolerance: float) -> None:
+    """`ValueError` unless `tolerance` lies between 0 and 1."""
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1, got {tolerance}")
 

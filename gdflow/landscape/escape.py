@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from gdflow.landscape.curvature import extreme_eigenpairs, hessian, zero_eigenvalue
-from gdflow.landscape.normal_form import NormalForm, as_jax, subset_indices
+from gdflow.landscape.normal_form import NormalForm, as_jax, hidden_product, subset_indices
 from gdflow.landscape.second_variation import second_variation
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
@@ -68,7 +68,7 @@ def _kernel(form: NormalForm, layers: list[np.ndarray], subset: tuple[int, ...])
     _, outside = subset_indices(subset, len(s))
     if not outside.size:
         return None
-    Z = np.linalg.multi_dot([np.eye(layers[-1].shape[1]), *layers[-2:0:-1], np.eye(layers[0].shape[0])])
+    Z = hidden_product(layers)
     # R has rank |S|; where that is zero, R is round-off and its own singular values say nothing.
     kernel = np.linalg.svd(layers[-1] @ Z)[2][len(subset) :].T
     if not kernel.shape[1]:

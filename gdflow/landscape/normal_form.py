@@ -113,6 +113,17 @@ def subset_indices(subset: tuple[int, ...], bound: int) -> tuple[np.ndarray, np.
     return np.flatnonzero(inside), np.flatnonzero(~inside)
 
 
+def count_exchanges(subset: tuple[int, ...], singular_values: np.ndarray) -> int:
+    """`#{(i∈S, j∉S) : s_j > s_i}`: the exchanges that lower the loss."""
+    inside, outside = subset_indices(subset, len(singular_values))
+    return int(np.sum(singular_values[outside][None, :] > singular_values[inside][:, None]))
+
+
+def hidden_product(layers: list[np.ndarray]) -> np.ndarray:
+    """`Z = (ΠW)_2^H`, the product of all layers but the first and the last."""
+    return np.linalg.multi_dot([np.eye(layers[-1].shape[1]), *layers[-2:0:-1], np.eye(layers[0].shape[0])])
+
+
 def as_jax(matrices: Iterable[np.ndarray]) -> LayerTuple:
     """Matrices as a network."""
     return LayerTuple(jnp.asarray(m) for m in matrices)

@@ -88,10 +88,15 @@ def second_variation_blocks(
         QQ = 2 * QQ
     R = matmul(WN, Z)
     M = S - matmul(R, W11)
-    along = lambda W, v, G: (  # noqa: E731  the four mixed terms against a d×d_y weight G
-        _tr(WN, QQ, W, G) + _tr(wN, Q, W, G) + _tr(WN, Q, v, G) + _tr(wN, Z, v, G)
-    )
-    first = lambda W, v: matmul(matmul(WN, Q) + matmul(wN, Z), W) + matmul(R, v)  # noqa: E731
+
+    def along(W, v, G):
+        """The four mixed terms against a weight `G`."""
+        return _tr(WN, QQ, W, G) + _tr(wN, Q, W, G) + _tr(WN, Q, v, G) + _tr(wN, Z, v, G)
+
+    def first(W, v):
+        """The first variation of the product with one block of `W_1`."""
+        return matmul(matmul(WN, Q) + matmul(wN, Z), W) + matmul(R, v)
+
     squares = 0.5 * jnp.sum(first(W11, w11) ** 2) + 0.5 * jnp.sum(first(W12, w12) ** 2)
     return -along(W11, w11, M.T) + along(W12, w12, matmul(W12.T, R.T)) + squares
 

@@ -22,7 +22,7 @@ import pyarrow.csv
 from jaxtyping import Array, Float
 from rich.console import RenderableType
 
-from gdflow.landscape.normal_form import NormalForm, subset_indices
+from gdflow.landscape.normal_form import NormalForm, count_exchanges, subset_indices
 from gdflow.network import LayerTuple, count_parameters
 from gdflow.problem import Problem, critical_values
 from gdflow.tables import Printable, column_table
@@ -119,8 +119,7 @@ def stratum_counts(
     """
     d_x, d_1, d_y = widths
     r = len(subset)
-    inside, outside = subset_indices(subset, d_y)
-    swaps = int(np.sum(singular_values[outside][None, :] > singular_values[inside][:, None]))
+    swaps = count_exchanges(subset, singular_values)
     return r * d_1 + (d_1 - r) * r + (d_1 - r) * (d_x - d_y), swaps + (d_1 - r) * (d_y - r)
 
 

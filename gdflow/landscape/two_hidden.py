@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gdflow.landscape.escape import escape_direction
-from gdflow.landscape.normal_form import NormalForm, as_jax, subset_indices
+from gdflow.landscape.normal_form import NormalForm, as_jax, count_exchanges, subset_indices
 from gdflow.landscape.second_variation import second_variation
 from gdflow.network import LayerTuple, matmul
 from gdflow.problem import Problem
@@ -78,9 +78,7 @@ def two_hidden_case(
         if free:
             direction = _descend(problem, net, basis, first / max(n1, tiny) >= last / max(n3, tiny))
         else:
-            s = form.singular_values
-            inside, outside = basis.inside, basis.outside
-            index = int(np.sum(s[outside][None, :] > s[inside][:, None]))
+            index = count_exchanges(basis.subset, form.singular_values)
             direction = (escape_direction(problem, net, subset) or (None,))[0] if index else None
     return TwoHiddenCase(name, basis.subset, rank, rank_Z, first, last, index, direction)
 
