@@ -48,6 +48,11 @@ class AbstractInitialization(eqx.Module):
     def draw(self, key: Key[Array, ""]) -> LayerTuple:
         """One network from a key of its own. Traceable."""
 
+    @property
+    def balanced(self) -> bool:
+        """Whether all starts are known to be balanced, `C_j = 0` for all `j`."""
+        return False
+
     def sample(self, key: Key[Array, ""], i: int) -> LayerTuple:
         """Start number `i` (a Python integer in `[0, 2⁶⁴)`) of the sequence of starts that belongs to `key`.
 
@@ -88,7 +93,8 @@ class Gaussian(AbstractInitialization):
     **Arguments:**
 
     - `widths`: `(d_0, …, d_N)`.
-    - `scale`: `"fan_in"` for standard deviation `1/√d_{j-1}` in layer `j`; or one standard deviation for all entries.
+    - `scale`: `"fan_in"` for standard deviation `1/√d_{j-1}` in layer `j`, `"fan_out"` for `1/√d_j` (the teachers of
+      Terstiege, Rauhut, Bah, Westdickenberg 2022); or one standard deviation for all entries.
     """
 
     widths: tuple[int, ...] = eqx.field(static=True, converter=check_widths)
@@ -96,14 +102,14 @@ class Gaussian(AbstractInitialization):
 
     def __check_init__(self):
         if isinstance(self.scale, str):
-            if self.scale != "fan_in":
-                raise ValueError(f'scale must be "fan_in" or a number, got {self.scale!r}')
+            if self.scale not in ("fan_in", "fan_out"):
+                raise ValueError(f'scale must be "fan_in", "fan_out" or a number, got {self.scale!r}')
         else:
             _positive("scale", self.scale)
 
     def draw(self, key: Key[Array, ""]) -> LayerTuple:
         if isinstance(self.scale, str):
-            scales = [1 / np.sqrt(d) for d in self.widths[:-1]]
+            scales = [1 / np.sqrt(d) for d in (self.widths[:-1] if self.scale == "fan_in" else self.widths[1:])]
         else:
             scales = [self.scale] * (len(self.widths) - 1)
         return _gaussian(key, self.widths, scales)
@@ -134,6 +140,12 @@ class Orthogonal(AbstractInitialization):
     def __check_init__(self):
         _positive("scale", self.scale)
 
+    @property
+    def balanced(self) -> bool:
+        # W_jW_jᵀ = scale²·I = W_{j+1}ᵀW_{j+1} where no layer narrows on the way in or out of a hidden one.
+        d_x, *hidden, d_y = self.widths
+        return len(set(hidden)) <= 1 and max(hidden, default=0) <= min(d_x, d_y)
+
     def draw(self, key: Key[Array, ""]) -> LayerTuple:
         keys = jax.random.split(key, len(self.widths) - 1)
         return LayerTuple(
@@ -153,12 +165,14 @@ class Balanced(AbstractInitialization):
 
     - `widths`: `(d_0, …, d_N)`.
     - `rank`: `k`, at most the smallest width, which is the default.
-    - `singular_values`: `σ`, one number or `k` of them, of the product.
+    - `singular_values`: `σ` of the product: one number, `k` of them, or `"gaussian"` for those of the best approximation of
+      rank `k` of a `d_N×d_0` matrix with independent entries of standard deviation `1/√d_0`; at full rank the product is
+      then such a Gaussian matrix.
     """
 
     widths: tuple[int, ...] = eqx.field(static=True, converter=check_widths)
     rank: int | None = eqx.field(static=True, default=None)
-    singular_values: float | tuple[float, ...] = eqx.field(static=True, default=1.0)
+    singular_values: float | tuple[float, ...] | str = eqx.field(static=True, default=1.0)
 
     def __check_init__(self):
         k = self._rank
@@ -166,6 +180,10 @@ class Balanced(AbstractInitialization):
             raise ValueError(f"rank must be an integer, got {k}")
         if not 1 <= k <= min(self.widths):
             raise ValueError(f"rank must lie between 1 and the smallest width {min(self.widths)}, got {k}")
+        if isinstance(self.singular_values, str):
+            if self.singular_values != "gaussian":
+                raise ValueError(f'singular_values must be numbers or "gaussian", got {self.singular_values!r}')
+            return
         if np.size(self.singular_values) not in (1, k):
             raise ValueError(f"rank {k} needs {k} singular values or one, got {np.size(self.singular_values)}")
         _positive("singular_values", self.singular_values)
@@ -174,12 +192,21 @@ class Balanced(AbstractInitialization):
     def _rank(self) -> int:
         return min(self.widths) if self.rank is None else self.rank
 
+    @property
+    def balanced(self) -> bool:
+        return True
+
     def draw(self, key: Key[Array, ""]) -> LayerTuple:
         keys = jax.random.split(key, len(self.widths))
         frames = [jax.random.orthogonal(k, d, m=self._rank) for k, d in zip(keys, self.widths, strict=True)]
-        root = jnp.broadcast_to(jnp.asarray(self.singular_values, dtype=frames[0].dtype), (1, self._rank)) ** (
-            1 / (len(self.widths) - 1)
-        )
+        if isinstance(self.singular_values, str):
+            # A Gaussian matrix is U diag(σ) Vᵀ with U and V Haar-distributed and independent of σ.
+            d_x, d_y = self.widths[0], self.widths[-1]
+            entries = jax.random.normal(jax.random.fold_in(key, 0), (d_y, d_x)) / np.sqrt(d_x)
+            values = jnp.linalg.svd(entries, compute_uv=False)[: self._rank]
+        else:
+            values = jnp.asarray(self.singular_values, dtype=frames[0].dtype)
+        root = jnp.broadcast_to(values, (1, self._rank)) ** (1 / (len(self.widths) - 1))
         return LayerTuple(matmul(after * root, before.T) for before, after in zip(frames[:-1], frames[1:], strict=True))
 
 
@@ -210,6 +237,10 @@ class LambdaBalanced(AbstractInitialization):
         if np.any(steps < 0):
             needed = "d_1 ≤ … ≤ d_N (or take Balanced for λ = 0)" if self.lam >= 0 else "d_0 ≥ … ≥ d_{N-1}"
             raise ValueError(f"λ = {self.lam} needs widths with {needed}, got {self.widths}")
+
+    @property
+    def balanced(self) -> bool:
+        return self.lam == 0
 
     def draw(self, key: Key[Array, ""]) -> LayerTuple:
         if self.lam < 0:  # the transposed network is |λ|-balanced

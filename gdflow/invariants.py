@@ -31,6 +31,17 @@ def norm_differences(net: LayerTuple) -> Float[Array, " N_minus_1"]:
     return jnp.diff(net.layer_norms() ** 2)
 
 
+def check_balanced(net: LayerTuple, tolerance: float = 1e-9) -> None:
+    """`ValueError` unless the network is balanced: all `‖C_j‖_F` at most `tolerance` times the largest `‖W_j‖²_F`."""
+    scale = float(jnp.max(net.layer_norms())) ** 2
+    worst = max((float(jnp.linalg.norm(C)) for C in conserved(net)), default=0.0)
+    if not worst <= tolerance * scale:
+        raise ValueError(
+            f"the factors are not balanced: max_j ‖W_{{j+1}}ᵀW_{{j+1}} − W_jW_jᵀ‖ = {worst:.3g} beside max ‖W_j‖² = {scale:.3g}; "
+            "the Riemannian flow describes balanced starts only, e.g. those of gdflow.initialization.Balanced"
+        )
+
+
 def num_independent_laws(widths: Iterable[int]) -> int:
     """Number of functionally independent scalar conservation laws among the entries of all `C_j`.
 

@@ -74,9 +74,8 @@ def _roots(sigma: Array, size: int, depth: float) -> Array:
     return jnp.concatenate([root, jnp.zeros(size - sigma.size, sigma.dtype)])
 
 
-def _kernel(x: Array, y: Array, depth: float) -> Array:
-    """`K` on the grid of `x = a^{1/N}`, `y = b^{1/N}`."""
-    x, y = x[:, None], y[None, :]
+def kernel(x: Float[Array, "*#n"], y: Float[Array, "*#n"], depth: float) -> Float[Array, "*n"]:
+    """`K(a, b)` from `x = a^{1/N}`, `y = b^{1/N}` (infinite depth: from `a` and `b`); they broadcast."""
     if depth <= 64 and depth == int(depth):
         return homogeneous_sum(x, y, int(depth))
     high, low = jnp.maximum(x, y), jnp.minimum(x, y)
@@ -101,7 +100,7 @@ def _operator(W: Array, Z: Array, depth: float, rank: int | None) -> Array:
     U, sigma, V = _singular(W)
     sigma = _values(sigma, W.shape, rank)
     x, y = (_roots(sigma, n, depth) for n in W.shape)
-    inner = matmul(matmul(U.T, Z), V) * _kernel(x, y, depth)
+    inner = matmul(matmul(U.T, Z), V) * kernel(x[:, None], y[None, :], depth)
     return matmul(matmul(U, inner), V.T)
 
 
@@ -115,7 +114,7 @@ def _(depth, rank, primals, tangents):
     sigma = _values(sigma, W.shape, rank)
     x, y = (_roots(sigma, n, depth) for n in W.shape)
     inner, moved = (matmul(matmul(U.T, A), V) for A in (Z, dW))
-    both = matmul(matmul(U.T, dZ), V) * _kernel(x, y, depth)
+    both = matmul(matmul(U.T, dZ), V) * kernel(x[:, None], y[None, :], depth)
     # ẆWᵀ + WẆᵀ and ẆᵀW + WᵀẆ in the singular bases.
     S = jnp.zeros(W.shape, W.dtype).at[jnp.arange(sigma.size), jnp.arange(sigma.size)].set(sigma)
     left, right = matmul(moved, S.T), matmul(moved.T, S)
@@ -129,7 +128,7 @@ def _(depth, rank, primals, tangents):
     for j in range(1, N):
         both = both + matmul(divided(x, N - j) * left, inner * y[None, :] ** (j - 1))
         both = both + matmul(x[:, None] ** (N - 1 - j) * inner, divided(y, j) * right)
-    out = matmul(matmul(U, inner * _kernel(x, y, depth)), V.T)
+    out = matmul(matmul(U, inner * kernel(x[:, None], y[None, :], depth)), V.T)
     return out, matmul(matmul(U, both), V.T)
 
 
@@ -180,7 +179,7 @@ def invert_operator(
         return project_tangent(W, Z, rank=rank)
     U, sigma, V, free = _tangent_coordinates(W, rank)
     x, y = (_roots(sigma, n, depth) for n in W.shape)
-    K = _kernel(x, y, depth)
+    K = kernel(x[:, None], y[None, :], depth)
     inner = jnp.where(free, matmul(matmul(U.T, Z), V) / jnp.where(free, K, 1.0), 0.0)
     return matmul(matmul(U, inner), V.T)
 
@@ -224,6 +223,22 @@ def metric_by_integral(W: ArrayLike, Z_1: ArrayLike, Z_2: ArrayLike, depth: floa
     points = np.log(positive)
     value, _ = scipy.integrate.quad(integrand, low, high, points=points, limit=2000, epsabs=0.0, epsrel=1e-11)
     return float(np.sin(np.pi / depth) / np.pi * value)
+
+
+def balanced_factors(W: Float[Array, "d_y d_x"], depth: int, rank: int) -> LayerTuple:
+    """Balanced factors of a matrix of rank `k`, hidden widths `k`: `W_N = UΣ^{1/N}`, `W_j = Σ^{1/N}`, `W_1 = Σ^{1/N}Vᵀ`.
+
+    All balanced factors with these widths are the same up to rotations of the hidden units. Singular values beyond the rank
+    are dropped. Not differentiable.
+
+    **Raises:** `ValueError` for depths below 2 and ranks that the shape does not allow.
+    """
+    if depth < 2 or not 1 <= rank <= min(W.shape):
+        raise ValueError(f"need depth ≥ 2 and a rank between 1 and {min(W.shape)}, got {depth} and {rank}")
+    U, sigma, V = _singular(W)
+    root = sigma[:rank] ** (1 / depth)
+    first, last = root[:, None] * V[:, :rank].T, U[:, :rank] * root[None, :]
+    return LayerTuple([first, *[jnp.diag(root)] * (depth - 2), last])
 
 
 def riemannian_gradient(

@@ -76,6 +76,12 @@ class Spectrum(eqx.Module):
         return jnp.zeros(self.Y_bar.shape, self.s.dtype).at[k, k].set(self.s)
 
 
+class SingularValues(eqx.Module):
+    """The singular values of `Ȳ` alone, of a problem whose data carry derivatives: see `gdflow.perturbation`."""
+
+    s: Float[Array, " k"]
+
+
 def _check_array(name: str, value: ArrayLike) -> np.ndarray:
     try:
         array = np.asarray(value)
@@ -141,8 +147,8 @@ class Problem(eqx.Module):
     - `features`, `targets`, `source`: names for the report.
 
     A rank-deficient `X` is reduced to its range (Chitour, Liao, Couillet 2022, Remark 1): the component of `W_1` on its
-    null directions never moves. The decomposition runs on the host in float64; differentiating a flow with respect to the
-    data goes through the fields `target` (`A`) and `design` (`D`).
+    null directions never moves. The decomposition runs on the host in float64; derivatives with respect to the data go
+    through `gdflow.perturbation`.
 
     **Raises:** `ValueError`/`TypeError` for shapes that do not fit, non-finite or non-real entries (naming the entry), a
     zero `X`, a constant row where `scale=True`, and coordinates the loss does not admit.
@@ -157,7 +163,7 @@ class Problem(eqx.Module):
     design: Float[Array, "d_in q"]
     loss: AbstractLoss
     offset: Float[Array, ""]
-    spectrum: Spectrum | None
+    spectrum: Spectrum | SingularValues | None
     coordinates: str = eqx.field(static=True)
     info: DataInfo = eqx.field(static=True)
 
@@ -237,12 +243,11 @@ class Problem(eqx.Module):
         self.offset = jnp.asarray(0.5 * np.sum(residual**2))
         self.coordinates = coordinates
         self.info = DataInfo(rank_x=rank_x, rank_y=rank_y, rank_targets=rank_targets, notes=tuple(notes), **sizes)
-        self.target, self.design = self._standard_form(coordinates)
+        self.target, self.design = self.standard_form(coordinates)
 
-    def _standard_form(self, coordinates: str) -> tuple[Array, Array]:
+    def standard_form(self, coordinates: str) -> tuple[Array, Array]:
         """`(A, D)` with effective loss `½‖A − WD‖²`."""
-        assert self.spectrum is not None
-        f = self.spectrum
+        f = self.decomposition
         if coordinates == "data":
             return f.Y_bar, f.U_X * f.S_X[None, :]
         if coordinates == "reduced":
@@ -351,6 +356,24 @@ class Problem(eqx.Module):
             )
         return widths
 
+    @property
+    def rank_inputs(self) -> int:
+        """`ρ = rank X`; taken to be full if there is no decomposition to tell it from."""
+        return self.spectrum.S_X.shape[0] if isinstance(self.spectrum, Spectrum) else self.d_in
+
+    @property
+    def has_full_row_rank(self) -> bool:
+        """Whether `XXᵀ` is invertible (in these coordinates)."""
+        return self.rank_inputs == self.d_in
+
+    def check_full_row_rank(self) -> None:
+        """`ValueError` unless `XXᵀ` is invertible, which the theory of the Riemannian flow assumes."""
+        if not self.has_full_row_rank:
+            raise ValueError(
+                f"X has rank {self.rank_inputs} < d_x = {self.d_in}, so XXᵀ is not invertible, as the theory of "
+                'the Riemannian flow assumes; on the range of X it is: problem.in_coordinates("reduced") or "whitened"'
+            )
+
     def check_network(self, net: LayerTuple, *, batch: bool = False) -> None:
         """`ValueError` unless `net` is one finite network (or, with `batch`, a batch) in these coordinates."""
         self.check_widths(net.widths)
@@ -367,11 +390,16 @@ class Problem(eqx.Module):
 
     def max_rank(self, widths: Iterable[int]) -> int:
         """`r_max = min(ρ, d_1, …, d_N)`, the largest rank an end-to-end matrix can have on the range of `X`."""
-        return min(self.decomposition.S_X.shape[0], *self.check_widths(widths)[1:])
+        _ = self.singular_values  # a loss without them has no such bound
+        return min(self.rank_inputs, *self.check_widths(widths)[1:])
 
     @property
     def decomposition(self) -> Spectrum:
-        """The spectrum of the data; `ValueError` if the loss has none."""
+        """The decompositions of the data; `ValueError` if there are none."""
+        if isinstance(self.spectrum, SingularValues):
+            raise ValueError(
+                "this problem was made by gdflow.perturbation.with_data, for derivatives: it has singular values but no vectors"
+            )
         if self.spectrum is None:
             raise ValueError(
                 f"{type(self.loss).__name__} has no finite set of critical values: this needs the squared error"
@@ -381,7 +409,7 @@ class Problem(eqx.Module):
     @property
     def singular_values(self) -> Float[Array, " k"]:
         """`s_1 ≥ s_2 ≥ …` of `Ȳ` (equally of `Q = YXᵀ(XXᵀ)^{-1/2}`), `k = min(d_y, ρ)`."""
-        return self.decomposition.s
+        return self.spectrum.s if isinstance(self.spectrum, SingularValues) else self.decomposition.s
 
     @property
     def level_tolerance(self) -> float:
@@ -424,18 +452,17 @@ class Problem(eqx.Module):
         _check_coordinates(coordinates)
         if coordinates == self.coordinates:
             return self
-        _ = self.decomposition
-        target, design = self._standard_form(coordinates)
-        return eqx.tree_at(lambda p: (p.target, p.design), self._with(coordinates=coordinates), (target, design))
+        target, design = self.standard_form(coordinates)
+        return self.replace(coordinates=coordinates, target=target, design=design)
 
     def without_info(self) -> "Problem":
         """The same problem without its description, which is static: with it, every new data set would compile anew."""
-        return self._with(info=None)
+        return self.replace(info=None)
 
-    def _with(self, **static: Any) -> "Problem":
-        """A copy with other static fields, which `eqx.tree_at` does not reach."""
+    def replace(self, **fields: Any) -> "Problem":
+        """A copy with other fields, static ones too; whether they fit each other is not checked."""
         copy = jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(self))
-        for name, value in static.items():
+        for name, value in fields.items():
             object.__setattr__(copy, name, value)
         return copy
 

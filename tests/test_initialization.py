@@ -308,7 +308,7 @@ def test_numbers_that_must_be_positive(name, make, bad):
     [
         (lambda: Gaussian((2, 0, 2)), "positive integers, got 0"),
         (lambda: Gaussian((2,)), "at least an input and an output"),
-        (lambda: Gaussian((2, 2), scale="fan_out"), "\"fan_in\" or a number, got 'fan_out'"),
+        (lambda: Gaussian((2, 2), scale="fan_avg"), '"fan_in", "fan_out" or a number, got \'fan_avg\''),
         (lambda: Balanced((3, 2, 3), rank=0), "between 1 and the smallest width 2, got 0"),
         (lambda: Balanced((3, 2, 3), rank=3), "between 1 and the smallest width 2, got 3"),
         (lambda: Balanced((3, 2, 3), singular_values=(1.0, 2.0, 3.0)), "rank 2 needs 2 singular values or one, got 3"),

@@ -1,0 +1,70 @@
+"""The same problem on other data, traceably: derivatives of a flow with respect to its data go through these functions.
+
+`Problem(X, Y)` decomposes its data on the host, which no derivative passes. The functions here put other data of the same
+shape, typically traced ones, into a problem that exists. States need no more than `target` and `design`, the `A` and `D` of
+`½‖A − WD‖²`; the time to a certificate also depends on the data through the critical values, which move along here.
+
+Singular *vectors* have no derivatives where singular values coincide and are not used: a problem `with_data` has singular
+values but no vectors, and what needs these (other coordinates, best fits, strata) says so.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gdflow.losses import SquaredError
+from gdflow.network import matmul
+from gdflow.problem import Problem, SingularValues, Spectrum
+
+
+def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> Problem:
+    """The problem with other singular values `s_1 ≥ s_2 ≥ … > 0` of its target and the same singular vectors.
+
+    Differentiable in `s`, in any coordinates; the residual of the least-squares fit stays. That `s` falls is not checked.
+
+    **Raises:** `ValueError` for a loss without levels, and for a number of values that the target does not have.
+
+    ```python
+    >>> def time(s):
+    ...     return simulate(with_singular_values(problem, s), net, jnp.inf, ts=[0.0], stop=AtCertificate()).final_time
+    >>> jax.grad(time)(problem.singular_values)
+    ```
+    """
+    f = problem.decomposition
+    if s.shape != f.s.shape:
+        raise ValueError(f"the target has {f.s.shape[0]} singular values, got shape {s.shape}")
+    k = s.shape[0]
+    Y_bar = matmul(f.U_Y[:, :k] * s[None, :], f.V_Y[:, :k].T)
+    moved = problem.replace(spectrum=Spectrum(f.U_X, f.S_X, Y_bar, f.U_Y, s, f.V_Y))
+    target, _ = moved.standard_form(problem.coordinates)
+    return moved.replace(target=target)
+
+
+def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m"]) -> Problem:
+    """The problem on other data, in data coordinates; differentiable in `X` and `Y`.
+
+    With `Xᵀ = QR` (compact), `D = Rᵀ` and `A = YQ`: half the squared error is `½‖A − WD‖²` plus the residual, and the
+    singular values of the target are those of `A`. Any loss; the samples of another loss are used as they are.
+
+    **Raises:** `ValueError` for other shapes than the problem's, and for fewer samples than features (`X` must be of full
+    row rank, which traced data cannot be checked for), and problems in other coordinates than data.
+    """
+    if problem.coordinates != "data":
+        raise ValueError(f'data coordinates are needed, got {problem.coordinates!r}: problem.in_coordinates("data")')
+    d_x, d_y, m = problem.d_in, problem.d_out, X.shape[-1]
+    if X.shape != (d_x, m) or Y.shape != (d_y, m):
+        raise ValueError(f"X and Y must have shapes ({d_x}, m) and ({d_y}, m), got {X.shape} and {Y.shape}")
+    if not isinstance(problem.loss, SquaredError):
+        return problem.replace(target=Y, design=X)
+    if m < d_x:
+        raise ValueError(f"{m} samples of {d_x} features: XXᵀ is not invertible, and QR has no derivative")
+    Q, R = jnp.linalg.qr(X.T)
+    target, design = matmul(Y, Q), R.T
+    offset = 0.5 * jnp.sum((Y - matmul(target, Q.T)) ** 2)
+    values = SingularValues(jnp.linalg.svd(target, compute_uv=False))
+    return problem.replace(target=target, design=design, offset=offset, spectrum=values)
+
+
+def is_traced(*trees: object) -> bool:
+    """Whether any array in the trees is traced, so that its values are not known."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
