@@ -12,6 +12,7 @@ import systems
 
 import gdflow as gf
 from gdflow.dynamics import exact
+from gdflow.manifold import balanced_factors
 
 
 def integrate(weights, target, t):
@@ -70,6 +71,7 @@ def test_hitting_time_and_its_derivatives(seed):
     np.testing.assert_allclose(jax.grad(exact.width_h_hitting_time)(a, b, s, u), -moved / rate, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_derivatives_of_crossing_times_agree_with_the_closed_form():
     problem = gf.Problem.from_singular_values([2.0])
     a, b = jnp.array([0.3, -0.2]), jnp.array([1.1, 0.4])
@@ -131,6 +133,7 @@ def test_lambda_balanced_against_high_precision(scaled):
     np.testing.assert_allclose(exact.lambda_balanced(problem, net, t), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_lambda_balanced_is_differentiable():
     problem = gf.Problem.from_singular_values([2.0, 2.0], d_x=3, d_y=2)
     net = gf.initialization.Balanced((3, 2, 2), singular_values=0.5).sample(jax.random.key(3), 0)
@@ -165,3 +168,31 @@ def test_errors():
     deep = gf.initialization.Balanced((2, 2, 2, 2)).sample(jax.random.key(0), 0)
     with pytest.raises(ValueError, match="two layers, got 3"):
         exact.lambda_balanced(problem, deep, 1.0)
+
+
+@pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_aligned_modes_of_networks(depth):
+    """Rectangular, with a mode on the wrong side and one that is zero, against an integration of the factors."""
+    problem = gf.Problem.from_singular_values([2.0, 1.0, 0.5], d_x=4)
+    W0 = jnp.zeros((3, 4)).at[jnp.arange(3), jnp.arange(3)].set(jnp.array([0.3, -0.4, 0.0]))
+    rng = np.random.default_rng(depth)
+    factors = list(balanced_factors(W0, depth, 2).weights)
+    for j in range(depth - 1):  # hidden units turned: the product stays
+        Q = np.linalg.qr(rng.normal(size=(2, 2)))[0]
+        factors[j], factors[j + 1] = Q @ factors[j], factors[j + 1] @ Q.T
+    net = gf.LayerTuple(factors)
+    for t in (0.0, 0.7, 3.0):
+        expected = W0 if t == 0 else gf.simulate(problem, net, t, ts=[t], rtol=1e-12, atol=1e-14).final.end_to_end
+        np.testing.assert_allclose(exact.aligned_modes(problem, net, t), expected, atol=1e-10)
+    mixed = gf.initialization.Balanced((4, 2, 3)).sample(jax.random.key(0), 0)
+    for refused, message in (
+        ((problem, mixed, 1.0), "not aligned with the target: W"),
+        (
+            (problem, 2.0 * gf.LayerTuple([net.weights[0], *net.weights[1:-1], 3 * net.weights[-1]]), 1.0),
+            "not balanced",
+        ),
+        ((problem, net, -1.0), "must not be negative"),
+        ((problem.in_coordinates("reduced"), net, 1.0), "whitened coordinates are needed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            exact.aligned_modes(*refused)

@@ -610,6 +610,7 @@ def test_other_losses_fall_and_conserve(loss, rng):
 # Derivatives.
 
 
+@pytest.mark.slow
 def test_gradient_of_the_final_loss_with_respect_to_the_start(problem, starts, rng):
     def final_loss(net):
         return gf.simulate(problem, net, 1.5, ts=[1.5], rtol=1e-10, atol=1e-12, dense=False).losses[-1]
@@ -654,6 +655,7 @@ def test_gradients_of_the_scalar_network_are_those_of_its_solution():
     np.testing.assert_allclose(np.array(found), limits, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_time_of_a_stop_is_differentiable():
     problem, a, b = Problem.from_target(np.array([[S]])), np.array([0.7, 0.3]), np.array([-0.6, 0.1])
 

@@ -3,11 +3,15 @@
 from gdflow.dynamics import exact as exact
 from gdflow.dynamics.gradient_flow import gradient_flow_field as gradient_flow_field
 from gdflow.dynamics.gradient_flow import simulate as simulate
+from gdflow.dynamics.limits import limit as limit
 from gdflow.dynamics.riemannian_flow import LowRank as LowRank
 from gdflow.dynamics.riemannian_flow import RiemannianTrajectory as RiemannianTrajectory
 from gdflow.dynamics.riemannian_flow import riemannian_flow as riemannian_flow
 from gdflow.dynamics.runge_kutta import RK4 as RK4
 from gdflow.dynamics.runge_kutta import RKC as RKC
+from gdflow.dynamics.runge_kutta import GaussLegendre as GaussLegendre
+from gdflow.dynamics.shooting import Shot as Shot
+from gdflow.dynamics.shooting import shoot_at_saddle as shoot_at_saddle
 from gdflow.dynamics.stopping import AbstractStop as AbstractStop
 from gdflow.dynamics.stopping import AtCertificate as AtCertificate
 from gdflow.dynamics.stopping import AtEvent as AtEvent

@@ -2,6 +2,7 @@
 
 - `width_h`: one input, one output, one hidden layer of any width, any start.
 - `balanced_chain`: scalar chains of any depth from balanced starts, hence every mode of aligned balanced networks.
+- `aligned_modes`: balanced networks of any depth and shape whose product is aligned with the target.
 - `lambda_balanced`: two layers of any shapes with `C_1 = λI`, whitened coordinates.
 """
 
@@ -14,8 +15,9 @@ import scipy.integrate
 import scipy.optimize
 from jaxtyping import Array, Float
 
-from gdflow.invariants import conserved
+from gdflow.invariants import check_balanced, conserved
 from gdflow.network import LayerTuple, matmul
+from gdflow.perturbation import is_traced
 from gdflow.problem import Problem
 
 #: One step of the matrix Riccati solution covers at most `s_1·δ` of this: beyond, float64 loses the small directions.
@@ -76,9 +78,8 @@ def width_h_hitting_time(
 def balanced_chain(s: float, u_0: float, depth: int, t: float) -> float:
     """The product `u = w_N…w_1` of a scalar chain from a balanced start: the solution of `u̇ = N|u|^{2−2/N}(s − u)`.
 
-    Closed for `N = 1, 2`; for deeper chains time is the integral of `1/(w^{N−1}(s − w^N))`, `w = |u|^{1/N}`, inverted. The
-    singular values of an end-to-end matrix evolve like this, each with its `s_i`, from a balanced start whose singular
-    vectors are those of the target (whitened coordinates); a mode with `u_0 < 0 < s` tends to zero from below.
+    Closed for `N = 1, 2`; for deeper chains time is the integral of `1/(w^{N−1}(s − w^N))`, `w = |u|^{1/N}`, inverted. A
+    start with `u_0 < 0 < s` tends to zero from below.
 
     **Arguments:** floats, on the host; not differentiable. `t ≥ 0`.
 
@@ -126,6 +127,40 @@ def balanced_chain(s: float, u_0: float, depth: int, t: float) -> float:
     return sign * v(end)
 
 
+def aligned_modes(problem: Problem, start: LayerTuple, t: float, *, tolerance: float = 1e-9) -> np.ndarray:
+    """The end-to-end matrix `W(t)` of a balanced start whose product is aligned with the target, whitened coordinates.
+
+    There the target is `Σ_Y`, diagonal, and so must `W(0)` be: its modes, the entries `u_i` of any sign, do not mix, and each
+    is a scalar chain, `u̇_i = N|u_i|^{2−2/N}(s_i − u_i)` (`balanced_chain`).
+
+    **Arguments:** `t ≥ 0`; `tolerance`: for the imbalance and for the entries off the diagonal. On the host; not
+    differentiable.
+
+    **Raises:** `ValueError` for other coordinates, negative times, and starts that are not balanced or not aligned.
+    """
+    problem.check_network(start)
+    if problem.coordinates != "whitened":
+        raise ValueError(
+            f'whitened coordinates are needed, got {problem.coordinates!r}: problem.in_coordinates("whitened")'
+        )
+    check_balanced(start, tolerance)
+    W = np.asarray(start.end_to_end, dtype=np.float64)
+    modes = np.diagonal(W)
+    mixed = W.copy()
+    np.fill_diagonal(mixed, 0.0)
+    if not np.max(abs(mixed), initial=0.0) <= tolerance * np.max(abs(W)):
+        i, j = np.unravel_index(np.argmax(abs(mixed)), W.shape)
+        raise ValueError(
+            f"the start is not aligned with the target: W(0) is {mixed[i, j]:.3g} at ({i}, {j}), off the diagonal, beside "
+            f"{np.max(abs(W)):.3g} (in whitened coordinates the target is diagonal)"
+        )
+    values = np.asarray(problem.singular_values, dtype=np.float64)
+    out = np.zeros(W.shape)
+    for k, (s, u) in enumerate(zip(values, modes, strict=True)):
+        out[k, k] = balanced_chain(float(s), float(u), start.depth, t)
+    return out
+
+
 def lambda_balanced(
     problem: Problem, start: LayerTuple, t: float, *, tolerance: float = 1e-9
 ) -> Float[Array, "d_y d_in"]:
@@ -154,7 +189,7 @@ def lambda_balanced(
         raise ValueError(f"t must be finite and not negative, got {t}")
     (C,) = conserved(start)
     lam = jnp.trace(C) / C.shape[0]
-    if not isinstance(lam, jax.core.Tracer):
+    if not is_traced(lam):
         off, size = float(jnp.linalg.norm(C - lam * jnp.eye(C.shape[0]))), float(jnp.max(start.layer_norms())) ** 2
         if off > tolerance * size:
             raise ValueError(

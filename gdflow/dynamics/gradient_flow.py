@@ -8,12 +8,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
+from gdflow.dynamics.adjoints import check_adjoint
 from gdflow.dynamics.runge_kutta import RK4, has_error_estimate
 from gdflow.dynamics.stopping import AbstractStop, FirstNonPositive
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple
+from gdflow.perturbation import is_traced
 from gdflow.problem import Problem
 
 #: Dense output is kept by default while its buffers stay below this many bytes.
@@ -26,10 +28,6 @@ def gradient_flow_field(t: ArrayLike, net: LayerTuple, problem: Problem) -> Laye
     Eq. (6) of Chitour, Liao, Couillet (2022), there for `D = I`. In the form of a Diffrax vector field.
     """
     return -problem.gradient(net)
-
-
-def _is_traced(tree) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def _check_times(t0: float, t1: float, ts: np.ndarray | None, stop: Sequence[AbstractStop], step: float | None) -> None:
@@ -53,7 +51,7 @@ def _check_times(t0: float, t1: float, ts: np.ndarray | None, stop: Sequence[Abs
 def simulate(
     problem: Problem,
     net: LayerTuple,
-    t1: float,
+    t1: float | Float[Array, ""],
     *,
     t0: float = 0.0,
     ts: ArrayLike | Sequence[float] | int | None = None,
@@ -78,11 +76,13 @@ def simulate(
     - `dense`: keep the solver's interpolant for `evaluate` and `crossing_times`; by default if its buffers, which are as
       long as `max_steps`, fit into half a gigabyte.
     - `stop`: one or several of `AtCertificate()`, `AtGradientNorm(…)`, `AtEvent(…)`.
-    - `solver`: any Diffrax solver, explicit or implicit (`diffrax.Kvaerno5()`), or [`gdflow.RK4`][]; Tsit5 by default.
+    - `solver`: any Diffrax solver, explicit or implicit (`diffrax.Kvaerno5()`), `gdflow.RK4()`, `gdflow.RKC()` for stiff
+      flows, or `gdflow.GaussLegendre()`, which keeps the `C_j`; Tsit5 by default.
     - `rtol`, `atol`: tolerances of the adaptive step.
     - `step`: a fixed step instead (`t1 − t0` must be a multiple of it); RK4 is then the default solver.
     - `max_steps`: accepted and rejected steps together.
-    - `adjoint`: how to differentiate; Diffrax's default, discretise-then-optimise with checkpoints, is right.
+    - `adjoint`: how to differentiate, see `gdflow.dynamics.adjoints`. The default is right backwards (`jax.grad`);
+      `diffrax.ForwardMode()` for `jax.jvp` and `jax.jacfwd`.
     - `progress`: a progress bar in model time.
     - `allow_float32`: let `AtCertificate` certify in single precision.
 
@@ -100,7 +100,8 @@ def simulate(
     ```
     """
     stop = (stop,) if isinstance(stop, AbstractStop) else tuple(stop)
-    traced = _is_traced((problem, net, t1))
+    check_adjoint(adjoint)
+    traced = is_traced(problem, net, t1)
     batch = net.batch_shape
     if len(batch) > 1:
         raise ValueError(f"one batch axis at most, got weights with leading axes {batch}")

@@ -12,11 +12,12 @@ inverse of `S` that a low-rank form needs cancels to `(SᵀS)^{(N−1)/N}S^{-1} 
 So nothing blows up for `N ≥ 2` as singular values tend to zero, and the rank cannot exceed `k` by construction, whereas an
 integration of `W` itself leaks into higher ranks.
 
-What no integration in finite precision can keep is the *side of the boundary*: where a singular value of `W` falls below
-the error of the integration, as it does on the way to a limit of lower rank, that error decides whether it comes back with
-the other sign (the exact flow keeps the sign of `det S`), and later escapes along a direction in which the exact flow
-stays. An integration of the factors does the same, having left the balanced set by round-off. So the flow *stops* there by
-default, and says so, rather than go on to a wrong limit.
+What this form does not keep is the *side of the boundary*: where a singular value of `W` falls below the error of the
+integration, as it does on the way to a limit of lower rank, that error decides whether it comes back with the other sign
+(the exact flow keeps the sign of `det S`), and later escapes along a direction in which the exact flow stays. An integration
+of the factors does the same, having left the balanced set by round-off. So the flow *stops* there by default, and says so,
+rather than go on to a wrong limit. The graded form (`gdflow.dynamics.graded`), slower and without derivatives, goes on
+for good: it holds singular values to relative accuracy. `benchmarks/structure.py` compares them all.
 """
 
 import functools
@@ -31,9 +32,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from rich.console import RenderableType
 
-from gdflow.invariants import conserved
+from gdflow.dynamics.adjoints import check_adjoint
+from gdflow.dynamics.graded import Graded, GradedSolver
+from gdflow.invariants import check_balanced
 from gdflow.manifold import apply_operator, check_depth, homogeneous_sum
 from gdflow.network import LayerTuple, matmul
+from gdflow.perturbation import is_traced
 from gdflow.problem import Problem
 from gdflow.ranks import decide_rank
 from gdflow.tables import Printable, key_value_table
@@ -61,6 +65,9 @@ def _(depth, primals, tangents):
     square = moved * sigma[None, :] + (moved * sigma[None, :]).T
     change = (moved / x[:, None]).T - sigma[:, None] * square / (outer * inner * whole)
     return matmul(Vt.T * sigma[None, :] ** (1 - 2 / N), U.T), matmul(matmul(Vt.T, change), U.T)
+
+
+FORMS = ("low rank", "graded")
 
 
 class LowRank(eqx.Module):
@@ -128,6 +135,10 @@ class RiemannianTrajectory(eqx.Module, Printable):
             ("effective loss", f"{float(self.losses[0]):.8g} → {float(self.problem.end_to_end_loss(self.final)):.8g}"),
             ("singular values", ", ".join(f"{s:.6g}" for s in sigma[:8]) + (" …" if len(sigma) > 8 else "")),
         ]  # fmt: skip
+        values = np.zeros(0) if self.problem.spectrum is None else np.asarray(self.problem.singular_values)
+        found = int(np.sum(values > 0))
+        if 0 < found < self.rank:
+            rows.append(("limit", f"of lower rank: the target has rank {found}, no minimum of rank {self.rank}"))
         return key_value_table("Riemannian gradient flow", rows)
 
 
@@ -143,8 +154,10 @@ def riemannian_flow(
     atol: float = 1e-11,
     solver: diffrax.AbstractSolver = diffrax.Tsit5(),
     max_steps: int = 100_000,
+    form: str = "low rank",
     boundary: float | None = None,
     balance_tolerance: float = 1e-9,
+    adjoint: diffrax.AbstractAdjoint | None = None,
 ) -> RiemannianTrajectory:
     """The flow `Ẇ = −𝒜_{W,N}(∇L¹(W))` on the matrices of rank `k`, from `W(0)`.
 
@@ -159,25 +172,33 @@ def riemannian_flow(
     - `depth`: `N`, a real number from 2 on. `math.inf`: the flow in the time `Nt`, whose row and column spaces stand still.
     - `rank`: `k`, if the numerical rank of the start is not to be trusted: smaller singular values are dropped.
     - `ts`: saved times, or how many from 0 to `t1`.
-    - `boundary`: the flow stops where `σ_k < boundary·σ_1`, by default at `100·rtol`: there the integration can no longer
-      tell on which side of the boundary of `M_k` it is. 0 to go on regardless.
+    - `form`: `"low rank"`, or `"graded"` for flows that come close to the boundary of `M_k`: that keeps small singular values,
+      and the sign of the determinant, for all times, is slower and has no derivatives.
+    - `boundary`: (low-rank form only) the flow stops where `σ_k < boundary·σ_1`, by default at `100·rtol`: there the
+      integration can no longer tell on which side of the boundary of `M_k` it is. 0 to go on regardless.
     - `balance_tolerance`: factors are refused if `max_j ‖C_j‖` exceeds this multiple of the largest `‖W_j‖²`.
 
-    Differentiable in `W(0)` along the manifold, and in the problem's `target` and `design`, forward and backward, for
-    integer `N`.
+    - `adjoint`: how to differentiate, as in `gdflow.simulate`.
 
-    **Raises:** `ValueError` for a start of rank zero (it never moves), of the wrong shape or not finite, depths below 2,
-    unbalanced factors or factors whose number is not `N`, and options out of range.
+    Differentiable in `W(0)` along the manifold and in the data (`gdflow.perturbation`), for integer `N`.
+
+    **Raises:** `ValueError` for a start of rank zero (it never moves), of the wrong shape or not finite, `X` not of full row
+    rank, depths below 2, unbalanced factors or factors whose number is not `N`, and options out of range.
 
     ```python
     >>> flow = riemannian_flow(problem, W0, 3, 50.0)
     >>> print(flow, flow.singular_values[-1])
     ```
     """
+    check_adjoint(adjoint)
     if check_depth(depth) == 1:
         raise ValueError("for N = 1 the flow is the gradient flow of a single layer: use simulate")
+    problem.check_full_row_rank()
     if isinstance(start, LayerTuple):
-        start = _product_of_balanced(start, depth, balance_tolerance)
+        if start.depth != depth:
+            raise ValueError(f"{start.depth} factors were given for N = {depth}")
+        check_balanced(start, balance_tolerance)
+        start = start.end_to_end
     if start.shape != (problem.d_out, problem.d_in):
         raise ValueError(
             f"W(0) must have shape {(problem.d_out, problem.d_in)} in these coordinates, got {start.shape}"
@@ -188,7 +209,7 @@ def riemannian_flow(
         if ts < 2:
             raise ValueError(f"at least two saved times are needed, got {ts}")
         ts = jnp.linspace(0.0, t1, ts)
-    if not isinstance(start, jax.core.Tracer):
+    if not is_traced(start):
         values = np.linalg.svd(np.asarray(start), compute_uv=False) if np.all(np.isfinite(start)) else None
         if values is None:
             raise ValueError("W(0) has entries that are not finite")
@@ -200,24 +221,22 @@ def riemannian_flow(
         raise ValueError("under a transformation the rank of W(0) cannot be found: pass rank=")
     if not 1 <= rank <= min(start.shape):
         raise ValueError(f"rank must lie between 1 and {min(start.shape)}, got {rank}")
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+    if form == "graded":
+        if boundary is not None or adjoint is not None:
+            raise ValueError(
+                "the graded form has no boundary to stop at, and no derivatives: leave boundary and adjoint out"
+            )
+        if not isinstance(solver, diffrax.AbstractERK):
+            raise ValueError(f"the graded form steps by explicit Runge–Kutta methods, not by {type(solver).__name__}")
+        return _solve_graded(problem.without_info(), start, depth, t1, rank, ts, rtol, atol, solver, max_steps)
     if boundary is None:
         boundary = 100 * rtol
     if not 0 <= boundary < 1:
         raise ValueError(f"boundary must lie between 0 and 1, got {boundary}")
-    return _solve(problem.without_info(), start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary)
-
-
-def _product_of_balanced(net: LayerTuple, depth: float, tolerance: float) -> Array:
-    if net.depth != depth:
-        raise ValueError(f"{net.depth} factors were given for N = {depth}")
-    scale = float(jnp.max(net.layer_norms())) ** 2
-    worst = max((float(jnp.linalg.norm(C)) for C in conserved(net)), default=0.0)
-    if worst > tolerance * scale:
-        raise ValueError(
-            f"the factors are not balanced: max_j ‖W_{{j+1}}ᵀW_{{j+1}} − W_jW_jᵀ‖ = {worst:.3g} beside max ‖W_j‖² = {scale:.3g}; "
-            "the Riemannian flow describes balanced starts only (gdflow.initialization.Balanced): use simulate for others"
-        )
-    return net.end_to_end
+    adjoint = adjoint or diffrax.RecursiveCheckpointAdjoint()
+    return _solve(problem.without_info(), start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary, adjoint)
 
 
 def _factor(W: Array, rank: int) -> LowRank:
@@ -250,7 +269,9 @@ def _field(t: Any, y: LowRank, args: tuple[Problem, float]) -> LowRank:
 
 
 @eqx.filter_jit
-def _solve(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary) -> RiemannianTrajectory:
+def _solve(
+    problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary, adjoint
+) -> RiemannianTrajectory:
     y0 = _factor(start, rank)
 
     def near_boundary(t, y, args, **_):
@@ -267,6 +288,7 @@ def _solve(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps, b
         args=problem,
         saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)]),
         event=diffrax.Event(near_boundary),
+        adjoint=adjoint,
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
         max_steps=max_steps,
         throw=False,
@@ -290,4 +312,67 @@ def _solve(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps, b
         at_boundary=solution.result == diffrax.RESULTS.event_occurred,
         num_steps=solution.stats["num_steps"],
         solved=(solution.result == diffrax.RESULTS.successful) | (solution.result == diffrax.RESULTS.event_occurred),
+    )
+
+
+@jax.custom_jvp
+def _without_derivative(W: Array) -> Array:
+    return W
+
+
+@_without_derivative.defjvp
+def _(primals, tangents):
+    raise NotImplementedError("the graded form of the Riemannian flow has no derivatives: use the low-rank form")
+
+
+@eqx.filter_jit
+def _solve_graded(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps) -> RiemannianTrajectory:
+    U, sigma, Vt = jnp.linalg.svd(_without_derivative(start), full_matrices=False)
+    first = Graded(U[:, :rank], sigma[:rank], Vt[:rank].T)
+    term = diffrax.ODETerm(lambda t, y, args: GradedSolver(solver).func(None, t, y, args))
+
+    def advance(carry, end):
+        """From one saved time to the next, since between steps there is nothing to interpolate."""
+        y, t, dt, steps, solved = carry
+
+        def go():
+            solution: Any = diffrax.diffeqsolve(
+                term,
+                GradedSolver(solver),
+                t,
+                end,
+                jnp.minimum(dt, end - t),
+                y,
+                args=(problem, depth),
+                saveat=diffrax.SaveAt(t1=True),
+                stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+                max_steps=max_steps,
+                throw=False,
+            )
+            y1 = jax.tree.map(lambda x: x[0], solution.ys)
+            done = solution.result == diffrax.RESULTS.successful
+            return y1, solution.stats["num_steps"], done
+
+        y1, count, done = jax.lax.cond(end > t, go, lambda: (y, jnp.asarray(0), jnp.asarray(True)))
+        dt = jnp.where(count > 0, (end - t) / jnp.maximum(count, 1), dt)
+        return (y1, end, dt, steps + count, solved & done), y1
+
+    carry = (first, jnp.zeros(()), jnp.asarray(0.01), jnp.asarray(0), jnp.asarray(True))
+    carry, states = jax.lax.scan(advance, carry, ts)
+    (last, _, _, steps, solved), _ = advance(carry, jnp.asarray(t1, float))
+
+    def low_rank(y):
+        return LowRank(y.U, jnp.vectorize(jnp.diag, signature="(k)->(k,k)")(y.sigma), y.V)
+
+    return RiemannianTrajectory(
+        problem=problem,
+        depth=depth,
+        ts=ts,
+        factors=low_rank(states),
+        losses=jax.vmap(lambda y: problem.end_to_end_loss(y.matrix))(states),
+        final_time=jnp.asarray(t1, float),
+        last=low_rank(last),
+        at_boundary=jnp.asarray(False),
+        num_steps=steps,
+        solved=solved,
     )

@@ -1,12 +1,21 @@
-"""Runge–Kutta methods that Diffrax lacks: the classical one that the papers integrate with, and stabilised ones."""
+"""Runge–Kutta methods that Diffrax lacks: the classical one of the papers, stabilised ones, and ones that keep invariants."""
 
 import functools
 from collections.abc import Callable
 from typing import ClassVar
 
 import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from numpy.polynomial import Chebyshev
+
+from gdflow.network import matmul
+
+#: Most fixed-point iterations for the stages of a Gauss–Legendre step.
+_ITERATIONS = 100
 
 _TABLEAU = diffrax.ButcherTableau(
     a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
@@ -81,6 +90,76 @@ def RKC(stages: int = 10) -> diffrax.AbstractERK:
 
     _RKC.__name__ = _RKC.__qualname__ = f"RKC{stages}"
     return _RKC()
+
+
+class GaussLegendre(diffrax.AbstractSolver):
+    """Gauss–Legendre collocation, order `2s` with `s` stages, for fixed steps: keeps all quadratic invariants.
+
+    So it keeps every `C_j` of a linear network, balanced or not, up to round-off and the tolerance to which its stages are
+    solved (Hairer, Lubich, Wanner, *Geometric Numerical Integration*, Theorem IV.2.1). Stages by fixed-point iteration, which
+    converges for steps up to about `1/λ` with the largest eigenvalue `λ` of the Hessian: longer ones are reported as failed.
+    Cubic Hermite interpolation between steps.
+
+    **Arguments:** `stages`: 1 to 5.
+
+    ```python
+    >>> gf.simulate(problem, net, 10.0, solver=gf.GaussLegendre(3), step=0.05).drift[-1]
+    ```
+    """
+
+    stages: int = eqx.field(static=True, default=3)
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar[Callable[..., diffrax.ThirdOrderHermitePolynomialInterpolation]] = (
+        diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+    )
+
+    def __check_init__(self):
+        if not 1 <= self.stages <= 5:
+            raise ValueError(f"GaussLegendre takes 1 to 5 stages, got {self.stages}")
+
+    def order(self, terms):
+        return 2 * self.stages
+
+    def init(self, terms, t0, t1, y0, args):
+        return None
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        nodes, weights = np.polynomial.legendre.leggauss(self.stages)
+        c, b = 0.5 * (1 + nodes), 0.5 * weights
+        # a_ij = ∫_0^{c_i} ℓ_j, and quadratures of order s hold for the powers below s.
+        powers = np.arange(1, self.stages + 1)
+        a = (c[:, None] ** powers / powers) @ np.linalg.inv(c[:, None] ** (powers - 1))
+        h = t1 - t0
+        flat, unravel = ravel_pytree(y0)
+
+        def field(t, x):
+            return ravel_pytree(terms.vf(t, unravel(x), args))[0]
+
+        def iterate(carry):
+            k, change, _, count = carry
+            new = jax.vmap(field)(t0 + c * h, flat[None, :] + h * matmul(jnp.asarray(a), k))
+            return new, jnp.max(jnp.abs(new - k)), change, count + 1
+
+        eps = float(jnp.finfo(flat.dtype).eps)
+
+        def unfinished(carry):
+            k, change, previous, count = carry
+            shrinking = (change < previous) | (count < 3)
+            return (change > 4 * eps * jnp.max(jnp.abs(k))) & shrinking & (count < _ITERATIONS)
+
+        first = field(t0, flat)
+        infinite = jnp.asarray(jnp.inf, flat.dtype)
+        carry = (jnp.broadcast_to(first, (self.stages, flat.size)), infinite, infinite, 0)
+        k, change, *_ = jax.lax.while_loop(unfinished, iterate, carry)
+        y1 = flat + h * matmul(jnp.asarray(b), k)
+        settled = h * change <= 100 * eps * jnp.max(jnp.abs(flat))  # what is left is round-off
+        ends = jax.vmap(unravel)(h * jnp.stack([first, field(t1, y1)]))
+        result = diffrax.RESULTS.where(settled, diffrax.RESULTS.successful, diffrax.RESULTS.nonlinear_divergence)
+        return unravel(y1), None, dict(y0=y0, y1=unravel(y1), k=ends), None, result
 
 
 def has_error_estimate(solver: diffrax.AbstractSolver) -> bool:

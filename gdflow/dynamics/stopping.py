@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Int
 
-from gdflow.certificates import KINDS, LevelCertificate
+from gdflow.certificates import certificate_slack, certificate_threshold, check_precision
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 
@@ -70,27 +70,28 @@ class AbstractStop(eqx.Module):
 class AtCertificate(AbstractStop):
     """Stops where a global minimum is certified, i.e. the loss falls below the second-lowest critical value.
 
+    The time is differentiable, in the start and in the data (`gdflow.perturbation`), which move the critical value too.
+
     **Arguments:** `kind`: `"exact"` or `"almost sure"`, see `gdflow.certificates.LevelCertificate`.
     """
 
     kind: str = eqx.field(static=True, default="exact")
-    certificate: LevelCertificate | None = None
+    threshold: Float[Array, ""] | None = None
 
     def __check_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+        if self.kind not in ("exact", "almost sure"):
+            raise ValueError(f"kind must be one of ('exact', 'almost sure'), got {self.kind!r}")
 
     def prepare(self, problem: Problem, widths: tuple[int, ...], allow_float32: bool) -> "AtCertificate":
-        certificate = LevelCertificate(problem, widths, kind=self.kind, depth=1, allow_float32=allow_float32)
-        return AtCertificate(self.kind, certificate)
+        check_precision(problem, allow_float32)
+        return AtCertificate(self.kind, certificate_threshold(problem, widths, self.kind))
 
     def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
-        assert self.certificate is not None
-        loss = problem.effective_loss(net)
-        if self.certificate.thresholds.shape[0] == 0:  # the minimum is the only critical value
-            return -jnp.ones_like(loss)
-        # Twice the slack, so that the state at which the flow stops is certified whatever order its loss is summed in.
-        return loss - (self.certificate.thresholds[0] - self.certificate.slack)
+        assert self.threshold is not None
+        # A slack of its own, so that the state at which the flow stops is certified whatever order its loss is summed in.
+        goal = self.threshold - certificate_slack(problem)
+        # Without a second critical value there is nothing to wait for.
+        return jnp.where(jnp.isfinite(goal), problem.effective_loss(net) - goal, -1.0)
 
 
 class AtGradientNorm(AbstractStop):

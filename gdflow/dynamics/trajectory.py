@@ -102,7 +102,7 @@ class Trajectory(eqx.Module, Printable):
     def crossing_times(self, levels: Float[Array, " K"] | None = None) -> Float[Array, "*batch K"]:
         """First times at which the loss falls to given levels; infinite where it does not before `final_time`.
 
-        The loss is monotone along the flow, so each crossing is found by bisection on the dense output.
+        The loss is monotone along the flow, so each crossing is found by bisection on the dense output. Differentiable.
 
         **Arguments:** `levels`: by default the lowest critical values (at most 17) from the lowest upwards.
 
@@ -155,7 +155,13 @@ def _crossing_times(problem, levels, dense, end, final):
 
         # 60 halvings shrink any bracket to round-off of its end.
         _, time = jax.lax.fori_loop(0, 60, halve, (start, end))
-        time = jnp.where(above(start), time, start)
+        time = jax.lax.stop_gradient(jnp.where(above(start), time, start))
+        # Bisection has no derivative; the crossing has: dt = (dℓ − dL)/L̇ with L̇ = −‖∇L‖², and none where nothing is crossed.
+        net = dense.evaluate(time)
+        excess = problem.effective_loss(net) - level
+        square = jax.lax.stop_gradient(problem.gradient(net).norm() ** 2)
+        crossed = (time > start) & (square > 0)
+        time += jnp.where(crossed, (excess - jax.lax.stop_gradient(excess)) / jnp.where(crossed, square, 1.0), 0.0)
         return jnp.where(problem.effective_loss(final) <= level, time, jnp.inf)
 
     return jax.vmap(crossing)(levels)
