@@ -6,6 +6,7 @@
 - An explicit *radius* that no trajectory from here ever leaves.
 - *Exponential rates* for pyramidal states.
 - Which starts can reach no *non-strict saddle*, three layers: from the conserved quantities alone.
+- Which balanced starts can reach no *limit of full rank*: from the sign of their determinant.
 
 What a certificate does not cover is the integration error up to the state it is given: watch the drift of the conserved
 quantities, and audit.
@@ -26,15 +27,15 @@ from rich.console import RenderableType
 from gdflow.invariants import conserved
 from gdflow.landscape import NormalForm
 from gdflow.levels import CriticalValues, nested_levels
-from gdflow.network import LayerTuple
+from gdflow.network import LayerTuple, matmul
 from gdflow.problem import Problem, critical_values
-from gdflow.ranks import UNCERTAIN_FACTOR, zero_threshold
+from gdflow.ranks import UNCERTAIN_FACTOR, equal_threshold, zero_threshold
 from gdflow.tables import Printable, key_value_table
 
 #: Certified means a loss below the level by at least this many eps·‖Ȳ‖².
 SLACK_EPS = 100.0
 
-KINDS = ("exact", "almost sure")
+KINDS = ("exact", "almost sure", "balanced")
 
 
 def certificate_levels(
@@ -42,10 +43,45 @@ def certificate_levels(
 ) -> CriticalValues:
     """The lowest `depth + 1` levels that a certificate of a kind tells apart, with their subsets."""
     max_rank = problem.max_rank(widths)
-    if kind == "exact":
+    if kind != "almost sure":
         return critical_values(problem, max_rank, lowest=depth + 1)
     s = np.asarray(problem.singular_values, dtype=np.float64)
     return nested_levels(s, max_rank, lowest=depth + 1, tolerance=problem.level_tolerance)
+
+
+def certificate_threshold(problem: Problem, widths: Iterable[int], kind: str = "exact") -> Float[Array, ""]:
+    """The loss below which a global minimum is certified, in closed form: what `LevelCertificate` has as `thresholds[0]`.
+
+    The second-lowest value differs from the lowest by one exchange: with `r` the largest rank, the least positive one of
+    `½(s_i² − s_j²)`, `i ≤ r < j` (`s_j = 0` for none). Almost surely the nearest nested level counts: only `i = r`, `s_j = 0`
+    for the smallest positive `s_i`. Infinite if there is no second level. Differentiable in the singular values, unlike the
+    listing.
+    """
+    s, rank = problem.singular_values, problem.max_rank(widths)
+    eps = float(jnp.finfo(s.dtype).eps)
+    scale = jnp.sum(s**2)
+    halves = jnp.concatenate([0.5 * s**2, jnp.zeros(1)])
+    inside = halves[:rank]
+    outside = halves[rank:] if kind != "almost sure" else halves[-1:]
+    gaps = inside[:, None] - outside[None, :]
+    least = jnp.min(jnp.where(gaps > equal_threshold(1.0, eps) * scale, gaps, jnp.inf))
+    return jnp.sum(halves[rank:]) + least - certificate_slack(problem)
+
+
+def certificate_slack(problem: Problem) -> Float[Array, ""]:
+    """`100·eps·‖Ȳ‖²`: so far below a critical value must a loss lie, lest round-off fake a crossing."""
+    s = problem.singular_values
+    return SLACK_EPS * float(jnp.finfo(s.dtype).eps) * jnp.sum(s**2)
+
+
+def check_precision(problem: Problem, allow_float32: bool) -> None:
+    """`ValueError` unless the problem is in double precision, or certificates in single precision are allowed."""
+    dtype = problem.target.dtype
+    if dtype != jnp.float64 and not allow_float32:
+        raise ValueError(
+            f"certificates need float64 but the problem is {dtype}: call "
+            'jax.config.update("jax_enable_x64", True) before anything else, or pass allow_float32=True'
+        )
 
 
 class LevelCertificate(eqx.Module):
@@ -58,13 +94,15 @@ class LevelCertificate(eqx.Module):
     - `kind`: `"exact"`: the lowest distinct critical values; a loss below all but the first proves, for this very state,
       that the exact flow converges to a global minimum. `"almost sure"`: the nested levels `ℓ({1..r})` only, the claim
       being that outside a set of starts of measure zero no other limit occurs (Terstiege, Rauhut, Bah, Westdickenberg 2022,
-      Theorem 5a): weaker, but it stops earlier where the bottleneck is narrower than the rank of the target.
+      Theorem 5a): weaker, but it stops earlier where the bottleneck is narrower than the rank of the target. `"balanced"`:
+      for balanced starts, like `"exact"`, and for those on the wrong side of `det W = 0` (`full_rank_is_out_of_reach`) a
+      loss below all but the two lowest values proves that the limit is the best fit of rank `d − 1`.
     - `depth`: at most that many levels above the minimum are told apart (`K`).
     - `allow_float32`: certify in single precision, where `eps = 1.2e-7`.
 
     Fields: `levels`, the distinct critical values from the lowest, `(K+1,)`; `thresholds`, `levels[1:]` less the slack
     `100·eps·‖Ȳ‖²` that keeps round-off of the loss from faking a crossing; `slack`; `num_merged`, how many levels stand for
-    several that round-off cannot tell apart.
+    several that round-off cannot tell apart; `complete`, whether there are no levels above these.
 
     **Raises:** `ValueError` for losses without levels, widths that do not fit, and float32 without `allow_float32`.
     """
@@ -74,6 +112,7 @@ class LevelCertificate(eqx.Module):
     slack: Float[Array, ""]
     kind: str = eqx.field(static=True)
     num_merged: int = eqx.field(static=True)
+    complete: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -88,19 +127,14 @@ class LevelCertificate(eqx.Module):
             raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        s = np.asarray(problem.singular_values, dtype=np.float64)
+        check_precision(problem, allow_float32)
         dtype = problem.target.dtype
-        if dtype != jnp.float64 and not allow_float32:
-            raise ValueError(
-                f"certificates need float64 but the problem is {dtype}: call "
-                'jax.config.update("jax_enable_x64", True) before anything else, or pass allow_float32=True'
-            )
-        self.slack = jnp.asarray(SLACK_EPS * float(jnp.finfo(dtype).eps) * np.sum(s**2), dtype=dtype)
+        self.slack = certificate_slack(problem)
         table = certificate_levels(problem, widths, kind=kind, depth=depth)
         self.num_merged = sum(level.width > 0 for level in table)
         self.levels = jnp.asarray(table.values, dtype=dtype)
         self.thresholds = self.levels[1:] - self.slack
-        self.kind = kind
+        self.kind, self.complete = kind, table.complete
 
     def level(self, loss: Float[Array, "*n"]) -> Int[Array, "*n"]:
         """Distance from the bottom: 0 certifies a global minimum; `k`: the limit is at one of the lowest `k+1` levels.
@@ -110,9 +144,54 @@ class LevelCertificate(eqx.Module):
         below = loss[..., None] < self.thresholds.reshape((1,) * loss.ndim + (-1,))
         return self.thresholds.shape[0] - jnp.sum(below, axis=-1)
 
-    def certified(self, loss: Float[Array, "*n"]) -> Array:
-        """Whether a loss proves convergence to a global minimum."""
-        return (self.level(loss) == 0) & jnp.isfinite(loss)
+    def threshold(self, lowest: Int[Array, "*n"] | int = 0) -> Float[Array, "*n"]:
+        """The loss below which a limit is certified to be at the level `lowest`, the lowest one that the start can reach."""
+        beyond = jnp.inf if self.complete else -jnp.inf  # no level above the last: any loss is below it
+        thresholds = jnp.append(self.thresholds, beyond)
+        if self.kind != "balanced":  # `lowest` is 0: no need to look it up
+            return jnp.broadcast_to(thresholds[0], jnp.shape(lowest))
+        return thresholds[jnp.minimum(lowest, self.thresholds.shape[0])]
+
+    def certified(self, loss: Float[Array, "*n"], lowest: Int[Array, "*n"] | int = 0) -> Bool[Array, "*n"]:
+        """Whether a loss proves convergence to the level `lowest`, the lowest one that the start can reach.
+
+        At 0 that is a global minimum.
+        """
+        return (loss < self.threshold(lowest)) & jnp.isfinite(loss)
+
+    def lowest_level(self, problem: Problem, net: LayerTuple) -> Int[Array, ""]:
+        """The lowest level that the flow from a start can reach: 0, or 1 for balanced starts that full rank is out of reach
+        of (`kind="balanced"` only).
+        """
+        if self.kind != "balanced":
+            return jnp.asarray(0)
+        return full_rank_is_out_of_reach(problem, net).astype(int)
+
+
+def full_rank_is_out_of_reach(problem: Problem, net: LayerTuple) -> Bool[Array, ""]:
+    """Whether a *balanced* start is on the wrong side of `det W = 0`, so that its limit has a rank below `d = d_x = d_y`.
+
+    The end-to-end matrix of a balanced start keeps its rank for all finite times (Terstiege, Rauhut, Bah, Westdickenberg
+    2022, Theorem 4), so a square one of full rank keeps the sign of its determinant. The only critical point of `L¹` of
+    full rank is `YXᵀ(XXᵀ)^{-1}`, for a target of full rank; a start whose determinant has the other sign cannot converge to
+    it. Its limit is on the boundary, at one of the values `ℓ(S)`, `|S| < d`, the lowest of which is the second-lowest
+    critical value. `False` where `W` is not square, `net` narrower than `d`, `X` or the target not of full rank, or the
+    sign in doubt (`gdflow.ranks.zero_threshold`): there nothing is claimed. That the start is balanced is not checked, and
+    meant exactly: what is balanced up to round-off only leaves the set in the end.
+
+    Traceable: `jax.vmap` it over batches.
+    """
+    d, s = problem.d_out, problem.singular_values
+    if problem.d_in != d or min(net.widths) < d or s.shape[0] < d:
+        return jnp.asarray(False)
+    W = net.end_to_end
+    eps = float(jnp.finfo(W.dtype).eps)
+    full_rank = 0.5 * s[-1] ** 2 > equal_threshold(1.0, eps) * jnp.sum(s**2)  # else the two lowest levels are one
+    sigma = jnp.linalg.svd(W, compute_uv=False)
+    certain = sigma[-1] > UNCERTAIN_FACTOR * zero_threshold(1.0, d, eps) * sigma[0]
+    # The minimum solves W DDᵀ = ADᵀ.
+    minimum = jnp.linalg.slogdet(matmul(problem.target, problem.design.T))[0]
+    return full_rank & certain & (jnp.linalg.slogdet(W)[0] * minimum < 0)
 
 
 def radius_bounds(problem: Problem, net: LayerTuple) -> np.ndarray:

@@ -222,9 +222,8 @@ def imbalanced_starts(rng, widths, num: int) -> LayerTuple:
     [
         ("data", []),
         ("data", [3, 2]),
-        ("whitened", [3]),
-        ("whitened", [3, 2, 2]),
         *(pytest.param("data", hidden, marks=pytest.mark.slow) for hidden in ([3], [2, 3, 2, 3])),
+        *(pytest.param("whitened", hidden, marks=pytest.mark.slow) for hidden in ([3], [3, 2, 2])),
     ],
 )
 def test_no_trajectory_leaves_its_radius(coordinates, hidden, rng):

@@ -28,9 +28,11 @@ from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder, wr
 from gdflow.basins.tally import Tally
 from gdflow.certificates import LevelCertificate, certificate_levels
 from gdflow.initialization import AbstractInitialization, id_range
+from gdflow.invariants import check_balanced
 from gdflow.levels import CriticalValues, nested_levels
-from gdflow.network import count_parameters
+from gdflow.network import LayerTuple, count_parameters
 from gdflow.problem import Problem
+from gdflow.ranks import decide_rank
 from gdflow.tables import Printable, column_table, key_value_table
 
 #: An audit re-runs at tolerances tighter by this factor.
@@ -41,16 +43,22 @@ _COPIES = 32
 _MEMORY = 2**32
 #: Starts are drawn in pools of about this many numbers.
 _POOL = 2**19
+#: So many starts are looked at to see whether a law is balanced.
+_LOOKED_AT = 4
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 @dataclasses.dataclass(frozen=True)
 class BasinRow:
-    """One level: how many starts are certified to converge to it, how many may, and the probability's intervals."""
+    """One level: how many starts are certified to converge to it, how many may, and the probability's intervals.
+
+    `ranks`: of the end-to-end matrices at the level (on the range of `X`), the sizes of its `subsets`.
+    """
 
     level: int
     value: float
     subsets: tuple[tuple[int, ...], ...]
+    ranks: tuple[int, ...]
     certified: int
     possible: int
     interval: tuple[float, float]
@@ -99,7 +107,7 @@ class BasinEstimate(Printable):
 
     @property
     def certified(self) -> int:
-        """Starts with a certified global minimum."""
+        """Starts with a certified limit: a global minimum, or (`kind="balanced"`) the level above it."""
         return self.statuses[Status.CERTIFIED]
 
     @property
@@ -110,7 +118,7 @@ class BasinEstimate(Printable):
     @property
     def fraction(self) -> float:
         """Share of starts with a certified global minimum."""
-        return self.certified / self.num
+        return self.rows[0].certified / self.num
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -126,20 +134,21 @@ class BasinEstimate(Printable):
         alpha = 1 - self.confidence
         rows = []
         for k, level in enumerate(self.levels):
-            certified = self.certified if k == 0 else 0
-            possible = self.num if k == 0 else int(np.sum(self.tally.levels[k:]))
+            certified = int(self.tally.certified[k])
+            possible = int(np.sum(self.tally.levels[k:]) if k else self.num - np.sum(self.tally.certified[1:]))
             intervals = [
                 verdict_interval(certified, possible, self.num, a, self.audit)
                 for a in (alpha, alpha / len(self.levels))
             ]
-            rows.append(BasinRow(k, level.value, level.subsets, certified, possible, *intervals))
+            ranks = tuple(sorted({len(subset) for subset in level.subsets}))
+            rows.append(BasinRow(k, level.value, level.subsets, ranks, certified, possible, *intervals))
         return tuple(rows)
 
     @property
     def certificate_times(self) -> np.ndarray:
         """Flow times at which the certified starts among the kept rows were certified, unordered."""
         table = self.outcomes
-        return table.filter(pc.equal(table["level"], 0))["time"].to_numpy()
+        return table.filter(pc.equal(table["status"].cast(pa.string()), Status.CERTIFIED.label))["time"].to_numpy()
 
     def time_quantile(self, q: float) -> float | None:
         """Quantile of the certificate times of all certified starts; `None` if there are none.
@@ -178,7 +187,8 @@ class BasinEstimate(Printable):
         percent = f"{100 * self.confidence:g} %"
         verdict = VERDICTS[self.kind]
         table = column_table(
-            f"Basins of {self.num} starts", "limit", "loss", "certified", "possible", f"{percent} interval", "simultaneous",
+            f"Basins of {self.num} starts",
+            "limit", "rank", "loss", "certified", "possible", f"{percent} interval", "simultaneous",
             caption="possible: not excluded. Intervals are exact (Clopper–Pearson); undecided starts widen them.",
         )  # fmt: skip
         for row in self.rows:
@@ -188,7 +198,7 @@ class BasinEstimate(Printable):
             elif row.level:
                 name += " {" + ",".join(map(str, row.subsets[0])) + "}" + (" …" if len(row.subsets) > 1 else "")
             table.add_row(
-                name, f"{row.value:.6g}", str(row.certified), str(row.possible),
+                name, ", ".join(map(str, row.ranks)), f"{row.value:.6g}", str(row.certified), str(row.possible),
                 _interval(row.interval), _interval(row.simultaneous),
             )  # fmt: skip
         facts = [
@@ -233,7 +243,7 @@ def basin_sizes(
     rtol: float = 1e-6,
     atol: float = 1e-9,
     solver: diffrax.AbstractSolver | None = None,
-    kind: str = "exact",
+    kind: str | None = None,
     confidence: float = 0.95,
     audit: int = 0,
     lanes: int | None = None,
@@ -253,6 +263,10 @@ def basin_sizes(
     reason, if that has not happened by `t1` or within `max_steps`. Start `i` depends on `key` and `i` alone, and ids are
     fixed in advance, so fast basins are not favoured and results do not depend on the number of lanes or threads.
 
+    From balanced starts this is the Riemannian flow on the matrices of rank `k`, the smallest width. There limits of lower
+    rank can have positive probability: with `kind="balanced"` they are certified too, long before round-off could carry
+    the integration to the wrong side of the boundary.
+
     **Arguments:**
 
     - `problem`: with the squared error; the starts are drawn in its coordinates.
@@ -261,7 +275,8 @@ def basin_sizes(
     - `t1`, `max_steps`: when to give a start up.
     - `rtol`, `atol`, `solver`: of the integration; any adaptive Diffrax solver, Tsit5 by default, `gdflow.RKC` where it is
       stiff. Labels survive rtol 1e-3; the default is tighter so that times do too (benchmarks/tolerance.py).
-    - `kind`: `"exact"` or `"almost sure"`, see `gdflow.certificates.LevelCertificate`.
+    - `kind`: `"exact"`, `"almost sure"` or, for balanced starts whose rank is the smallest width, `"balanced"`: see
+      `gdflow.certificates.LevelCertificate`. By default `"balanced"` if the law says that its starts are, else `"exact"`.
     - `confidence`: of the intervals.
     - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances.
     - `lanes`: starts in flight at once per thread, by default `gdflow.basins.explicit.default_lanes`; memory grows with them,
@@ -280,8 +295,8 @@ def basin_sizes(
 
     **Returns:** a `gdflow.basins.BasinEstimate`.
 
-    **Raises:** `ValueError` for options out of range, widths that do not fit the problem, and float32 without
-    `allow_float32`, all before anything is run. What happens to single starts never raises.
+    **Raises:** `ValueError` for options out of range, widths that do not fit the problem, float32 without `allow_float32`,
+    and starts that are not balanced where they should be, all before anything is run. What happens to single starts never raises.
 
     ```python
     >>> law = gf.initialization.Gaussian(problem.widths([5, 5]))
@@ -298,7 +313,11 @@ def basin_sizes(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     widths = problem.check_widths(initialization.widths)
+    if kind is None:
+        kind = "balanced" if initialization.balanced and problem.has_full_row_rank else "exact"
     certificate = LevelCertificate(problem, widths, kind=kind, depth=num_levels, allow_float32=allow_float32)
+    if kind == "balanced":
+        _check_balanced(problem, initialization.sample_batch(key, np.arange(first_id, first_id + min(num, _LOOKED_AT))))
     goals = _crossing_levels(problem, widths, certificate, crossings)
     settings = LaneSettings(solver or diffrax.Tsit5(), rtol, atol, t1, max_steps, gradient_tolerance, dwell)
     ids = id_range(first_id, num)
@@ -365,6 +384,21 @@ def basin_sizes(
             write_table(tally.table(), folder)
         write_summary(estimate.summary(), folder)
     return estimate
+
+
+def _check_balanced(problem: Problem, starts: LayerTuple) -> None:
+    """Whether some starts of a law are starts of the Riemannian flow on the matrices of the rank of the smallest width."""
+    problem.check_full_row_rank()
+    for start in (jax.tree.map(lambda w, i=i: w[i], starts) for i in range(starts.batch_shape[0])):
+        check_balanced(start)
+        W = start.end_to_end
+        rank = decide_rank(np.linalg.svd(np.asarray(W), compute_uv=False), size=max(W.shape)).rank
+        if rank < min(start.widths):
+            thin = (start.widths[0], *[rank] * (start.depth - 1), start.widths[-1])
+            raise ValueError(
+                f"starts of rank {rank} in widths {start.widths}: round-off leaks into ranks up to {min(start.widths)}; the flow "
+                f"on the matrices of rank {rank} is that of the widths {thin}"
+            )
 
 
 def _crossing_levels(problem, widths, certificate: LevelCertificate, crossings) -> tuple[float, ...]:

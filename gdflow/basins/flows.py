@@ -105,12 +105,14 @@ class _FlowState(AbstractLaneState):
     A lane whose step is certified stays at the *beginning* of that step, and for every other crossing that is timed there is
     a mark where its step began: repeated, these steps give their interpolants again, so that no interpolant is stored. A mark
     not yet set has `t_next` NaN; of a start below the level from the first it is 0. Marks are places as `forget` leaves them.
+    `lowest` is the lowest level that the start can reach.
     """
 
     start: Any
     here: Place
     marks: tuple[Place, ...]
     controller: Any
+    lowest: Int[Array, " lanes"]
     steps: Int[Array, " lanes"]
     quiet_since: Float[Array, " lanes"]
     level: Int[Array, " lanes"]
@@ -213,6 +215,10 @@ class AbstractFlow(AbstractProcess):
 
         return jnp.sqrt(jnp.sum(jnp.stack([squares(a) for a in jax.tree.leaves(x)]), axis=0))
 
+    def lowest_level(self, y: Any) -> Int[Array, " lanes"]:
+        """The lowest level that the flow from `y` can reach."""
+        return jax.vmap(functools.partial(self.certificate.lowest_level, self.problem))(self.networks(y))
+
     def init(self, starts: Any) -> _FlowState:
         loss = self.loss(starts)
         zero = jnp.zeros_like(loss)
@@ -222,9 +228,10 @@ class AbstractFlow(AbstractProcess):
         here = Place(starts, memory, zero, t_next, loss)
         finite = jnp.isfinite(self.norm(starts)) & jnp.isfinite(loss)
         gradient_norm = self.gradient_norm(starts, memory)
+        lowest = self.lowest_level(starts)
         ends = {
             Status.NON_FINITE: ~finite,
-            Status.CERTIFIED: self.certificate.certified(loss),
+            Status.CERTIFIED: self.certificate.certified(loss, lowest),
             Status.STATIONARY: gradient_norm <= _VANISHING,
             Status.DIVERGING: self.norm(starts) > self.settings.largest,
         }
@@ -236,6 +243,7 @@ class AbstractFlow(AbstractProcess):
                 for level in self.crossings
             ),
             controller=controller,
+            lowest=lowest,
             steps=jnp.zeros(loss.shape, int),
             quiet_since=jnp.where(gradient_norm <= self.settings.gradient_tolerance, 0.0, jnp.inf),
             level=self.certificate.level(loss),
@@ -273,7 +281,7 @@ class AbstractFlow(AbstractProcess):
         keep, t, t_next, _, controller = jax.vmap(adapt)(here.t, here.t_next, norm, state.controller)
         active = ~state.done
         keep = keep & finite & active
-        certified = keep & self.certificate.certified(loss1)
+        certified = keep & self.certificate.certified(loss1, state.lowest)
         moved = keep & ~certified
         active = active & ~certified
         y, memory = self.select(moved, (y1, memory1), (here.y, here.memory))
@@ -306,6 +314,7 @@ class AbstractFlow(AbstractProcess):
             ),
             marks=tuple(marks),
             controller=self.select(active, controller, state.controller),
+            lowest=state.lowest,
             steps=steps,
             quiet_since=quiet_since,
             level=jnp.where(keep, jnp.minimum(self.certificate.level(loss1), state.level), state.level),
@@ -353,22 +362,25 @@ class AbstractFlow(AbstractProcess):
         certified = state.status == Status.CERTIFIED
         places = (state.here, *map(self.recall, state.marks))
         wanted = [certified & (state.steps > 0), *[mark.t_next > mark.t for mark in state.marks]]
-        levels = [jnp.append(self.certificate.thresholds, jnp.inf)[0], *self.crossings]
         lanes = state.done.shape[0]
+        levels = [self.certificate.threshold(state.lowest), *(jnp.full(lanes, level) for level in self.crossings)]
         # The last step and all marked ones together, as so many lanes more.
         every = self.join(places)
         step, _ = self.attempt(every)
-        times = self.crossing_time(every, step, jnp.repeat(jnp.stack(levels), lanes), jnp.concatenate(wanted)).reshape(
-            -1, lanes
-        )
+        times = self.crossing_time(every, step, jnp.concatenate(levels), jnp.concatenate(wanted)).reshape(-1, lanes)
         last = self.take((step.y, step.memory, step.loss), jnp.arange(lanes))
         here = state.here
         y, memory, loss = self.select(wanted[0], last, (here.y, here.memory, here.loss))
         crossings = [jnp.where(w, time, mark.t_next)
                      for w, time, mark in zip(wanted[1:], times[1:], state.marks, strict=True)]  # fmt: skip
+        # A start that ended on the other side of the boundary than it began was carried across by the integration's error.
+        strayed = certified & (self.lowest_level(y) != state.lowest)
+        level = jnp.where(
+            strayed, self.certificate.thresholds.shape[0], jnp.where(certified, state.lowest, state.level)
+        )
         return dict(
-            status=state.status,
-            level=jnp.where(certified, 0, state.level),
+            status=jnp.where(strayed, Status.STRAYED, state.status),
+            level=level,
             time=jnp.where(wanted[0], times[0], here.t),
             steps=state.steps,
             loss=loss,

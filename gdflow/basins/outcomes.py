@@ -16,6 +16,7 @@ class Status(enum.IntEnum):
     NON_FINITE = 4
     CONVERGED = 5
     DIVERGING = 6
+    STRAYED = 7
 
     @property
     def message(self) -> str:
@@ -29,24 +30,29 @@ class Status(enum.IntEnum):
 
 
 _MESSAGES = {
-    Status.CERTIFIED: "the loss fell below the second-lowest critical value: the limit is a global minimum",
+    Status.CERTIFIED: "the loss fell below all critical values but the lowest that the start can reach: the limit is there",
     Status.TIME_LIMIT: "not decided by t1",
     Status.STEP_LIMIT: "not decided within max_steps",
     Status.STATIONARY: "the gradient vanishes at an undecided point: the start is critical",
     Status.NON_FINITE: "the start or the integration is not finite",
     Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
     Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
+    Status.STRAYED: "the sign of det W changed, which the exact flow keeps: integration errors took over near its zero",
 }
 
-#: What a certificate of each kind proves of the limit of a certified start.
-VERDICTS = {"exact": "global minimum", "almost sure": "global minimum (almost surely)"}
+#: What a certificate of each kind proves of the limit of a start certified at level 0 …
+VERDICTS = {"exact": "global minimum", "almost sure": "global minimum (almost surely)", "balanced": "global minimum"}
+#: … and at level 1.
+LOWER_RANK = "lower rank"
 UNDECIDED = "undecided"
 
 _FIELDS = [
     pa.field("id", pa.uint64(), metadata={"doc": "start id; with the key it determines the start"}),
     pa.field("status", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "how the integration ended"}),
     pa.field("verdict", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "what is certified of the limit"}),
-    pa.field("level", pa.int32(), metadata={"doc": "critical values above the lowest not yet passed; 0 = certified"}),
+    pa.field(
+        "level", pa.int32(), metadata={"doc": "level of the limit if certified (0: minimum), else those not yet passed"}
+    ),
     pa.field("time", pa.float64(), metadata={"doc": "crossing of the last level, else the time reached (flow time)"}),
     pa.field("steps", pa.int32(), metadata={"doc": "integration steps, accepted and rejected"}),
     pa.field("loss", pa.float64(), metadata={"doc": "effective loss where the integration ended"}),
@@ -69,9 +75,8 @@ def outcome_table(columns: dict[str, np.ndarray], kind: str = "exact") -> pa.Tab
     """
     codes = columns["status"].astype(np.int8)
     status = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([s.label for s in Status]))
-    verdict = pa.DictionaryArray.from_arrays(
-        pa.array((codes == Status.CERTIFIED).astype(np.int8)), pa.array([UNDECIDED, VERDICTS[kind]])
-    )
+    found = np.where(codes == Status.CERTIFIED, 1 + np.minimum(columns["level"], 1), 0).astype(np.int8)
+    verdict = pa.DictionaryArray.from_arrays(pa.array(found), pa.array([UNDECIDED, VERDICTS[kind], LOWER_RANK]))
     arrays = {"status": status, "verdict": verdict}
     fields = schema(sum(name.startswith("crossing_") for name in columns))
     for field in fields:

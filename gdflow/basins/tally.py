@@ -30,7 +30,8 @@ class Tally:
     - `path`: a Parquet file for all rows, in the order in which they finish. Every group of rows is on disk once written and
       the file is closed properly on errors and interrupts: what was computed can be read.
 
-    Fields: `num`, rows so far; `statuses`, counts by `Status`; `levels`, counts by level, `(K+1,)`; `steps`, their sum, and
+    Fields: `num`, rows so far; `statuses`, counts by `Status`; `levels`, counts by level, `(K+1,)`, and `certified`, of
+    those the ones with a certificate; `steps`, their sum, and
     `most_steps`; `largest_drift`; `times`, counts of certificate times in logarithmic bins between `edges()`; `kept`, how many
     rows are kept.
     """
@@ -47,6 +48,7 @@ class Tally:
         self.largest_drift = 0.0
         self.statuses = np.zeros(len(Status), dtype=np.int64)
         self.levels = np.zeros(num_levels + 1, dtype=np.int64)
+        self.certified = np.zeros(num_levels + 1, dtype=np.int64)
         self.times = np.zeros(BINS_PER_DECADE * (DECADES[1] - DECADES[0]), dtype=np.int64)
         self.kept = min(len(ids), MAX_ROWS)
         self._first, self._kind = ids.start, kind
@@ -65,7 +67,9 @@ class Tally:
         self.steps += int(columns["steps"].sum())
         self.most_steps = max(self.most_steps, int(columns["steps"].max()))
         self.largest_drift = max(self.largest_drift, float(np.nanmax(columns["drift"], initial=0.0)))
-        times = columns["time"][columns["status"] == Status.CERTIFIED]
+        certified = columns["status"] == Status.CERTIFIED
+        self.certified += np.bincount(columns["level"][certified], minlength=len(self.certified))
+        times = columns["time"][certified]
         with np.errstate(divide="ignore"):
             bins = np.floor((np.log10(times) - DECADES[0]) * BINS_PER_DECADE)
         self.times += np.bincount(np.clip(bins, 0, len(self.times) - 1).astype(int), minlength=len(self.times))
