@@ -12,8 +12,11 @@ from gdflow.dynamics import RKC as RKC
 from gdflow.dynamics import AtCertificate as AtCertificate
 from gdflow.dynamics import AtEvent as AtEvent
 from gdflow.dynamics import AtGradientNorm as AtGradientNorm
+from gdflow.dynamics import GaussLegendre as GaussLegendre
 from gdflow.dynamics import Trajectory as Trajectory
+from gdflow.dynamics import limit as limit
 from gdflow.dynamics import riemannian_flow as riemannian_flow
+from gdflow.dynamics import shoot_at_saddle as shoot_at_saddle
 from gdflow.dynamics import simulate as simulate
 from gdflow.invariants import conserved as conserved
 from gdflow.invariants import drift as drift

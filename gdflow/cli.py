@@ -1,4 +1,4 @@
-"""The command line: `gdflow basins`, `gdflow report`, `gdflow simulate`, thin over the library."""
+"""The command line: `gdflow basins`, `report`, `simulate` and `experiment`, thin over the library."""
 
 import contextlib
 import dataclasses
@@ -26,6 +26,7 @@ from gdflow.basins.storage import OUTCOMES, SUMMARY, prepare_folder  # noqa: E40
 from gdflow.data import linnerud_path  # noqa: E402
 from gdflow.data.bundled import LINNERUD_TARGETS  # noqa: E402
 from gdflow.dynamics import AtCertificate, simulate  # noqa: E402
+from gdflow.experiments import find_experiment, run_experiment  # noqa: E402
 from gdflow.initialization import (  # noqa: E402
     AbstractInitialization,
     Balanced,
@@ -156,7 +157,7 @@ def basins(
     max_steps: int = 10_000,
     rtol: float = 1e-6,
     atol: float = 1e-9,
-    kind: Literal["exact", "almost sure"] = "exact",
+    kind: Literal["exact", "almost sure", "balanced"] | None = None,
     confidence: float = 0.95,
     audit: int | None = None,
     lanes: int | None = None,
@@ -182,7 +183,8 @@ def basins(
     atol
         Absolute tolerance of the integration.
     kind
-        exact: certified for this very start. almost sure: up to starts of measure zero, stops earlier at bottlenecks.
+        exact: certified for this very start. almost sure: up to starts of measure zero, stops earlier at bottlenecks. balanced:
+        limits of lower rank are certified too, the default for balanced starts (exact for others).
     confidence
         Confidence of the intervals.
     audit
@@ -281,6 +283,36 @@ def simulate_command(
             console.print(f"  loss below critical value {k} from t = {time:.6g}{what}")
     plotting.plot_trajectory(trajectory).savefig(folder / TRAJECTORY_PICTURE, dpi=150)
     console.print(f"wrote {TRAJECTORY_PICTURE} to {folder}{os.sep}")
+
+
+@app.command
+def experiment(
+    name: str,
+    /,
+    *,
+    out: pathlib.Path = DEFAULT_OUT,
+    fast: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """The figures of a paper, recomputed: pictures, numbers, and which of the paper's claims they confirm.
+
+    Parameters
+    ----------
+    name
+        riemannian: all nine figures of Terstiege, Rauhut, Bah, Westdickenberg (2022). riemannian-1 to riemannian-9: one of them.
+    out
+        Folder for the pictures, the numbers (CSV) and the texts (Markdown).
+    fast
+        Smaller sizes and shorter times: minutes instead of half an hour.
+    overwrite
+        Replace results that are in the folder.
+    progress
+        Show a progress bar.
+    """
+    for result in run_experiment(name, out, fast=fast, overwrite=overwrite, progress=progress):
+        console.print(result)
+    console.print(f"wrote {', '.join(find_experiment(name).files)} to {out}{os.sep}")
 
 
 def keep_compiled_programs() -> pathlib.Path | None:

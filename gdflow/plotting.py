@@ -13,8 +13,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from gdflow.basins import BasinEstimate
+from gdflow.basins import BasinEstimate, Status
 from gdflow.dynamics import Trajectory, simulate
 from gdflow.initialization import AbstractInitialization
 from gdflow.landscape import Strata, hessian, inertia, subset_text
@@ -51,16 +52,18 @@ def _draw_levels(axes: Axes, levels: CriticalValues, lowest: float) -> None:
 
 def _sample_trajectories(
     estimate: BasinEstimate, problem: Problem, initialization: AbstractInitialization, key: Key[Array, ""], num: int
-) -> tuple[Trajectory, np.ndarray]:
-    """Trajectories of starts spread over the fast and the slow ones, with their certificate times (NaN: none)."""
-    times = np.where(estimate.outcomes["level"].to_numpy() == 0, estimate.outcomes["time"].to_numpy(), np.nan)
+) -> tuple[Trajectory, np.ndarray, np.ndarray]:
+    """Trajectories of starts spread over the fast and the slow ones, with certificate times (NaN: none) and levels."""
+    certified = np.array(estimate.outcomes["status"].to_pylist()) == Status.CERTIFIED.label
+    times = np.where(certified, estimate.outcomes["time"].to_numpy(), np.nan)
     usable = np.flatnonzero(np.isfinite(estimate.outcomes["loss"].to_numpy()))
     order = usable[np.argsort(times[usable], kind="stable")]  # NaN last
     rows = order[np.unique(np.round(np.linspace(0.01, 0.99, num) * (len(order) - 1)).astype(int))]
     reached = np.where(np.isnan(times), estimate.outcomes["time"].to_numpy(), times)[rows]
     starts = initialization.sample_batch(key, estimate.outcomes["id"].to_numpy()[rows])
     end = max(1.25 * float(reached.max()), 1e-12)
-    return simulate(problem, starts, end, ts=300, dense=False, rtol=1e-6, atol=1e-9), times[rows]
+    trajectory = simulate(problem, starts, end, ts=300, dense=False, rtol=1e-6, atol=1e-9)
+    return trajectory, times[rows], estimate.outcomes["level"].to_numpy()[rows]
 
 
 def plot_basins(
@@ -80,16 +83,20 @@ def plot_basins(
     left, right = figure.subplots(1, 2)
     finite = np.isfinite(estimate.outcomes["loss"].to_numpy())
     if finite.any():
-        trajectory, certified_at = _sample_trajectories(estimate, problem, initialization, key, num_trajectories)
+        trajectory, certified_at, limits = _sample_trajectories(
+            estimate, problem, initialization, key, num_trajectories
+        )
         colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.85, len(certified_at)))
         top = float(np.nanmax(np.asarray(trajectory.losses)))
         positive = [level.value for level in estimate.levels if level.value > 0]
         floor = 0.1 * min([*positive, top])
-        for ts, losses, time, color in zip(trajectory.ts, trajectory.losses, certified_at, colors, strict=True):
+        parts = zip(trajectory.ts, trajectory.losses, certified_at, limits, colors, strict=True)
+        for ts, losses, time, limit, color in parts:
             left.plot(ts, np.maximum(losses, 1e-300), color=color, lw=1.3)
-            if np.isfinite(time) and len(estimate.levels) > 1:
-                left.plot(time, estimate.levels[1].value, "o", ms=4, color=color, mec="k", mew=0.5)
-        left.plot([], [], "o", ms=4, color="0.5", mec="k", mew=0.5, label="global minimum certified")
+            if np.isfinite(time) and len(estimate.levels) > limit + 1:
+                left.plot(time, estimate.levels[limit + 1].value, "o", ms=4, color=color, mec="k", mew=0.5)
+        what = "limit" if np.any(limits[np.isfinite(certified_at)] > 0) else "global minimum"
+        left.plot([], [], "o", ms=4, color="0.5", mec="k", mew=0.5, label=f"{what} certified")
         left.plot([], [], color="0.6", lw=0.8, ls="--", label=r"critical values $\ell(S)$")
         left.set(xlabel="flow time $t$", ylabel="effective loss $L(t)$", yscale="log", ylim=(floor, 2 * top))
         left.set_title(f"{len(certified_at)} of {estimate.num} starts, fast to slow", fontsize=10)
@@ -106,13 +113,16 @@ def plot_basins(
         right.axvline(median, color=COLORS[1], lw=1.5, label=f"median {median:.3g}")
         right.legend(fontsize=8)
         right.set_xscale("log")
+        decades = np.log10(bins[-1] / bins[0])
+        right.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
+        right.xaxis.set_major_formatter("{x:g}")
+        right.xaxis.set_minor_formatter(NullFormatter())
     right.set(xlabel="flow time to certificate", ylabel="starts")
     low, high = estimate.interval
-    right.set_title(
-        f"{estimate.certified} of {estimate.num} certified: {100 * estimate.confidence:g} % interval "
-        f"[{low:.4f}, {high:.4f}]",
-        fontsize=10,
-    )
+    minimum = estimate.rows[0].certified
+    lower = f" ({estimate.certified - minimum} lower rank)" if estimate.certified > minimum else ""
+    text = f"{minimum} of {estimate.num} certified{lower}: {100 * estimate.confidence:g} % interval [{low:.4f}, {high:.4f}]"
+    right.set_title(text, fontsize=10 if not lower else 8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     return figure

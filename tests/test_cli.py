@@ -58,6 +58,7 @@ def csv(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_basins_without_arguments_runs_linnerud_and_writes_everything(gdflow, tmp_path):
     code, out, err = gdflow("basins", "--num", 60, "--no-progress")
     assert (code, err) == (0, "")
