@@ -91,6 +91,7 @@ class Gdflow(Peer):
             w.law,
             num,
             key=KEY,
+            kind="exact",  # what the peers stop at, also from balanced starts
             rtol=w.rtol,
             atol=w.atol,
             max_steps=w.max_steps,
