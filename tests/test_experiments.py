@@ -10,9 +10,13 @@ import pytest
 from test_cli import run
 
 from gdflow import experiments
-from gdflow.experiments import riemannian, riemannian_runs
+from gdflow.experiments import riemannian
 from gdflow.experiments.results import Curve, file_names
-from gdflow.experiments.riemannian_runs import Budget, Case, Runs, layer_widths
+from gdflow.experiments.riemannian import runs as riemannian_runs
+from gdflow.experiments.riemannian import supervised
+from gdflow.experiments.riemannian.claims import converges, slower_with_depth
+from gdflow.experiments.riemannian.figures import curves_by_depth, distance_to_best
+from gdflow.experiments.riemannian.runs import Budget, Case, Runs, layer_widths
 from gdflow.invariants import conserved
 
 
@@ -87,7 +91,7 @@ def small(monkeypatch):
     def panel(runs, task, panel, balanced):
         return [Case(task, 4 + 2 * panel, 2, depth, balanced, 4.0) for depth in ((2,) if panel else (2, 3))]
 
-    monkeypatch.setattr(riemannian, "_panel", panel)
+    monkeypatch.setattr(supervised, "panel_cases", panel)
     monkeypatch.setattr(riemannian_runs, "FAST", Budget(steps=200, work=1e9))
 
 
@@ -137,14 +141,12 @@ def test_a_figure_is_written_and_decided(small, tmp_path, monkeypatch):
 
 def test_verdicts_follow_the_numbers(small):
     runs = Runs(fast=True)
-    panels = riemannian._by_depth(
-        runs, 1, [riemannian._panel(runs, "supervised", 0, True)], riemannian._distance_to_best
-    )
+    panels = curves_by_depth(runs, 1, [supervised.panel_cases(runs, "supervised", 0, True)], distance_to_best)
     (one, _), (other, _) = panels[0]
 
     def slower(*rates):
         entries = [(run, exponential(rate)) for run, rate in zip((one, other), rates, strict=True)]
-        return riemannian._slower_with_depth([entries], ""), riemannian._converges(entries, "")
+        return slower_with_depth([entries], ""), converges(entries, "")
 
     assert [claim.confirmed for claim in slower(4.0, 2.0)] == [True, True]
     assert [claim.confirmed for claim in slower(2.0, 4.0)] == [False, True]

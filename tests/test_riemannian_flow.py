@@ -167,6 +167,15 @@ def test_errors(problem):
         gf.riemannian_flow(problem, W, 1, 1.0)
     with pytest.raises(ValueError, match="t1 must be positive"):
         gf.riemannian_flow(problem, W, 2, -1.0)
+    for options, message in (
+        (dict(ts=jnp.array([0.5, 0.2])), "save times must increase"),
+        (dict(ts=jnp.array([0.5, 1.2])), r"lie in \[0.0, 1.0\], got 0.5 … 1.2"),
+        (dict(ts=1), "at least two saved times"),
+        (dict(rtol=0.0), "rtol > 0"),
+        (dict(max_steps=0), "max_steps ≥ 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gf.riemannian_flow(problem, W, 2, 1.0, **options)
     with pytest.raises(ValueError, match="rank must lie between 1 and 3"):
         gf.riemannian_flow(problem, W, 2, 1.0, rank=4)
     unbalanced = gf.LayerTuple([jnp.ones((2, 4)), 2 * jnp.ones((3, 2))])

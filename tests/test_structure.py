@@ -14,6 +14,7 @@ from gdflow.dynamics import exact
 from gdflow.dynamics.graded import decompose
 from gdflow.initialization import Balanced, Gaussian
 from gdflow.manifold import balanced_factors
+from gdflow.perturbation import with_singular_values
 
 KEY = jax.random.key(51)
 SLOW = pytest.mark.slow
@@ -111,8 +112,20 @@ def test_options_of_the_graded_form():
     ):
         with pytest.raises(ValueError, match=message):
             gf.riemannian_flow(problem, W0, 2, 1.0, **options)
-    with pytest.raises(NotImplementedError, match="graded form of the Riemannian flow has no derivatives"):
-        jax.grad(lambda W: gf.riemannian_flow(problem, W, 2, 1.0, rank=2, ts=2, form="graded").losses[-1])(W0)
+
+    def loss(W, s):
+        other = with_singular_values(problem, s)
+        return gf.riemannian_flow(other, W, 2, 1.0, rank=2, ts=2, form="graded").losses[-1]
+
+    s = problem.singular_values
+    for differentiate in (
+        lambda: jax.grad(loss)(W0, s),
+        lambda: jax.jvp(lambda W: loss(W, s), (W0,), (W0,)),
+        lambda: jax.jvp(lambda s: loss(W0, s), (s,), (s,)),
+        lambda: jax.grad(loss, argnums=1)(W0, s),
+    ):
+        with pytest.raises(NotImplementedError, match="graded form of the Riemannian flow has no derivatives"):
+            differentiate()
     assert not gf.riemannian_flow(problem, W0, 2, 9.0, ts=2, form="graded", max_steps=3).solved
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from gdflow.dynamics.adjoints import check_adjoint
 from gdflow.dynamics.runge_kutta import RK4, has_error_estimate
+from gdflow.dynamics.step_control import step_control
 from gdflow.dynamics.stopping import AbstractStop, FirstNonPositive
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple
@@ -30,12 +31,20 @@ def gradient_flow_field(t: ArrayLike, net: LayerTuple, problem: Problem) -> Laye
     return -problem.gradient(net)
 
 
-def _check_times(t0: float, t1: float, ts: np.ndarray | None, stop: Sequence[AbstractStop], step: float | None) -> None:
+def check_times(
+    t0: float,
+    t1: float,
+    ts: ArrayLike | Sequence[float] | None,
+    stop: Sequence[AbstractStop] = (),
+    step: float | None = None,
+) -> None:
+    """`ValueError` for spans that run backwards or never end, save times that do not increase inside, steps that do not fit."""
     if not (t1 > t0 and math.isfinite(t0)):
         raise ValueError(f"the flow runs forwards from a finite time: t1={t1} must be larger than t0={t0}")
     if math.isinf(t1) and not stop:
         raise ValueError("t1=inf needs a stop, e.g. stop=gf.AtCertificate()")
     if ts is not None:
+        ts = np.atleast_1d(np.asarray(ts))
         if ts.ndim != 1 or not ts.size:
             raise ValueError(f"save times must be a list of at least one, got shape {ts.shape}")
         if not (np.all(np.diff(ts) > 0) and ts[0] >= t0 and ts[-1] <= t1):
@@ -46,6 +55,12 @@ def _check_times(t0: float, t1: float, ts: np.ndarray | None, stop: Sequence[Abs
         count = (t1 - t0) / step
         if math.isfinite(count) and (round(count) < 1 or abs(count - round(count)) > 1e-6):
             raise ValueError(f"a fixed step must divide t1 - t0: ({t1} - {t0})/{step} = {count}")
+
+
+def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
+    """`ValueError` for tolerances and numbers of steps that no integration can have."""
+    if max_steps < 1 or not (0 < rtol < math.inf and 0 <= atol < math.inf):
+        raise ValueError(f"need max_steps ≥ 1, rtol > 0, atol ≥ 0, all finite; got {max_steps}, {rtol}, {atol}")
 
 
 def simulate(
@@ -112,9 +127,8 @@ def simulate(
         ts = jnp.linspace(t0, t1, int(ts))
     if not traced:
         problem.check_network(net, batch=True)
-        _check_times(t0, float(t1), None if ts is None else np.atleast_1d(np.asarray(ts)), stop, step)
-    if max_steps < 1 or not (rtol > 0 and atol >= 0):
-        raise ValueError(f"need max_steps ≥ 1, rtol > 0, atol ≥ 0; got {max_steps}, {rtol}, {atol}")
+        check_times(t0, float(t1), ts, stop, step)
+    check_tolerances(rtol, atol, max_steps)
     stop = tuple(s.prepare(problem, net.widths, allow_float32) for s in stop)
     if solver is None:
         solver = diffrax.Tsit5() if step is None else RK4()
@@ -134,7 +148,7 @@ def simulate(
             "give the times to save at (ts=…) or pass dense=False"
         )
 
-    controller = diffrax.ConstantStepSize() if step is not None else diffrax.PIDController(rtol=rtol, atol=atol)
+    controller = diffrax.ConstantStepSize() if step is not None else step_control(rtol, atol)
     meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter()
     if progress and not traced and np.isfinite(t1):
         meter = diffrax.TqdmProgressMeter()

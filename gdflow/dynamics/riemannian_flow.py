@@ -34,6 +34,8 @@ from rich.console import RenderableType
 
 from gdflow.dynamics.adjoints import check_adjoint
 from gdflow.dynamics.graded import Graded, GradedSolver
+from gdflow.dynamics.gradient_flow import check_times, check_tolerances
+from gdflow.dynamics.step_control import step_control
 from gdflow.invariants import check_balanced
 from gdflow.manifold import apply_operator, check_depth, homogeneous_sum
 from gdflow.network import LayerTuple, matmul
@@ -209,6 +211,9 @@ def riemannian_flow(
         if ts < 2:
             raise ValueError(f"at least two saved times are needed, got {ts}")
         ts = jnp.linspace(0.0, t1, ts)
+    if not is_traced(ts):
+        check_times(0.0, t1, ts)
+    check_tolerances(rtol, atol, max_steps)
     if not is_traced(start):
         values = np.linalg.svd(np.asarray(start), compute_uv=False) if np.all(np.isfinite(start)) else None
         if values is None:
@@ -289,7 +294,7 @@ def _solve(
         saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)]),
         event=diffrax.Event(near_boundary),
         adjoint=adjoint,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        stepsize_controller=step_control(rtol, atol),
         max_steps=max_steps,
         throw=False,
     )
@@ -316,18 +321,24 @@ def _solve(
 
 
 @jax.custom_jvp
-def _without_derivative(W: Array) -> Array:
-    return W
+def _constant(x: Array) -> Array:
+    return x
 
 
-@_without_derivative.defjvp
+@_constant.defjvp
 def _(primals, tangents):
     raise NotImplementedError("the graded form of the Riemannian flow has no derivatives: use the low-rank form")
 
 
+def _without_derivatives(tree: Any) -> Any:
+    """The same numbers, which refuse to be differentiated."""
+    return jax.tree.map(lambda x: _constant(x) if eqx.is_inexact_array(x) else x, tree)
+
+
 @eqx.filter_jit
 def _solve_graded(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps) -> RiemannianTrajectory:
-    U, sigma, Vt = jnp.linalg.svd(_without_derivative(start), full_matrices=False)
+    problem, start, ts = _without_derivatives((problem, start, ts))
+    U, sigma, Vt = jnp.linalg.svd(start, full_matrices=False)
     first = Graded(U[:, :rank], sigma[:rank], Vt[:rank].T)
     term = diffrax.ODETerm(lambda t, y, args: GradedSolver(solver).func(None, t, y, args))
 
@@ -345,7 +356,7 @@ def _solve_graded(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_s
                 y,
                 args=(problem, depth),
                 saveat=diffrax.SaveAt(t1=True),
-                stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+                stepsize_controller=step_control(rtol, atol),
                 max_steps=max_steps,
                 throw=False,
             )

@@ -1,0 +1,34 @@
+"""Figures 1 to 9 of Terstiege, Rauhut, Bah, Westdickenberg (2022), *A Riemannian gradient flow perspective on learning deep
+linear neural networks*, Appendix: every figure recomputed, every claim decided by a criterion.
+
+From Python: `gdflow.experiments.riemannian.figure_5(fast=True).figure`. Figures that share runs compute them once if they are
+given the same `Runs`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from gdflow.experiments.results import FigureResult
+from gdflow.experiments.riemannian.autoencoder import figure_5 as figure_5
+from gdflow.experiments.riemannian.autoencoder import figure_6 as figure_6
+from gdflow.experiments.riemannian.autoencoder import figure_7 as figure_7
+from gdflow.experiments.riemannian.autoencoder import figure_8 as figure_8
+from gdflow.experiments.riemannian.autoencoder import figure_9 as figure_9
+from gdflow.experiments.riemannian.runs import Runs as Runs
+from gdflow.experiments.riemannian.supervised import figure_1 as figure_1
+from gdflow.experiments.riemannian.supervised import figure_2 as figure_2
+from gdflow.experiments.riemannian.supervised import figure_3 as figure_3
+from gdflow.experiments.riemannian.supervised import figure_4 as figure_4
+
+#: The figures by their numbers.
+FIGURES: dict[int, Callable[..., FigureResult]] = {
+    1: figure_1, 2: figure_2, 3: figure_3, 4: figure_4, 5: figure_5, 6: figure_6, 7: figure_7, 8: figure_8, 9: figure_9,
+}  # fmt: skip
+
+
+def run_figures(
+    numbers: Sequence[int], fast: bool = False, report: Callable[[str, int, int], None] | None = None
+) -> Iterator[FigureResult]:
+    """The figures of these numbers one after another, each as soon as it is done; what they share is computed once."""
+    runs = Runs(fast, report)
+    for number in numbers:
+        yield FIGURES[number](runs=runs)
