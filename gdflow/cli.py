@@ -292,6 +292,7 @@ def experiment(
     *,
     out: pathlib.Path = DEFAULT_OUT,
     fast: bool = False,
+    seed: int = 0,
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
@@ -305,12 +306,14 @@ def experiment(
         Folder for the pictures, the numbers (CSV) and the texts (Markdown).
     fast
         Smaller sizes and shorter times: minutes instead of half an hour.
+    seed
+        Of data, teachers and starts: whether a claim holds for others too.
     overwrite
         Replace results that are in the folder.
     progress
         Show a progress bar.
     """
-    for result in run_experiment(name, out, fast=fast, overwrite=overwrite, progress=progress):
+    for result in run_experiment(name, out, fast=fast, seed=seed, overwrite=overwrite, progress=progress):
         console.print(result)
     console.print(f"wrote {', '.join(find_experiment(name).files)} to {out}{os.sep}")
 

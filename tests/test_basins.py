@@ -79,6 +79,7 @@ def test_certified_losses_lie_below_the_second_level(estimate, problem):
     assert estimate.outcomes["loss"].to_numpy().max() < ell
 
 
+@pytest.mark.slow
 def test_crossing_times_equal_those_of_a_tight_trajectory(estimate, problem, law):
     """The time is where the loss crosses the level, not the end of the step: against rtol 1e-10, stopped at the level."""
     starts = law.sample_batch(KEY, np.arange(6))
@@ -87,7 +88,8 @@ def test_crossing_times_equal_those_of_a_tight_trajectory(estimate, problem, law
     np.testing.assert_allclose(estimate.outcomes["time"].to_numpy()[:6], reference.final_time, rtol=2e-5)
 
 
-@pytest.mark.parametrize("lanes", [7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 50))])
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [1, 7, 50])
 def test_results_do_not_depend_on_the_number_of_lanes(problem, law, estimate, lanes):
     num = 20 if lanes == 1 else 50
     other = gf.basin_sizes(problem, law, num, key=KEY, lanes=lanes, progress=False).outcomes
@@ -98,6 +100,7 @@ def test_results_do_not_depend_on_the_number_of_lanes(problem, law, estimate, la
     np.testing.assert_allclose(other["time"].to_numpy(), estimate.outcomes["time"].to_numpy()[:num], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_ids_beyond_32_bits_are_fresh_starts(problem, law):
     low = gf.basin_sizes(problem, law, 5, key=KEY, progress=False).outcomes["time"].to_numpy()
     high = gf.basin_sizes(problem, law, 5, key=KEY, first_id=2**32, progress=False)
@@ -200,6 +203,7 @@ def test_bottleneck_kinds(problem):
     assert [row.value for row in almost.rows][:2] == [0.5, 2.5]
 
 
+@pytest.mark.slow
 def test_ties_and_zeros():
     problem = gf.Problem.from_singular_values([2, 2, 1, 0])
     estimate = gf.basin_sizes(problem, Gaussian(problem.widths([2, 3])), 30, key=KEY, progress=False)

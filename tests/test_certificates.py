@@ -533,7 +533,14 @@ def test_exclusion_is_that_of_the_definition(name):
             assert value == ranks_exclude(isometric_layers(problem, net))
 
 
-@pytest.mark.parametrize("name", ["data, rank-deficient, fewer inputs", "narrow", "narrow, data, fewer inputs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "narrow",
+        pytest.param("data, rank-deficient, fewer inputs", marks=pytest.mark.slow),
+        pytest.param("narrow, data, fewer inputs", marks=pytest.mark.slow),
+    ],
+)
 def test_verdict_is_the_same_all_along_the_flow(name):
     _, problem, widths = AVOIDANCE[name]
     generic = gaussian(widths, 200)

@@ -97,6 +97,7 @@ def test_report_and_coordinates(gdflow):
     assert "the lowest 2" in out
 
 
+@pytest.mark.slow
 def test_simulate_writes_a_picture(gdflow, tmp_path):
     code, out, _ = gdflow("simulate", "--start", 3)
     assert code == 0

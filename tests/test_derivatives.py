@@ -106,9 +106,10 @@ def functional(net):
     return sum(jnp.sum(jnp.sin(w + j)) for j, w in enumerate(net.weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "m"),
-    [((3, 3, 2), 10), pytest.param((2, 3, 3, 3), 7, marks=SLOW), pytest.param((4, 2, 3), 12, marks=SLOW)],
+    [((3, 3, 2), 10), ((2, 3, 3, 3), 7), ((4, 2, 3), 12)],
 )
 def test_derivatives_of_the_limit_in_start_and_data(widths, m):
     """Against central differences of the limit itself."""
@@ -207,7 +208,8 @@ def test_crossing_times_have_the_derivatives_of_the_closed_form():
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("differentiate", ["grad", pytest.param("jacfwd", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("differentiate", ["grad", "jacfwd"])
 def test_certificate_times_have_the_derivatives_of_the_closed_form(differentiate):
     """The certificate is met at `a·b = 0`, whatever `s` is: the critical value moves along with it."""
     options = dict(adjoint=FORWARD) if differentiate == "jacfwd" else {}

@@ -62,6 +62,11 @@ def test_data_and_teacher():
     # Standard deviation 1/√d_j of the non-balanced starts, within 4 standard errors of the scale of each layer.
     for d_j, W in zip(case.widths[1:], case.start().weights, strict=True):
         assert abs(float((W**2).mean()) * d_j - 1) < 4 * np.sqrt(2 / W.size)
+    # Another seed, other data, teachers and starts.
+    again = dataclasses.replace(case, seed=1)
+    assert np.abs(again.problem().design - problem.design).max() > 0.1
+    assert np.abs(again.teacher() - case.teacher()).max() > 0.1
+    assert np.abs(again.start().weights[0] - case.start().weights[0]).max() > 0.1
     # The same data for all depths, other ones for other sizes.
     other = dataclasses.replace(case, depth=2, task="autoencoder").problem()
     np.testing.assert_array_equal(problem.decomposition.S_X, other.decomposition.S_X)
@@ -172,7 +177,7 @@ def test_finished_figures_stay_if_a_later_one_fails(small, tmp_path, monkeypatch
     experiment = dataclasses.replace(
         experiments.EXPERIMENTS["riemannian"],
         outputs=("riemannian-4", "riemannian-5"),
-        run=lambda fast, report: riemannian.run_figures((4, 5), fast, report),
+        run=lambda fast, report, seed: riemannian.run_figures((4, 5), fast, report, seed),
     )
     monkeypatch.setitem(experiments.EXPERIMENTS, "both", experiment)
     with pytest.raises(RuntimeError):
@@ -205,6 +210,11 @@ def test_command(small, capsys, monkeypatch, tmp_path):
     code, _, err = gdflow("riemannian-4", "--out", "file")
     assert code == 2
     assert "cannot be an output folder" in err
+
+
+def test_seeds_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="seed lies between 0 and"):
+        Runs(seed=-1)
 
 
 def test_single_precision_is_refused():

@@ -513,6 +513,7 @@ def assert_outcomes_are_those_of(estimate, rows, share):
         np.testing.assert_allclose(rows[name], expected[name], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_lanes_first_and_lanes_last_cross_alike(estimate, problem, law):
     """The two layouts of the arithmetic: batched products against unrolled ones."""
     assert flow(problem, law).lane_axis == -1  # of `estimate`

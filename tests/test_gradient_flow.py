@@ -44,7 +44,17 @@ def relative_errors(s: systems.System, networks: LayerTuple, times) -> np.ndarra
 # Against exact solutions.
 
 
-@pytest.mark.parametrize("s", systems.SYSTEMS, ids=lambda s: s.name)
+# Every shape is compiled for itself: of each kind of solution the small ones run by default.
+LARGER = ("N4", "N5", "rotated", "333", "432", "width-5")
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        pytest.param(s, id=s.name, marks=[pytest.mark.slow] if any(part in s.name for part in LARGER) else [])
+        for s in systems.SYSTEMS
+    ],
+)
 def test_exact_solutions(s):
     trajectory = gf.simulate(
         Problem.from_target(s.target),

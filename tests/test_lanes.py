@@ -95,6 +95,7 @@ def process(problem, hidden, cls=None, crossings=(), **settings):
     return gradient_flow_process(*arguments) if cls is None else cls(*arguments)
 
 
+@pytest.mark.slow
 def test_threads_give_the_same_outcomes(problem):
     flow = process(problem, [5, 4])
     one, two = (run(flow, id_range(0, 96), lanes=8, pool=16, threads=n) for n in (1, 2))
@@ -138,6 +139,7 @@ def test_explicit_methods_of_every_kind(problem, solver):
     np.testing.assert_allclose(rows["time"], reference["time"], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_slow_starts_are_not_left_out():
     """A law in which speed and limit go together: every start is in the count, however few lanes there are.
 

@@ -37,6 +37,7 @@ def test_spectra_show_all_eigenvalues_and_counts(problem):
     assert label == f"saddle: {signs.negative}/{signs.zero}/{signs.positive}"
 
 
+@pytest.mark.slow
 def test_saddle_slice_shows_descent_from_every_start(problem):
     saddle = gf.sample_critical_point(problem, problem.widths([2]), (1, 3), key=KEY)
     figure = plotting.plot_saddle(problem, saddle, num_trajectories=2)

@@ -3,11 +3,14 @@
 import pathlib
 import re
 
+import pytest
+
 import gdflow as gf
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_python_example_runs():
     code = "\n".join(
         re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)

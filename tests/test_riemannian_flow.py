@@ -37,7 +37,7 @@ def test_product_of_balanced_factors_follows_the_flow(problem, depth, rank):
     assert flow.rank == rank
 
 
-@pytest.mark.parametrize(("depth", "rank"), [(2, 1), (2, 2), (3, 2), (2.5, 2)])
+@pytest.mark.parametrize(("depth", "rank"), [(2, 1), (2.5, 2), *(pytest.param(n, 2, marks=SLOW) for n in (2, 3))])
 def test_limit_is_the_best_fit_of_the_rank(problem, depth, rank):
     W0 = Balanced((4, rank, 3), singular_values=0.5).sample(KEY, 1).end_to_end
     flow = gf.riemannian_flow(problem, W0, depth, 30.0, ts=3)

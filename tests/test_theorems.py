@@ -24,9 +24,8 @@ def data(seed, d_x, d_y, m=20):
     return gf.Problem(rng.normal(size=(d_x, m)), rng.normal(size=(d_y, m)))
 
 
-@pytest.mark.parametrize(
-    "widths", [(3, 4, 2), pytest.param((4, 2, 3), marks=SLOW), pytest.param((3, 3, 2, 3), marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("widths", [(3, 4, 2), (4, 2, 3), (3, 3, 2, 3)])
 def test_theorems_1_and_5_almost_all_starts_converge_to_a_best_fit_of_their_limits_rank(widths):
     """Bounded for all times, converging to a critical point, whose product is the best fit of rank k, k ≤ r̄.
 

@@ -21,12 +21,12 @@ class Experiment:
     """A named experiment.
 
     - `description`: one line; `outputs`: the names of its results, in order.
-    - `run`: called with `fast` and a report function `(label, done, total)`; yields the results.
+    - `run`: called with `fast`, a report function `(label, done, total)` and a seed; yields the results.
     """
 
     description: str
     outputs: tuple[str, ...]
-    run: Callable[[bool, Callable[[str, int, int], None] | None], Iterator[FigureResult]]
+    run: Callable[[bool, Callable[[str, int, int], None] | None, int], Iterator[FigureResult]]
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def _riemannian(numbers: tuple[int, ...], description: str) -> Experiment:
     return Experiment(
         description,
         tuple(f"riemannian-{number}" for number in numbers),
-        lambda fast, report: riemannian.run_figures(numbers, fast, report),
+        lambda fast, report, seed: riemannian.run_figures(numbers, fast, report, seed),
     )
 
 
@@ -64,16 +64,22 @@ def find_experiment(name: str) -> Experiment:
 
 
 def run_experiment(
-    name: str, folder: str | os.PathLike, *, fast: bool = False, overwrite: bool = False, progress: bool = False
+    name: str,
+    folder: str | os.PathLike,
+    *,
+    fast: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = False,
 ) -> list[FigureResult]:
     """Runs an experiment and writes its results into a folder, each as soon as it is there.
 
     For every figure a picture, the curves and the runs as CSV, and a text with the claims; for several figures an `index.md`.
 
-    **Arguments:** `fast`: smaller sizes and shorter times; `overwrite`: replace results that are in the folder; `progress`: show
-    a bar.
+    **Arguments:** `fast`: smaller sizes and shorter times; `seed`: what data, teachers and starts are drawn with;
+    `overwrite`: replace results that are in the folder; `progress`: show a bar.
 
-    **Raises:** `ValueError` for unknown names and without double precision; before anything is computed, as
+    **Raises:** `ValueError` for unknown names, seeds that are none and without double precision; before anything is computed, as
     `gdflow.basins.storage.prepare_folder`, for folders that can't be written.
     """
     experiment = find_experiment(name)
@@ -92,7 +98,7 @@ def run_experiment(
         def report(label: str, done: int, total: int) -> None:
             bar.update(figures, completed=len(results) + done / max(total, 1), runs=f"{label}: run {done}/{total}")
 
-        for result in experiment.run(fast, report):
+        for result in experiment.run(fast, report, seed):
             result.save(folder)
             results.append(result)
             bar.update(figures, completed=len(results))

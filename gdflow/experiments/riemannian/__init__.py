@@ -26,9 +26,12 @@ FIGURES: dict[int, Callable[..., FigureResult]] = {
 
 
 def run_figures(
-    numbers: Sequence[int], fast: bool = False, report: Callable[[str, int, int], None] | None = None
+    numbers: Sequence[int],
+    fast: bool = False,
+    report: Callable[[str, int, int], None] | None = None,
+    seed: int = 0,
 ) -> Iterator[FigureResult]:
     """The figures of these numbers one after another, each as soon as it is done; what they share is computed once."""
-    runs = Runs(fast, report)
+    runs = Runs(fast, report, seed)
     for number in numbers:
         yield FIGURES[number](runs=runs)

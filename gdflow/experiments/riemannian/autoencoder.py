@@ -81,15 +81,15 @@ def _slowest_rate(run: Run) -> float:
     return float(np.linalg.eigvalsh([[form(one), mixed], [mixed, form(other)]])[0])
 
 
-def _dimensions(depth: int, dimensions: Sequence[int], balanced: bool, t1: float) -> list[Case]:
-    return [Case("autoencoder", d, (d + 1) // 2, depth, balanced, t1, "nearest") for d in dimensions]
+def _dimensions(runs: Runs, depth: int, dimensions: Sequence[int], balanced: bool, t1: float) -> list[Case]:
+    return [Case("autoencoder", d, (d + 1) // 2, depth, balanced, t1, "nearest", runs.seed) for d in dimensions]
 
 
 def _balanced_sizes(runs: Runs) -> list[list[Case]]:
     """Dimensions between `2N` and `20N`, as printed; at `N = 20` up to 200, since 400 would take eight times as long."""
     left, right = ((10, 40), (40,)) if runs.fast else ((4, 10, 20, 40), (40, 100, 200))
     span = 40.0 if runs.fast else 100.0
-    return [_dimensions(2, left, True, span), _dimensions(20, right, True, span)]
+    return [_dimensions(runs, 2, left, True, span), _dimensions(runs, 20, right, True, span)]
 
 
 def _by_dimension(runs: Runs, number: int, cases: Sequence[Sequence[Case]], measure: Measure) -> list[list[Entry]]:
@@ -230,7 +230,7 @@ def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     runs = runs or Runs(fast)
     left, right = ((10,), (20,)) if runs.fast else ((10, 40, 100), (20, 80, 200))
     span = 40.0 if runs.fast else 100.0
-    cases = [_dimensions(5, left, False, span), _dimensions(10, right, False, span)]
+    cases = [_dimensions(runs, 5, left, False, span), _dimensions(runs, 10, right, False, span)]
     panels = _by_dimension(runs, 7, cases, distance_to_best)
     claims = [
         converges(panels[0], "N = 5: W(t) converges to U_rU_rᵀ"),

@@ -69,7 +69,7 @@ def panel_cases(runs: Runs, task: Literal["autoencoder", "supervised"], panel: i
     d, rank, t1 = (fast if runs.fast else large) if panel else small
     if runs.fast and not panel:
         t1 = 20.0
-    return [Case(task, d, rank, N, balanced, t1) for N in depths]
+    return [Case(task, d, rank, N, balanced, t1, seed=runs.seed) for N in depths]
 
 
 def both_starts(runs: Runs, task: Literal["autoencoder", "supervised"]) -> list[list[Case]]:
@@ -124,6 +124,7 @@ def figure_result(
             summary.append(
                 {
                     **key,
+                    "seed": case.seed,
                     "h": run.step,
                     "λ": run.eigenvalue,
                     "RK4 to t": run.span,

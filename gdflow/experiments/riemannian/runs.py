@@ -28,14 +28,12 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from gdflow.dynamics import RKC, riemannian_flow, simulate
-from gdflow.initialization import AbstractInitialization, Balanced, Gaussian, start_key
+from gdflow.initialization import AbstractInitialization, Balanced, Gaussian
 from gdflow.landscape import extreme_eigenpairs
 from gdflow.manifold import best_fit
 from gdflow.network import LayerTuple, count_parameters
 from gdflow.problem import Problem
 
-#: Data, teachers and starts are drawn with keys of this seed.
-SEED = 1
 #: `hλ` of RK4, which is stable below 2.785, from balanced starts and from others.
 STEP_FACTOR, STEP_FACTOR_OTHERS = 1.0, 0.25
 #: Relative and absolute tolerance of the adaptive solver, Tsit5. Where stability binds it, a tight one costs nothing.
@@ -64,7 +62,10 @@ def layer_widths(d: int, rank: int, depth: int, rounding: Literal["nearest", "ce
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One run: `Y = X` or `Y = W̃X` of dimension `d`, with `m = 3d` samples; rank `d_1`, depth `N`, kind of start, time span."""
+    """One run: `Y = X` or `Y = W̃X` of dimension `d`, with `m = 3d` samples; rank `d_1`, depth `N`, kind of start, time span.
+
+    `seed`: what data, teacher and start are drawn with.
+    """
 
     task: Literal["autoencoder", "supervised"]
     d: int
@@ -73,6 +74,7 @@ class Case:
     balanced: bool
     t1: float
     rounding: Literal["nearest", "ceiling"] = "ceiling"
+    seed: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -86,12 +88,12 @@ class Case:
 
     def teacher(self) -> Float[np.ndarray, "d d"]:
         """`W̃ = W̃_N ⋯ W̃_1` with Gaussian entries of standard deviation `1/√d_j`."""
-        return _teacher(self.widths)
+        return _teacher(self.widths, self.seed)
 
     def problem(self) -> Problem:
         """The data in data coordinates: `x_i ~ N(0, I/d)`; the same `X` for all cases of this dimension."""
         shape = (self.d, 3 * self.d)
-        X = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(SEED), self.d), shape)) / math.sqrt(self.d)
+        X = np.asarray(jax.random.normal(_keys(self.seed, self.d)[0], shape)) / math.sqrt(self.d)
         return Problem(X, X if self.task == "autoencoder" else self.teacher() @ X)
 
     def start(self) -> LayerTuple:
@@ -100,7 +102,12 @@ class Case:
         The paper does not give the standard deviation of the second: it is the teacher's here.
         """
         law = Balanced(self.widths) if self.balanced else Gaussian(self.widths, "fan_out")
-        return _draw(law, start_key(jax.random.key(SEED + 2), self.d))
+        return _draw(law, _keys(self.seed, self.d)[2])
+
+
+def _keys(seed: int, d: int) -> Key[Array, " 3"]:
+    """For data, teacher and start."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), d), 3)
 
 
 def _draw(law: AbstractInitialization, key: Key[Array, ""]) -> LayerTuple:
@@ -109,8 +116,8 @@ def _draw(law: AbstractInitialization, key: Key[Array, ""]) -> LayerTuple:
 
 
 @functools.lru_cache(maxsize=64)
-def _teacher(widths: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(_draw(Gaussian(widths, "fan_out"), start_key(jax.random.key(SEED + 1), widths[0])).end_to_end)
+def _teacher(widths: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.asarray(_draw(Gaussian(widths, "fan_out"), _keys(seed, widths[0])[1]).end_to_end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,15 +242,17 @@ class Runs:
     """Computes cases, each once, two at a time.
 
     **Arguments:** `fast`: smaller right-hand panels and a smaller budget; `report`: told after every run what is
-    done, `(label, done, total)`.
+    done, `(label, done, total)`; `seed`: of data, teachers and starts.
 
-    **Raises:** `ValueError` without double precision, which the errors in the figures need.
+    **Raises:** `ValueError` without double precision, which the errors in the figures need, and for seeds that are none.
     """
 
-    def __init__(self, fast: bool = False, report: Callable[[str, int, int], None] | None = None):
+    def __init__(self, fast: bool = False, report: Callable[[str, int, int], None] | None = None, seed: int = 0):
         if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             raise ValueError('experiments need double precision: jax.config.update("jax_enable_x64", True)')
-        self.fast = fast
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"a seed lies between 0 and 2**63 - 1, got {seed}")
+        self.fast, self.seed = fast, seed
         self._report = report or (lambda label, done, total: None)
         self._known: dict[Case, Run] = {}
 
