@@ -107,20 +107,29 @@ def figure_result(
     noise: float = NOISE,
     until: float = np.inf,
 ) -> FigureResult:
-    """Collects picture, tables and claims; `quantity` names the column of values."""
+    """Collects picture, tables and claims.
+
+    **Arguments:** `quantity`: names the column of values; `limits`: what they tend to, for every curve, if not to 0; `until`: the
+    part of a run that late rates are fitted to.
+    """
     name = f"riemannian-{number}"
     picture = draw_panels(
         [Panel(t, [c for _, c in p], li) for t, p, li in zip(titles, panels, limits or [()] * len(panels), strict=True)],
         ylabel, solvers=SOLVERS, xscale=xscale, yscale=yscale, floor=floor, noise=noise,
     )  # fmt: skip
     rows, summary = [], []
-    for panel, entries in zip(("left", "right"), panels, strict=True):
-        for run, curve in entries:
+    tends_to = limits or [[0.0] * len(entries) for entries in panels]
+    for panel, entries, ends in zip(("left", "right"), panels, tends_to, strict=True):
+        for (run, curve), end in zip(entries, ends, strict=True):
             case = run.case
             key = dict(panel=panel, d=case.d, r=case.rank, N=case.depth, start=case.start_name)
             for solver, values in zip(SOLVERS, (curve.first, curve.second), strict=True):
                 for t, value in zip(run.ts, values, strict=False):
                     rows.append({**key, "solver": solver, "t": float(t), quantity: float(value)})
+            course: dict[str, float] = {"limit": end}
+            if limits is None:
+                course = {"t to 1e-2": curve.time_to(1e-2), "t to 1e-5": curve.time_to(1e-5)}
+                course["late rate"] = curve.late_rate(until=until * float(curve.times[-1]))
             summary.append(
                 {
                     **key,
@@ -131,9 +140,7 @@ def figure_result(
                     "adaptive steps": run.num_steps,
                     "T": float(curve.times[-1]),
                     f"{quantity} at T": curve.final,
-                    "t to 1e-2": curve.time_to(1e-2),
-                    "t to 1e-5": curve.time_to(1e-5),
-                    "late rate": curve.late_rate(until=until * float(curve.times[-1])),
+                    **course,
                     "difference": run.difference,
                     "ended": run.status,
                 }
