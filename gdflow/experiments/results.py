@@ -27,12 +27,19 @@ class Claim:
     - `statement`: what the source says; `criterion`: what was taken to decide it.
     - `confirmed`: whether the criterion is met, `None` where the runs ended too early to tell.
     - `measured`: the numbers that decided it.
+    - `ours`: whether it is a check or an addition of ours and not in the source.
     """
 
     statement: str
     criterion: str
     confirmed: bool | None
     measured: str
+    ours: bool = False
+
+    @property
+    def text(self) -> str:
+        """The statement, marked if it is not the source's."""
+        return f"(not the paper's) {self.statement}" if self.ours else self.statement
 
     @property
     def verdict(self) -> str:
@@ -178,7 +185,7 @@ class FigureResult(Printable):
         table.columns[1].no_wrap = True
         for claim in self.claims:
             color = {True: "green", False: "red", None: "yellow"}[claim.confirmed]
-            table.add_row(escape(claim.statement), f"[{color}]{claim.verdict}[/]", escape(claim.measured))
+            table.add_row(escape(claim.text), f"[{color}]{claim.verdict}[/]", escape(claim.measured))
         return Group(table)
 
     @property
@@ -187,7 +194,7 @@ class FigureResult(Printable):
         lines = [f"# {self.title}", "", f"![{self.title}]({self.name}.png)", "", self.paper, "", "## Claims", ""]
         for claim in self.claims:
             lines += [
-                f"- **{claim.verdict}**: {claim.statement}",
+                f"- **{claim.verdict}**: {claim.text}",
                 f"  - criterion: {claim.criterion}",
                 f"  - measured: {claim.measured}",
             ]
@@ -234,8 +241,10 @@ def _count(claims: Sequence[Claim]) -> str:
 def summary_markdown(title: str, results: Sequence[FigureResult]) -> str:
     """One text for several figures: how many claims were confirmed, every verdict, then the pictures."""
     claims = [claim for result in results for claim in result.claims]
-    lines = [f"# {title}", "", f"Of {len(claims)} claims {_count(claims)}.", ""]
+    printed, ours = ([claim for claim in claims if claim.ours == whose] for whose in (False, True))
+    lines = [f"# {title}", "", f"Of {len(printed)} claims of the paper {_count(printed)}."]
+    lines += [f"Of {len(ours)} that are not the paper's {_count(ours)}.", ""]
     for result in results:
         lines += [f"## [{result.title}]({result.name}.md)", "", f"![{result.title}]({result.name}.png)", ""]
-        lines += [f"- **{claim.verdict}**: {claim.statement} ({claim.measured})" for claim in result.claims] + [""]
+        lines += [f"- **{claim.verdict}**: {claim.text} ({claim.measured})" for claim in result.claims] + [""]
     return "\n".join(lines)

@@ -110,7 +110,7 @@ def _late_rate_is_predicted(panels: Sequence[Sequence[Entry]]) -> Claim:
     # Where the error has not fallen far, other directions have not died out.
     late = [pairs[run_name(run)] for run, curve in entries if curve.final < LATE * curve.values[0]]
     return Claim(
-        "(not the paper's) the late rate is the least eigenvalue of the Riemannian Hessian at U_rU_rᵀ, which does not depend "
+        "the late rate is the least eigenvalue of the Riemannian Hessian at U_rU_rᵀ, which does not depend "
         "on N and is about (λ_r − λ_{r+1})/2 for a small gap of XXᵀ",
         f"the fitted rate lies within 10 % of it in every run whose error falls below {LATE:g} of the first; not decided if "
         "none does",
@@ -118,6 +118,7 @@ def _late_rate_is_predicted(panels: Sequence[Sequence[Entry]]) -> Claim:
         ", ".join(
             f"{label} {number_text(rate)} (predicted {predicted:.3g})" for label, (rate, predicted) in pairs.items()
         ),
+        ours=True,
     )
 
 
@@ -132,10 +133,11 @@ def _rate_claims(panels: Sequence[Sequence[Entry]]) -> list[Claim]:
         slower_with_depth(panels, "the rate depends on N: convergence is slower for larger N"),
         slower_with_size(panels, "the rate depends on d_x and r: convergence is slower for the larger ones"),
         Claim(
-            "(not the paper's) W(T), which stands for the limit, is the limit U_rU_rᵀ",
+            "W(T), which stands for the limit, is the limit U_rU_rᵀ",
             "‖W(T) − U_rU_rᵀ‖_F is below 1 % of ‖U_rU_rᵀ‖_F in every run",
             all(distance < 1e-2 for distance in distances.values()),
             "relative distance at T: " + ", ".join(f"{label} {x:.2g}" for label, x in distances.items()),
+            ours=True,
         ),
     ]
 
