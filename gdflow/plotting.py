@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from gdflow.basins import BasinEstimate, Status
+from gdflow.basins import BasinEstimate
+from gdflow.basins.outcomes import is_certified
 from gdflow.dynamics import Trajectory, simulate
 from gdflow.initialization import AbstractInitialization
 from gdflow.landscape import Strata, hessian, inertia, subset_text
@@ -54,8 +55,7 @@ def _sample_trajectories(
     estimate: BasinEstimate, problem: Problem, initialization: AbstractInitialization, key: Key[Array, ""], num: int
 ) -> tuple[Trajectory, np.ndarray, np.ndarray]:
     """Trajectories of starts spread over the fast and the slow ones, with certificate times (NaN: none) and levels."""
-    certified = np.array(estimate.outcomes["status"].to_pylist()) == Status.CERTIFIED.label
-    times = np.where(certified, estimate.outcomes["time"].to_numpy(), np.nan)
+    times = np.where(is_certified(estimate.outcomes), estimate.outcomes["time"].to_numpy(), np.nan)
     usable = np.flatnonzero(np.isfinite(estimate.outcomes["loss"].to_numpy()))
     order = usable[np.argsort(times[usable], kind="stable")]  # NaN last
     rows = order[np.unique(np.round(np.linspace(0.01, 0.99, num) * (len(order) - 1)).astype(int))]

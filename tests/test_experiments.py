@@ -15,7 +15,7 @@ from gdflow.experiments.results import Curve, file_names
 from gdflow.experiments.riemannian import runs as riemannian_runs
 from gdflow.experiments.riemannian import supervised
 from gdflow.experiments.riemannian.claims import converges, slower_with_depth
-from gdflow.experiments.riemannian.figures import curves_by_depth, distance_to_best
+from gdflow.experiments.riemannian.figures import distance_to_best, measured_panels
 from gdflow.experiments.riemannian.runs import Budget, Case, Runs, layer_widths
 from gdflow.invariants import conserved
 
@@ -146,7 +146,7 @@ def test_a_figure_is_written_and_decided(small, tmp_path, monkeypatch):
 
 def test_verdicts_follow_the_numbers(small):
     runs = Runs(fast=True)
-    panels = curves_by_depth(runs, 1, [supervised.panel_cases(runs, "supervised", 0, True)], distance_to_best)
+    panels = measured_panels(runs, 1, [supervised.panel_cases(runs, "supervised", 0, True)], distance_to_best)
     (one, _), (other, _) = panels[0]
 
     def slower(*rates):

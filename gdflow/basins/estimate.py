@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import rich.console
 import rich.progress
 from jaxtyping import Array, Key
@@ -23,7 +22,7 @@ from gdflow.basins.explicit import default_lanes, gradient_flow_process
 from gdflow.basins.flows import MAX_CROSSINGS, LaneSettings
 from gdflow.basins.intervals import Audit, verdict_interval
 from gdflow.basins.lanes import default_pool, default_threads, run_lanes
-from gdflow.basins.outcomes import VERDICTS, Status
+from gdflow.basins.outcomes import VERDICTS, Status, is_certified
 from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder, write_summary, write_table
 from gdflow.basins.tally import Tally
 from gdflow.certificates import LevelCertificate, certificate_levels
@@ -147,8 +146,7 @@ class BasinEstimate(Printable):
     @property
     def certificate_times(self) -> np.ndarray:
         """Flow times at which the certified starts among the kept rows were certified, unordered."""
-        table = self.outcomes
-        return table.filter(pc.equal(table["status"].cast(pa.string()), Status.CERTIFIED.label))["time"].to_numpy()
+        return self.outcomes["time"].to_numpy()[is_certified(self.outcomes)]
 
     def time_quantile(self, q: float) -> float | None:
         """Quantile of the certificate times of all certified starts; `None` if there are none.

@@ -4,6 +4,8 @@ import enum
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
 
 
 class Status(enum.IntEnum):
@@ -66,6 +68,11 @@ def schema(num_crossings: int = 0) -> pa.Schema:
     doc = {"doc": "flow time at which the loss fell below this level; 0 if it started there, NaN if it never did"}
     extra = [pa.field(f"crossing_{i}", pa.float64(), metadata=doc) for i in range(num_crossings)]
     return pa.schema([*_FIELDS, *extra])
+
+
+def is_certified(table: pa.Table) -> Bool[np.ndarray, " num"]:
+    """Which rows of an outcome table hold a certified limit."""
+    return pc.equal(table["status"].cast(pa.string()), Status.CERTIFIED.label).to_numpy()
 
 
 def outcome_table(columns: dict[str, np.ndarray], kind: str = "exact") -> pa.Table:

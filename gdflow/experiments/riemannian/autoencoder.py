@@ -10,12 +10,15 @@ from gdflow.experiments.results import Claim, FigureResult, every, number_text
 from gdflow.experiments.riemannian.claims import (
     CONVERGED,
     RANKED,
+    all_settle,
     are_alike,
     converges,
     is_longer,
+    listed,
     run_name,
     slower_with_depth,
     slower_with_size,
+    still_falls,
     times_text,
     timing,
 )
@@ -24,13 +27,12 @@ from gdflow.experiments.riemannian.figures import (
     GAUSSIAN,
     WIDTHS_CEILING,
     Entry,
-    Measure,
     both_starts,
-    curves_by_depth,
+    by_dimension,
     distance_to_best,
     figure_result,
     loss_of,
-    measured_curve,
+    measured_panels,
     panel_cases,
     size_titles,
 )
@@ -92,14 +94,6 @@ def _balanced_sizes(runs: Runs) -> list[list[Case]]:
     return [_dimensions(runs, 2, left, True, span), _dimensions(runs, 20, right, True, span)]
 
 
-def _by_dimension(runs: Runs, number: int, cases: Sequence[Sequence[Case]], measure: Measure) -> list[list[Entry]]:
-    known = runs.get(f"Figure {number}", [case for panel in cases for case in panel])
-    return [
-        [(known[c], measured_curve(known[c], measure, f"$d_x = {c.d}$, $r = {c.rank}$")) for c in panel]
-        for panel in cases
-    ]
-
-
 def _depth_titles(panels: Sequence[Sequence[Entry]]) -> list[str]:
     return [f"$N = {p[0][0].case.depth}$, {p[0][0].case.start_name}" for p in panels]
 
@@ -136,7 +130,7 @@ def _rate_claims(panels: Sequence[Sequence[Entry]]) -> list[Claim]:
             "W(T), which stands for the limit, is the limit U_rU_rᵀ",
             "‖W(T) − U_rU_rᵀ‖_F is below 1 % of ‖U_rU_rᵀ‖_F in every run",
             all(distance < 1e-2 for distance in distances.values()),
-            "relative distance at T: " + ", ".join(f"{label} {x:.2g}" for label, x in distances.items()),
+            "relative distance at T: " + listed(distances),
             ours=True,
         ),
     ]
@@ -145,7 +139,7 @@ def _rate_claims(panels: Sequence[Sequence[Entry]]) -> list[Claim]:
 def figure_5(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Autoencoder, balanced starts: `‖W(t) − U_rU_rᵀ‖_F` for several `d`, `r = d/2`, `N = 2`, `20`. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-    panels = _by_dimension(runs, 5, _balanced_sizes(runs), distance_to_best)
+    panels = measured_panels(runs, 5, _balanced_sizes(runs), distance_to_best, by_dimension)
     rates = [[curve.late_rate() for _, curve in entries] for entries in panels]
     span = panels[0][0][0].case.t1
     shared = {run.case.d: curve.time_to(RANKED) for run, curve in panels[0]}
@@ -183,39 +177,37 @@ def figure_5(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
 def figure_6(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Autoencoder, balanced starts: `‖X − W(t)X‖_F` and its limit `√(Σ_{i>r}σ_i²)`, runs of Figure 5. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-    panels = _by_dimension(runs, 6, _balanced_sizes(runs), _misfit)
+    panels = measured_panels(runs, 6, _balanced_sizes(runs), _misfit, by_dimension)
     tails: list[list[float]] = []
-    ratios, halves, falling = {}, {}, {}
+    ratios, differences, printed, falling = {}, {}, {}, {}
     for entries in panels:
         tails.append([])
         for run, curve in entries:
             tail = float(np.sqrt(np.sum(np.asarray(run.problem.singular_values)[run.case.rank :] ** 2)))
             tails[-1].append(tail)
             ratios[run_name(run)] = abs(curve.final / tail - 1)
-            falling[run_name(run)] = curve.final - tail < 0.99 * (curve.at(0.5 * float(curve.times[-1])) - tail)
-            halves[run_name(run)] = abs(0.5 * curve.final**2 / (0.5 * tail**2) - 1), 0.5 * curve.final**2 / tail
+            differences[run_name(run)] = abs(0.5 * curve.final**2 / (0.5 * tail**2) - 1)
+            printed[run_name(run)] = 0.5 * curve.final**2 / tail
+            falling[run_name(run)] = still_falls(curve, tail)
     claims = [
         Claim(
             "‖X − W(t)X‖_F converges to √(Σ_{i>r} σ_i²)",
             f"in every run the value at T differs from it by less than {CONVERGED:g} of it; not decided where it does not but "
             "the difference still falls, by at least 1 % in the second half of the run",
-            every(True if ratio < CONVERGED else None if falling[label] else False for label, ratio in ratios.items()),
-            "relative difference at T: " + ", ".join(f"{label} {ratio:.2g}" for label, ratio in ratios.items()),
+            all_settle(ratios, falling, CONVERGED),
+            "relative difference at T: " + listed(ratios),
         ),
         Claim(
             "“convergence of the functional L¹(W(t)) to … the square-root of the sum of the tail eigenvalues”, as printed",
             f"in every run L¹(W(T)) = ½‖X − WX‖² differs from √(Σ_{{i>r}} σ_i²) by less than {CONVERGED:g} of it",
-            all(abs(ratio - 1) < CONVERGED for _, ratio in halves.values()),
-            "L¹ over √tail: " + ", ".join(f"{label} {ratio:.3g}" for label, (_, ratio) in halves.items()),
+            all(abs(ratio - 1) < CONVERGED for ratio in printed.values()),
+            "L¹ over √tail: " + listed(printed, digits=3),
         ),
         Claim(
             "(corrected) L¹(W(t)) converges to ½Σ_{i>r} σ_i²",
             f"in every run the relative difference at T is below {2 * CONVERGED:g}; not decided likewise",
-            every(
-                True if ratio < 2 * CONVERGED else None if falling[label] else False
-                for label, (ratio, _) in halves.items()
-            ),
-            "relative difference: " + ", ".join(f"{label} {ratio:.2g}" for label, (ratio, _) in halves.items()),
+            all_settle(differences, falling, 2 * CONVERGED),
+            "relative difference: " + listed(differences),
         ),
     ]
     return figure_result(
@@ -233,7 +225,7 @@ def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     left, right = ((10,), (20,)) if runs.fast else ((10, 40, 100), (20, 80, 200))
     span = 40.0 if runs.fast else 100.0
     cases = [_dimensions(runs, 5, left, False, span), _dimensions(runs, 10, right, False, span)]
-    panels = _by_dimension(runs, 7, cases, distance_to_best)
+    panels = measured_panels(runs, 7, cases, distance_to_best, by_dimension)
     claims = [
         converges(panels[0], "N = 5: W(t) converges to U_rU_rᵀ"),
         converges(panels[1], "N = 10: W(t) converges to U_rU_rᵀ"),
@@ -254,9 +246,9 @@ def figure_8(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """
     runs = runs or Runs(fast)
     cases = [*(panel_cases(runs, "autoencoder", k, True) for k in (0, 1)), panel_cases(runs, "supervised", 0, True)]
-    *panels, supervised = curves_by_depth(runs, 8, cases, distance_to_best)
+    *panels, supervised = measured_panels(runs, 8, cases, distance_to_best)
     ratios = [entries[-1][1].time_to(RANKED) / entries[0][1].time_to(RANKED) for entries in (panels[0], supervised)]
-    best, panels = panels, curves_by_depth(runs, 8, cases[:2], _distance_to_end)
+    best, panels = panels, measured_panels(runs, 8, cases[:2], _distance_to_end)
     rises = max(
         float(np.max(np.diff(curve.values)[curve.times[1:] > 0.1 * run.case.t1]) / curve.values[0])
         for entries in panels
@@ -291,8 +283,8 @@ def figure_9(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Figure 8 with non-balanced starts; compared with Figure 8. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
     cases = both_starts(runs, "autoencoder")
-    panels = curves_by_depth(runs, 9, cases[:2], _distance_to_end)
-    *best, left, right = curves_by_depth(runs, 9, cases, distance_to_best)
+    panels = measured_panels(runs, 9, cases[:2], _distance_to_end)
+    *best, left, right = measured_panels(runs, 9, cases, distance_to_best)
     balanced, others = ([timing(curve) for _, curve in (*one, *other)] for one, other in ((left, right), best))
     claims = [
         *_rate_claims(best),

@@ -1,6 +1,6 @@
 """Claims that several figures make, each decided by a criterion from curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -49,16 +49,31 @@ def are_alike(first: Timing, second: Timing) -> bool | None:
     return False if (np.isfinite(a) and end_b > 2 * a) or (np.isfinite(b) and end_a > 2 * b) else None
 
 
+def still_falls(curve: Curve, limit: float = 0.0) -> bool:
+    """Whether the distance from the limit falls by at least 1 % in the second half of the run."""
+    return bool(curve.final - limit < 0.99 * (curve.at(0.5 * float(curve.times[-1])) - limit))
+
+
+def all_settle(errors: Mapping[str, float], falling: Mapping[str, bool], bound: float) -> bool | None:
+    """Whether every run ends below the bound; not decided where one does not and still falls."""
+    return every(True if error < bound else None if falling[label] else False for label, error in errors.items())
+
+
+def listed(values: Mapping[str, float], digits: int = 2) -> str:
+    """The numbers of several runs, for people."""
+    return ", ".join(f"{label} {value:.{digits}g}" for label, value in values.items())
+
+
 def converges(entries: Sequence[Entry], statement: str) -> Claim:
     """That the errors go to zero, or still fall where the runs end."""
     ratios = {run_name(run): curve.final / curve.values[0] for run, curve in entries}
-    falling = {run_name(run): curve.final < 0.99 * curve.at(0.5 * float(curve.times[-1])) for run, curve in entries}
+    falling = {run_name(run): still_falls(curve) for run, curve in entries}
     return Claim(
         statement,
         f"in every run the error at T is below {CONVERGED:g} of the first one; not decided where it is not but still falls, "
         "by at least 1 % in the second half of the run",
-        every(True if ratio < CONVERGED else None if falling[label] else False for label, ratio in ratios.items()),
-        "error at T over the first: " + ", ".join(f"{label} {ratio:.2g}" for label, ratio in ratios.items()),
+        all_settle(ratios, falling, CONVERGED),
+        "error at T over the first: " + listed(ratios),
     )
 
 

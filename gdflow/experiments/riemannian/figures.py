@@ -78,10 +78,26 @@ def both_starts(runs: Runs, task: Literal["autoencoder", "supervised"]) -> list[
     return panels + [[dataclasses.replace(case, balanced=True) for case in panel] for panel in panels]
 
 
-def curves_by_depth(runs: Runs, number: int, cases: Sequence[Sequence[Case]], measure: Measure) -> list[list[Entry]]:
-    """The curves of two panels, one for every depth."""
+def by_depth(case: Case) -> str:
+    """The label of a curve where panels compare depths …"""
+    return f"$N = {case.depth}$"
+
+
+def by_dimension(case: Case) -> str:
+    """… and where they compare sizes."""
+    return f"$d_x = {case.d}$, $r = {case.rank}$"
+
+
+def measured_panels(
+    runs: Runs,
+    number: int,
+    cases: Sequence[Sequence[Case]],
+    measure: Measure,
+    label: Callable[[Case], str] = by_depth,
+) -> list[list[Entry]]:
+    """The runs of the panels of a figure, each with its curve."""
     known = runs.get(f"Figure {number}", [case for panel in cases for case in panel])
-    return [[(known[c], measured_curve(known[c], measure, f"$N = {c.depth}$")) for c in panel] for panel in cases]
+    return [[(known[case], measured_curve(known[case], measure, label(case))) for case in panel] for panel in cases]
 
 
 def size_titles(panels: Sequence[Sequence[Entry]]) -> list[str]:

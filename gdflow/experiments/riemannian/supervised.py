@@ -23,11 +23,11 @@ from gdflow.experiments.riemannian.figures import (
     WIDTHS_CEILING,
     Entry,
     both_starts,
-    curves_by_depth,
     distance_to_best,
     figure_result,
     loss_of,
     measured_curve,
+    measured_panels,
     panel_cases,
     size_titles,
 )
@@ -65,7 +65,7 @@ def figure_1(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     `fast` then counts).
     """
     runs = runs or Runs(fast)
-    panels = curves_by_depth(runs, 1, [panel_cases(runs, "supervised", k, True) for k in (0, 1)], distance_to_best)
+    panels = measured_panels(runs, 1, [panel_cases(runs, "supervised", k, True) for k in (0, 1)], distance_to_best)
     claims = [
         converges(panels[0], "left panel: W(t) converges to the critical point U_kΣ_kV_kᵀ(XXᵀ)^{-1/2}"),
         converges(panels[1], "right panel: W(t) converges to that critical point"),
@@ -84,7 +84,7 @@ def figure_2(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Figure 1 with non-balanced starts; compared with Figure 1. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
     cases = both_starts(runs, "supervised")
-    *panels, left, right = curves_by_depth(runs, 2, cases, distance_to_best)
+    *panels, left, right = measured_panels(runs, 2, cases, distance_to_best)
     balanced, others = ([timing(curve) for _, curve in (*one, *other)] for one, other in ((left, right), panels))
     claims = [
         converges(panels[0], "left panel: W(t) converges to the critical point U_kΣ_kV_kᵀ(XXᵀ)^{-1/2}"),
@@ -108,7 +108,7 @@ def figure_2(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
 def figure_3(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Supervised learning, `(d, r) = (20, 2)`: `‖W(t) − W̃‖_F`, balanced left, non-balanced right. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-    panels = curves_by_depth(
+    panels = measured_panels(
         runs, 3, [panel_cases(runs, "supervised", 0, balanced) for balanced in (True, False)], _distance_to_teacher
     )
     apart, curves = 0.0, 0.0
@@ -139,7 +139,7 @@ def figure_3(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
 def figure_4(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Supervised learning, balanced starts: the loss `½‖Y − W(t)X‖²`, sizes as in Figure 1. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-    panels = curves_by_depth(runs, 4, [panel_cases(runs, "supervised", k, True) for k in (0, 1)], loss_of)
+    panels = measured_panels(runs, 4, [panel_cases(runs, "supervised", k, True) for k in (0, 1)], loss_of)
     claims = [
         converges(panels[0], "left panel: the loss converges to 0"),
         converges(panels[1], "right panel: the loss converges to 0"),
