@@ -91,12 +91,12 @@ class Gdflow(Peer):
             w.law,
             num,
             key=KEY,
-            kind="exact",  # what the peers stop at, also from balanced starts
             rtol=w.rtol,
             atol=w.atol,
             max_steps=w.max_steps,
             t1=w.t1,
             crossings=(),
+            audit=0,  # as for the peers
             progress=False,
         )
         level, times, steps = (estimate.outcomes[c].to_numpy() for c in ("level", "time", "steps"))

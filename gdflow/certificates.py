@@ -1,8 +1,8 @@
 """What can be proved about the limit from a single state, without an integrator.
 
 - The *level certificate*: the loss falls along the flow, every trajectory converges to a critical point, and critical
-  values form a finite set. So from a state with a loss below the second-lowest critical value the exact flow converges to a
-  global minimum.
+  values form a finite set. So from a state with a loss below the second-lowest critical value, by more than round-off
+  (`gdflow.rounding`), the exact flow converges to a global minimum.
 - An explicit *radius* that no trajectory from here ever leaves.
 - *Exponential rates* for pyramidal states.
 - Which starts can reach no *non-strict saddle*, three layers: from the conserved quantities alone.
@@ -24,15 +24,17 @@ import scipy.stats
 from jaxtyping import Array, Bool, Float, Int
 from rich.console import RenderableType
 
-from gdflow.invariants import conserved
+from gdflow.invariants import conserved, is_balanced
 from gdflow.landscape import NormalForm
-from gdflow.levels import CriticalValues, nested_levels
+from gdflow.levels import CriticalValues, level_groups, nested_levels
 from gdflow.network import LayerTuple, matmul
+from gdflow.perturbation import is_traced
 from gdflow.problem import Problem, critical_values
 from gdflow.ranks import UNCERTAIN_FACTOR, equal_threshold, zero_threshold
+from gdflow.rounding import gamma, residual_error
 from gdflow.tables import Printable, key_value_table
 
-#: Certified means a loss below the level by at least this many eps·‖Ȳ‖².
+#: Certified means a loss below the level by at least this many eps·‖Ȳ‖², besides the round-off of the loss.
 SLACK_EPS = 100.0
 
 KINDS = ("exact", "almost sure", "balanced")
@@ -42,36 +44,58 @@ def certificate_levels(
     problem: Problem, widths: Iterable[int], *, kind: str = "exact", depth: int = 16
 ) -> CriticalValues:
     """The lowest `depth + 1` levels that a certificate of a kind tells apart, with their subsets."""
+    widths = problem.check_widths(widths)
     max_rank = problem.max_rank(widths)
-    if kind != "almost sure":
-        return critical_values(problem, max_rank, lowest=depth + 1)
+    if kind != "almost sure" or len(widths) == 2:
+        return critical_values(problem, max_rank, lowest=depth + 1, num_layers=len(widths) - 1)
     s = np.asarray(problem.singular_values, dtype=np.float64)
     return nested_levels(s, max_rank, lowest=depth + 1, tolerance=problem.level_tolerance)
 
 
-def certificate_threshold(problem: Problem, widths: Iterable[int], kind: str = "exact") -> Float[Array, ""]:
-    """The loss below which a global minimum is certified, in closed form: what `LevelCertificate` has as `thresholds[0]`.
+def _second_level(problem: Problem, widths: Iterable[int], kind: str) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """The second-lowest level, infinite if there is none, and whether the lowest is one critical value: in closed form.
 
-    The second-lowest value differs from the lowest by one exchange: with `r` the largest rank, the least positive one of
-    `½(s_i² − s_j²)`, `i ≤ r < j` (`s_j = 0` for none). Almost surely the nearest nested level counts: only `i = r`, `s_j = 0`
-    for the smallest positive `s_i`. Infinite if there is no second level. Differentiable in the singular values, unlike the
-    listing.
+    With `r` the largest rank, the second-lowest value differs from the lowest by one exchange, `½(s_i² − s_j²)` with
+    `i ≤ r < j` (`s_j = 0` for none), or from the lowest nested one by leaving out `i = r`. Exchanges inside a group of
+    `gdflow.levels.level_groups` belong to the lowest level; that is one value if all of them cost nothing.
     """
+    widths = problem.check_widths(widths)
     s, rank = problem.singular_values, problem.max_rank(widths)
-    eps = float(jnp.finfo(s.dtype).eps)
     scale = jnp.sum(s**2)
-    halves = jnp.concatenate([0.5 * s**2, jnp.zeros(1)])
-    inside = halves[:rank]
-    outside = halves[rank:] if kind != "almost sure" else halves[-1:]
-    gaps = inside[:, None] - outside[None, :]
-    least = jnp.min(jnp.where(gaps > equal_threshold(1.0, eps) * scale, gaps, jnp.inf))
-    return jnp.sum(halves[rank:]) + least - certificate_slack(problem)
+    halves = jnp.concatenate([0.5 * s**2, jnp.zeros(1, s.dtype)])
+    groups = level_groups(halves, equal_threshold(1.0, float(jnp.finfo(s.dtype).eps)) * scale)
+    if len(widths) == 2:  # convex
+        return jnp.asarray(jnp.inf, s.dtype), jnp.asarray(True)
+    if kind == "almost sure":
+        i = jnp.arange(halves.size)
+        kept = jnp.sum((i < rank) & (groups != groups[-1]))
+        second = jnp.where(kept > 0, jnp.sum(jnp.where(i >= kept - 1, halves, 0.0)), jnp.inf)
+        return second, ~jnp.any((i >= kept) & (i < rank) & (halves > 0))
+    gaps = halves[:rank, None] - halves[None, rank:]
+    apart = groups[:rank, None] != groups[None, rank:]
+    least = jnp.min(jnp.where(apart, gaps, jnp.inf))
+    return jnp.sum(halves[rank:]) + least, ~jnp.any(~apart & (gaps > 0))
+
+
+def certificate_threshold(problem: Problem, widths: Iterable[int], kind: str = "exact") -> Float[Array, ""]:
+    """The second-lowest level less the slack, in closed form: `thresholds[0]` of a `LevelCertificate`.
+
+    Infinite if there is no second level. Differentiable in the singular values, unlike the listing of levels.
+    """
+    return _second_level(problem, widths, kind)[0] - certificate_slack(problem)
 
 
 def certificate_slack(problem: Problem) -> Float[Array, ""]:
-    """`100·eps·‖Ȳ‖²`: so far below a critical value must a loss lie, lest round-off fake a crossing."""
+    """`100·eps·‖Ȳ‖²`: so far below a critical value must a loss lie because of the round-off of that value."""
     s = problem.singular_values
     return SLACK_EPS * float(jnp.finfo(s.dtype).eps) * jnp.sum(s**2)
+
+
+def residual_bound(threshold: Float[Array, "*n"], num_entries: int) -> Float[Array, "*n"]:
+    """`√(2T)`, less the round-off of the computed `√(2L̂)`: a sum of so many squares, and a few operations more."""
+    shrink = 1 - gamma(num_entries + 16, float(jnp.finfo(threshold.dtype).eps))
+    positive = threshold > 0
+    return jnp.where(positive, shrink * jnp.sqrt(2 * jnp.where(positive, threshold, 1.0)), 0.0)
 
 
 def check_precision(problem: Problem, allow_float32: bool) -> None:
@@ -90,19 +114,24 @@ class LevelCertificate(eqx.Module):
     **Arguments:**
 
     - `problem`: with the squared error.
-    - `widths`: `(d_0, …, d_N)`.
+    - `widths`: `(d_0, …, d_N)`. A single layer is convex: its one critical value is certified at once.
     - `kind`: `"exact"`: the lowest distinct critical values; a loss below all but the first proves, for this very state,
       that the exact flow converges to a global minimum. `"almost sure"`: the nested levels `ℓ({1..r})` only, the claim
-      being that outside a set of starts of measure zero no other limit occurs (Terstiege, Rauhut, Bah, Westdickenberg 2022,
-      Theorem 5a): weaker, but it stops earlier where the bottleneck is narrower than the rank of the target. `"balanced"`:
-      for balanced starts, like `"exact"`, and for those on the wrong side of `det W = 0` (`full_rank_is_out_of_reach`) a
-      loss below all but the two lowest values proves that the limit is the best fit of rank `d − 1`.
+      being that outside a set of starts of Lebesgue measure zero no other limit occurs (Terstiege, Rauhut, Bah,
+      Westdickenberg 2022, Theorem 5a): weaker, but it stops earlier where the bottleneck is narrower than the rank of the
+      target. Nothing follows for laws on null sets (balanced, λ-balanced, orthogonal starts). `"balanced"`: for exactly
+      balanced starts, like `"exact"`, and for those on the wrong side of `det W = 0` (`full_rank_is_out_of_reach`) a loss
+      below all but the two lowest values proves that the limit is at the second-lowest.
     - `depth`: at most that many levels above the minimum are told apart (`K`).
     - `allow_float32`: certify in single precision, where `eps = 1.2e-7`.
 
     Fields: `levels`, the distinct critical values from the lowest, `(K+1,)`; `thresholds`, `levels[1:]` less the slack
-    `100·eps·‖Ȳ‖²` that keeps round-off of the loss from faking a crossing; `slack`; `num_merged`, how many levels stand for
-    several that round-off cannot tell apart; `complete`, whether there are no levels above these.
+    `100·eps·‖Ȳ‖²`; `slack`; `separated`, whether the lowest level is one critical value: where round-off cannot tell it from
+    others (`s = (1, 5e-7)`), what is certified is only that the limit's value is one of these; `num_merged`, how many levels
+    stand for several values; `complete`, whether there are no levels above these; `num_entries`, of the target.
+
+    Every decision takes the loss as computed and a bound `δ` on the error of the computed residual (`gdflow.rounding`):
+    below a threshold `T` means `√(2L̂) + δ < √(2T)` (`residual_bound`).
 
     **Raises:** `ValueError` for losses without levels, widths that do not fit, and float32 without `allow_float32`.
     """
@@ -111,8 +140,10 @@ class LevelCertificate(eqx.Module):
     thresholds: Float[Array, " K"]
     slack: Float[Array, ""]
     kind: str = eqx.field(static=True)
+    separated: bool = eqx.field(static=True)
     num_merged: int = eqx.field(static=True)
     complete: bool = eqx.field(static=True)
+    num_entries: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -129,35 +160,55 @@ class LevelCertificate(eqx.Module):
             raise ValueError(f"depth must be at least 1, got {depth}")
         check_precision(problem, allow_float32)
         dtype = problem.target.dtype
+        widths = problem.check_widths(widths)
         self.slack = certificate_slack(problem)
         table = certificate_levels(problem, widths, kind=kind, depth=depth)
         self.num_merged = sum(level.width > 0 for level in table)
         self.levels = jnp.asarray(table.values, dtype=dtype)
-        self.thresholds = self.levels[1:] - self.slack
-        self.kind, self.complete = kind, table.complete
+        second, separated = _second_level(problem, widths, kind)
+        above = jnp.concatenate([jnp.reshape(second, 1), self.levels[2:]])[: len(table) - 1]
+        self.thresholds = above.astype(dtype) - self.slack
+        self.kind, self.complete, self.separated = kind, table.complete, bool(separated)
+        self.num_entries = int(problem.target.size)
 
-    def level(self, loss: Float[Array, "*n"]) -> Int[Array, "*n"]:
-        """Distance from the bottom: 0 certifies a global minimum; `k`: the limit is at one of the lowest `k+1` levels.
+    @property
+    def verdicts(self) -> tuple[str, str]:
+        """What is proved of the limit of a start certified at level 0, and of one certified at level 1."""
+        lowest = "global minimum" if self.separated else "lowest levels (merged)"
+        return lowest + (" (almost surely)" if self.kind == "almost sure" else ""), "lower rank"
 
-        Capped at `K`, where nothing is claimed; `K` also for a loss that is not a number.
+    def _bounds(self, thresholds: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return residual_bound(thresholds, self.num_entries)
+
+    def level(self, loss: Float[Array, "*n"], error: Float[Array, "*n"]) -> Int[Array, "*n"]:
+        """Distance from the bottom: 0 certifies the lowest level; `k`: the limit is at one of the lowest `k+1` levels.
+
+        Capped at `K`, where nothing is claimed; `K` also for a loss that is not a number. `error`: `δ`, see above.
         """
-        below = loss[..., None] < self.thresholds.reshape((1,) * loss.ndim + (-1,))
+        reach = jnp.sqrt(2 * loss) + error
+        below = reach[..., None] < self._bounds(self.thresholds).reshape((1,) * loss.ndim + (-1,))
         return self.thresholds.shape[0] - jnp.sum(below, axis=-1)
 
     def threshold(self, lowest: Int[Array, "*n"] | int = 0) -> Float[Array, "*n"]:
-        """The loss below which a limit is certified to be at the level `lowest`, the lowest one that the start can reach."""
+        """The value below which a limit is certified to be at the level `lowest`, the lowest one that the start can reach."""
         beyond = jnp.inf if self.complete else -jnp.inf  # no level above the last: any loss is below it
         thresholds = jnp.append(self.thresholds, beyond)
         if self.kind != "balanced":  # `lowest` is 0: no need to look it up
             return jnp.broadcast_to(thresholds[0], jnp.shape(lowest))
         return thresholds[jnp.minimum(lowest, self.thresholds.shape[0])]
 
-    def certified(self, loss: Float[Array, "*n"], lowest: Int[Array, "*n"] | int = 0) -> Bool[Array, "*n"]:
+    def goal(self, error: Float[Array, "*n"], lowest: Int[Array, "*n"] | int = 0) -> Float[Array, "*n"]:
+        """The computed loss below which a state is certified: `½(√(2T) − δ)²`, zero where that is never."""
+        return 0.5 * jnp.square(jnp.maximum(self._bounds(self.threshold(lowest)) - error, 0.0))
+
+    def certified(
+        self, loss: Float[Array, "*n"], error: Float[Array, "*n"], lowest: Int[Array, "*n"] | int = 0
+    ) -> Bool[Array, "*n"]:
         """Whether a loss proves convergence to the level `lowest`, the lowest one that the start can reach.
 
-        At 0 that is a global minimum.
+        At 0 that is a global minimum, if the lowest level is `separated`. `error`: `δ`, see above.
         """
-        return (loss < self.threshold(lowest)) & jnp.isfinite(loss)
+        return jnp.sqrt(2 * loss) + error < self._bounds(self.threshold(lowest))
 
     def lowest_level(self, problem: Problem, net: LayerTuple) -> Int[Array, ""]:
         """The lowest level that the flow from a start can reach: 0, or 1 for balanced starts that full rank is out of reach
@@ -212,6 +263,8 @@ def radius_bounds(problem: Problem, net: LayerTuple) -> np.ndarray:
     f, N = problem.decomposition, net.depth
     sigma_min = 1.0 if problem.coordinates == "whitened" else float(f.S_X[-1])
     loss = float(problem.effective_loss(net))
+    if not (np.all(np.isfinite(norms)) and np.isfinite(loss) and norms.max() < 1e100):
+        return np.full(N, np.inf)  # powers of such norms leave the floating-point range
     R0 = (float(jnp.linalg.norm(f.s)) + np.sqrt(2 * max(loss, 0.0))) / sigma_min
     kappa = min(net.widths[-1], net.widths[-2])
     delta = abs(norms - norms[-1])
@@ -406,12 +459,16 @@ def saddle_avoidance(problem: Problem, starts: LayerTuple, *, confidence: float 
 class Certificate(Printable):
     """What is proved about the limit of the trajectory through one state.
 
-    - `loss`: effective loss at the state.
-    - `level`: 0 if convergence to a global minimum is proved, else the number of critical values (above the lowest) that
+    - `loss`: effective loss at the state; `error`: how far it may be from the exact loss of this state, by round-off.
+    - `level`: 0 if convergence to the lowest level is proved, else the number of critical values (above the lowest) that
       the loss is not yet below, capped.
-    - `global_minimum`: proved for this state, for the exact flow.
-    - `almost_surely`: proved outside a set of starts of measure zero.
-    - `levels`: the critical values used, from the lowest.
+    - `at_lowest_level`: the limit's value is proved to be at the lowest level, for this state and the exact flow.
+    - `global_minimum`: that, and the lowest level is one critical value, so that the limit is a global minimum. Where levels
+      merge (`lowest_width > 0`) only `at_lowest_level` is claimed.
+    - `almost_surely`: a global minimum for Lebesgue-almost every start. It says nothing of a start from a null set; for
+      balanced ones it is not claimed.
+    - `levels`: the critical values used, from the lowest; `num_merged`: how many of them stand for several.
+    - `lowest_width`: the highest minus the lowest of the critical values that the lowest level stands for.
     - `radius`: bounds on `‖W_j(t)‖_F`, `t ≥ 0`.
     - `rates`: exponential rates.
     - `avoids_non_strict`: whether the conserved quantities exclude every non-strict saddle as the limit; `None` where
@@ -419,11 +476,14 @@ class Certificate(Printable):
     """
 
     loss: float
+    error: float
     level: int
+    at_lowest_level: bool
     global_minimum: bool
     almost_surely: bool
     levels: np.ndarray
     num_merged: int
+    lowest_width: float
     radius: np.ndarray
     rates: Rates
     avoids_non_strict: bool | None
@@ -431,8 +491,13 @@ class Certificate(Printable):
     def __rich__(self) -> RenderableType:
         if self.global_minimum:
             limit = "converges to a global minimum"
+        elif self.at_lowest_level:
+            limit = (
+                f"its limit's value is one of those from {self.levels[0]:.6g} to {self.levels[0] + self.lowest_width:.6g}, which "
+                "round-off cannot tell apart: the minimum or a saddle"
+            )
         elif self.almost_surely:
-            limit = "converges to a global minimum, except for starts in a set of measure zero"
+            limit = "converges to a global minimum, except for starts in a set of Lebesgue measure zero"
         else:
             limit = f"undecided: the loss is not below {self.level} critical value(s) above the lowest"
         rates = (
@@ -444,7 +509,7 @@ class Certificate(Printable):
         merged = f" ({self.num_merged} stand for several that round-off cannot tell apart)" if self.num_merged else ""
         rows = [
             ("exact flow", limit),
-            ("effective loss", f"{self.loss:.8g}"),
+            ("effective loss", f"{self.loss:.8g} (round-off ≤ {self.error:.1e})"),
             ("lowest levels", ", ".join(f"{v:.6g}" for v in self.levels[:6]) + merged),
             ("norms ‖W_j‖ ≤", ", ".join(f"{r:.4g}" for r in self.radius)),
             ("rate", rates),
@@ -461,25 +526,38 @@ def certify(problem: Problem, net: LayerTuple, *, allow_float32: bool = False) -
     """Everything that is proved about the limit from one state: level verdict, radius and rates.
 
     **Arguments:** `net`: one network in the problem's coordinates; `allow_float32`: see
-    `gdflow.certificates.LevelCertificate`.
+    `gdflow.certificates.LevelCertificate`. On the host.
 
-    **Raises:** `ValueError` for losses without levels, networks that do not fit, entries that are not finite, and float32.
+    **Raises:** `ValueError` for losses without levels, networks that do not fit, entries that are not finite, and float32;
+    `TypeError` inside `jax.jit`, `vmap` or `grad`.
 
     ```python
     >>> certify(problem, net).global_minimum
     ```
     """
+    if is_traced(problem, net):
+        raise TypeError(
+            "certify runs on the host and cannot be transformed by jax.jit, vmap or grad: call it on concrete networks, one by "
+            "one; gdflow.certificates.LevelCertificate and gdflow.rounding.residual_error can be traced"
+        )
     problem.check_network(net)
     exact = LevelCertificate(problem, net.widths, allow_float32=allow_float32)
     almost = LevelCertificate(problem, net.widths, kind="almost sure", allow_float32=allow_float32)
-    loss = problem.effective_loss(net)
+    loss, error = problem.effective_loss(net), residual_error(problem, net)
+    at_lowest = bool(exact.certified(loss, error))
+    minimum = at_lowest and exact.separated
+    almost_surely = bool(almost.certified(loss, error)) and almost.separated and (minimum or not is_balanced(net))
+    lowest = certificate_levels(problem, net.widths, depth=1)[0]
     return Certificate(
         loss=float(loss),
-        level=int(exact.level(loss)),
-        global_minimum=bool(exact.certified(loss)),
-        almost_surely=bool(almost.certified(loss)),
+        error=float(jnp.sqrt(2 * loss) * error + 0.5 * error**2),
+        level=int(exact.level(loss, error)),
+        at_lowest_level=at_lowest,
+        global_minimum=minimum,
+        almost_surely=almost_surely,
         levels=np.asarray(exact.levels),
         num_merged=exact.num_merged,
+        lowest_width=lowest.width,
         radius=radius_bounds(problem, net),
         rates=exponential_rates(problem, net),
         avoids_non_strict=(

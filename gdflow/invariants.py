@@ -31,11 +31,22 @@ def norm_differences(net: LayerTuple) -> Float[Array, " N_minus_1"]:
     return jnp.diff(net.layer_norms() ** 2)
 
 
+def imbalance(net: LayerTuple) -> tuple[float, float]:
+    """`max_j ‖C_j‖_F`, and the largest `‖W_j‖²_F` to compare it with; on the host."""
+    worst = max((float(jnp.linalg.norm(C)) for C in conserved(net)), default=0.0)
+    return worst, float(jnp.max(net.layer_norms())) ** 2
+
+
+def is_balanced(net: LayerTuple, tolerance: float = 1e-9) -> bool:
+    """Whether all `‖C_j‖_F` are at most `tolerance` times the largest `‖W_j‖²_F`."""
+    worst, scale = imbalance(net)
+    return worst <= tolerance * scale
+
+
 def check_balanced(net: LayerTuple, tolerance: float = 1e-9) -> None:
     """`ValueError` unless the network is balanced: all `‖C_j‖_F` at most `tolerance` times the largest `‖W_j‖²_F`."""
-    scale = float(jnp.max(net.layer_norms())) ** 2
-    worst = max((float(jnp.linalg.norm(C)) for C in conserved(net)), default=0.0)
-    if not worst <= tolerance * scale:
+    if not is_balanced(net, tolerance):
+        worst, scale = imbalance(net)
         raise ValueError(
             f"the factors are not balanced: max_j ‖W_{{j+1}}ᵀW_{{j+1}} − W_jW_jᵀ‖ = {worst:.3g} beside max ‖W_j‖² = {scale:.3g}; "
             "the Riemannian flow describes balanced starts only, e.g. those of gdflow.initialization.Balanced"

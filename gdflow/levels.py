@@ -5,15 +5,21 @@ With singular values `s_1 ≥ s_2 ≥ …` of the target and rank bound `r_max`,
 printed there as the sum over `S`; the sum runs outside). There are exponentially many subsets, so they are *streamed* from the
 lowest level upwards, singular values that tie are counted rather than enumerated, and levels that round-off cannot tell
 apart are merged. Indices in subsets count from 1 as in the papers.
+
+*Merging.* Singular values whose `½s²` a chain of steps within the tolerance joins form a group, and those that such a chain
+joins to zero a last one. Subsets that exchange members of one group belong to one level; so do those of other groups whose
+values happen to coincide. `level_groups` is that rule, for the listing here and for the certificate's threshold alike.
 """
 
 import dataclasses
+import functools
 import heapq
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Array
 from numpy.typing import ArrayLike
 from rich.console import RenderableType
 
@@ -82,54 +88,101 @@ class CriticalValues(Printable, Sequence):
         return table
 
 
-def _tied_groups(s: np.ndarray, tolerance: float) -> list[list[int]]:
-    """0-based indices of positive singular values, grouped where their `½s²` cannot be told apart (each with its first)."""
-    groups: list[list[int]] = []
-    for i in np.flatnonzero(s > 0):
-        if groups and 0.5 * (s[groups[-1][0]] ** 2 - s[i] ** 2) <= tolerance:
-            groups[-1].append(int(i))
-        else:
-            groups.append([int(i)])
-    return groups
+def level_groups(halves: Array | np.ndarray, tolerance: float | Array) -> Array | np.ndarray:
+    """The number of its group for each of `½s_1² ≥ ½s_2² ≥ …`; put a zero at the end to see what is joined to it.
 
-
-def _count_vectors(s: np.ndarray, groups: list[list[int]], max_rank: int) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """Streams (value, how many of each group are in S) from the lowest value of `ℓ(S)` upwards.
-
-    Best-first search. `S` is filled up to `max_rank` elements with dummies of value zero (a last group), so that every
-    choice is reached from the best one by moving single elements to the next group with room, each move raising `ℓ`.
+    NumPy arrays and JAX's, traced ones too.
     """
-    sizes = [len(g) for g in groups] + [max_rank]
-    gains = [np.concatenate([[0.0], np.cumsum(0.5 * s[g] ** 2)]) for g in groups]
-    total = math.fsum(0.5 * s**2)
-
-    def value(counts):
-        return total - math.fsum(gain[c] for gain, c in zip(gains, counts, strict=False))
-
-    best, room = [], max_rank
-    for size in sizes:
-        best.append(min(size, room))
-        room -= best[-1]
-    heap = [(value(best), tuple(best))]
-    seen = {tuple(best)}
-    while heap:
-        level, counts = heapq.heappop(heap)
-        yield max(level, 0.0), counts[:-1]
-        for g in range(len(groups)):
-            if counts[g] > 0 and counts[g + 1] < sizes[g + 1]:
-                moved = list(counts)
-                moved[g] -= 1
-                moved[g + 1] += 1
-                if tuple(moved) not in seen:
-                    seen.add(tuple(moved))
-                    heapq.heappush(heap, (value(moved), tuple(moved)))
+    xp = halves.__array_namespace__()
+    apart = halves[:-1] - halves[1:] > tolerance
+    return xp.concatenate([xp.zeros(1, dtype=int), xp.cumulative_sum(apart, dtype=int)])
 
 
-def _subsets(groups: list[list[int]], counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    # itertools.product holds its factors in full; its first elements need no more than the first of each factor.
-    choices = [itertools.islice(itertools.combinations(g, c), MAX_LISTED) for g, c in zip(groups, counts, strict=True)]
-    for parts in itertools.product(*choices):
-        yield tuple(sorted(i + 1 for part in parts for i in part))
+@dataclasses.dataclass(frozen=True)
+class _Groups:
+    """The positive singular values in groups: what a choice of so many from each leaves in the loss, at best and at worst.
+
+    - `members`: 0-based indices, group by group; the last group, possibly empty, is joined to zero.
+    - `gains`: by group, what its largest `0, 1, …` members take off the loss. `S` counts as filled up to the rank bound with
+      zeros, which are members of the last group, too.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+    halves: np.ndarray
+    max_rank: int
+
+    @classmethod
+    def of(cls, s: np.ndarray, tolerance: float, max_rank: int) -> "_Groups":
+        halves = 0.5 * s[s > 0] ** 2
+        numbers = level_groups(np.append(halves, 0.0), tolerance)
+        members = [tuple(map(int, np.flatnonzero(numbers[:-1] == k))) for k in range(int(numbers[-1]) + 1)]
+        return cls(tuple(members), halves, min(max_rank, halves.size))
+
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        return [*map(len, self.members[:-1]), self.max_rank]
+
+    @functools.cached_property
+    def gains(self) -> list[np.ndarray]:
+        filled = [[self.halves[i] for i in group] for group in self.members]
+        filled[-1] += [0.0] * self.max_rank
+        return [np.concatenate([[0.0], np.cumsum(group)]) for group in filled]
+
+    def value(self, counts: Sequence[int]) -> float:
+        """The lowest of the values with these counts: that of the largest members of each group."""
+        return max(
+            math.fsum(self.halves) - math.fsum(gain[c] for gain, c in zip(self.gains, counts, strict=True)), 0.0
+        )
+
+    def spread(self, counts: Sequence[int]) -> float:
+        """The highest of the values with these counts less the lowest; zero for exact ties."""
+        *inner, last = zip(self.gains, counts, strict=True)
+        # The smallest members of a group instead of the largest, and nothing at all of what is joined to zero.
+        swaps = [gain[c] - (gain[-1] - gain[len(gain) - 1 - c]) for gain, c in inner]
+        return max(math.fsum([*swaps, last[0][last[1]]]), 0.0)
+
+    def _choices(self, counts: Sequence[int]) -> list[list[tuple[tuple[int, ...], int]]]:
+        """By group, which numbers of its members may be in `S`: all but the last group leave no choice."""
+        *inner, last = zip(self.members, counts, strict=True)
+        free = [(last[0], k) for k in range(min(last[1], len(last[0])), -1, -1)]
+        return [[(group, c)] for group, c in inner] + [free]
+
+    def num_subsets(self, counts: Sequence[int]) -> int:
+        return math.prod(sum(math.comb(len(group), k) for group, k in choice) for choice in self._choices(counts))
+
+    def subsets(self, counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """The subsets with these counts, indices from 1; at most `MAX_LISTED` of the members of a group."""
+        # itertools.product holds its factors in full; its first elements need no more than the first of each factor.
+        factors = [
+            itertools.islice(itertools.chain.from_iterable(itertools.combinations(g, k) for g, k in choice), MAX_LISTED)
+            for choice in self._choices(counts)
+        ]
+        for parts in itertools.product(*factors):
+            yield tuple(sorted(i + 1 for part in parts for i in part))
+
+    def stream(self) -> Iterator[tuple[float, tuple[int, ...]]]:
+        """(value, how many of each group are in S) from the lowest value of `ℓ(S)` upwards.
+
+        Best-first search: every choice is reached from the best one by moving single elements to the next group with room,
+        each move raising `ℓ`.
+        """
+        best, room = [], self.max_rank
+        for size in self.sizes:
+            best.append(min(size, room))
+            room -= best[-1]
+        heap = [(self.value(best), tuple(best))]
+        seen = {tuple(best)}
+        while heap:
+            level, counts = heapq.heappop(heap)
+            yield level, counts
+            for g in range(len(counts) - 1):
+                if counts[g] > 0 and counts[g + 1] < self.sizes[g + 1]:
+                    moved = list(counts)
+                    moved[g] -= 1
+                    moved[g + 1] += 1
+                    if tuple(moved) not in seen:
+                        seen.add(tuple(moved))
+                        heapq.heappush(heap, (self.value(moved), tuple(moved)))
 
 
 def _prepare(singular_values: ArrayLike, tolerance: float | None) -> tuple[np.ndarray, float]:
@@ -159,23 +212,16 @@ def _check_rank_bound(max_rank: int) -> None:
 
 
 def _merge(s: np.ndarray, tolerance: float, max_rank: int) -> Iterator[Level]:
-    groups = _tied_groups(s, tolerance)
-    halves = [0.5 * s[g] ** 2 for g in groups]
-    max_rank = min(max_rank, sum(map(len, groups)))
+    groups = _Groups.of(s, tolerance, max_rank)
 
     def merged(members):
-        values = [v for v, _ in members]
-        # Inside a group `value` leaves out the smallest members; leaving out the largest costs most.
-        spreads = [
-            sum(float(h[:k].sum() - h[len(h) - k :].sum()) for h, k in zip(halves, c, strict=True)) for _, c in members
-        ]
-        highest = max(v + spread for v, spread in zip(values, spreads, strict=True))
-        listed = itertools.islice(itertools.chain.from_iterable(_subsets(groups, c) for _, c in members), MAX_LISTED)
-        count = sum(math.prod(math.comb(len(g), k) for g, k in zip(groups, c, strict=True)) for _, c in members)
-        return Level(values[0], max(highest - values[0], 0.0), count, tuple(listed))
+        highest = max(value + groups.spread(counts) for value, counts in members)
+        listed = itertools.islice(itertools.chain.from_iterable(groups.subsets(c) for _, c in members), MAX_LISTED)
+        count = sum(groups.num_subsets(counts) for _, counts in members)
+        return Level(members[0][0], highest - members[0][0], count, tuple(listed))
 
     members: list[tuple[float, tuple[int, ...]]] = []
-    for value, counts in _count_vectors(s, groups, max_rank):
+    for value, counts in groups.stream():
         if members and value - members[0][0] > tolerance:
             yield merged(members)
             members = []
@@ -213,14 +259,16 @@ def nested_levels(
     """The distinct values among `ℓ({1..r}) = ½Σ_{i>r}s_i²`, `r = max_rank, …, 0`, increasing.
 
     The levels of the best fits of rank `r`, the only ones at which a limit lies for almost every start (Terstiege, Rauhut,
-    Bah, Westdickenberg 2022, Theorem 5a).
+    Bah, Westdickenberg 2022, Theorem 5a). Those that only leave out what is joined to zero are one level, the lowest.
     """
     s, tolerance = _prepare(singular_values, tolerance)
     _check_rank_bound(max_rank)
+    positive = int(np.sum(s > 0))
+    groups = level_groups(np.append(0.5 * s**2, 0.0), tolerance)
     levels: list[Level] = []
-    for r in range(min(max_rank, int(np.sum(s > 0))), -1, -1):
+    for r in range(min(max_rank, positive), -1, -1):
         value, subset = 0.5 * math.fsum(s[r:] ** 2), tuple(range(1, r + 1))
-        if levels and value - levels[-1].value <= tolerance:
+        if levels and groups[r] == groups[-1]:
             last = levels[-1]
             listed = (*last.subsets, subset)[:MAX_LISTED]
             levels[-1] = Level(last.value, value - last.value, last.num_subsets + 1, listed)
@@ -228,3 +276,11 @@ def nested_levels(
             levels.append(Level(value, 0.0, 1, (subset,)))
     shown = tuple(levels[:lowest])
     return CriticalValues(shown, tuple(map(float, s)), max_rank, tolerance, len(shown) == len(levels))
+
+
+def single_layer_level(singular_values: ArrayLike, max_rank: int) -> CriticalValues:
+    """The one critical value of a single layer, whose loss is convex: the minimum."""
+    s, tolerance = _prepare(singular_values, 0.0)
+    rank = min(max_rank, int(np.sum(s > 0)))
+    level = Level(0.5 * math.fsum(s[rank:] ** 2), 0.0, 1, (tuple(range(1, rank + 1)),))
+    return CriticalValues((level,), tuple(map(float, s)), max_rank, tolerance, True)

@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike
 
 from gdflow.assumptions import Assumption, check_dimensions, check_distinct, check_ranks, check_subset_sums
 from gdflow.data import Table, from_frame, read_csv, read_npz
-from gdflow.levels import CriticalValues, Level, iterate_levels, list_levels
+from gdflow.levels import CriticalValues, Level, iterate_levels, list_levels, single_layer_level
 from gdflow.losses import AbstractLoss, SquaredError
 from gdflow.network import LayerTuple, check_widths, matmul
 from gdflow.ranks import RankDecision, decide_rank, equal_threshold
@@ -131,6 +131,19 @@ def _standardize(name: str, array: np.ndarray, names: Sequence[str], center: boo
     return array
 
 
+def _check_scale(name: str, array: np.ndarray) -> None:
+    """`ValueError` where products of a few entries would leave the floating-point range: levels would be 0 or infinite."""
+    limits = jnp.finfo(float)
+    least, most = float(limits.tiny) ** 0.25, float(limits.max) ** 0.25
+    largest = float(abs(array).max())
+    if largest and not least <= largest <= most:
+        raise ValueError(
+            f"the entries of {name} are up to {largest:.2g}: losses and critical values, which are made of their squares, would "
+            f"leave the range of {limits.dtype}. Divide {name} by {largest:.1g}, which only changes the "
+            "unit of the weights, or let scale=True standardise the rows"
+        )
+
+
 class Problem(eqx.Module):
     """The problem of fitting `Y ≈ W_N … W_1 X`, in chosen coordinates, checked once.
 
@@ -151,7 +164,8 @@ class Problem(eqx.Module):
     through `gdflow.perturbation`.
 
     **Raises:** `ValueError`/`TypeError` for shapes that do not fit, non-finite or non-real entries (naming the entry), a
-    zero `X`, a constant row where `scale=True`, and coordinates the loss does not admit.
+    zero `X`, a constant row where `scale=True`, coordinates the loss does not admit, and entries so large or small (beyond
+    about 1e±77) that the squares of losses would leave the range of the arithmetic.
 
     ```python
     >>> problem = Problem(X, Y, coordinates="whitened")
@@ -195,6 +209,8 @@ class Problem(eqx.Module):
             notes.append(f"rows of X and Y were {how}" + (" to unit variance" if scale else ""))
         X = _standardize("X", X, features, center, scale)
         Y = _standardize("Y", Y, targets, center, scale)
+        _check_scale("X", X)
+        _check_scale("Y", Y)
         if not X.any():
             raise ValueError("X is zero" + (" after centring: there are too few distinct samples" if center else ""))
         loss.check_target(Y)
@@ -505,7 +521,12 @@ class Problem(eqx.Module):
         f = self.decomposition
         widths = None if widths is None else self.check_widths(widths)
         max_rank = min(f.Y_bar.shape) if widths is None else self.max_rank(widths)
-        levels = critical_values(self, max_rank, lowest=64 if lowest is None and len(f.s) > 10 else lowest)
+        levels = critical_values(
+            self,
+            max_rank,
+            lowest=64 if lowest is None and len(f.s) > 10 else lowest,
+            num_layers=2 if widths is None else len(widths) - 1,
+        )
         info, s = self.info, np.asarray(f.s, dtype=np.float64)
         assert info.rank_x is not None
         assert info.rank_targets is not None
@@ -523,17 +544,22 @@ def _check_coordinates(coordinates: str) -> None:
         raise ValueError(f"coordinates must be one of {', '.join(COORDINATES)}; got {coordinates!r}")
 
 
-def critical_values(problem: Problem, max_rank: int, *, lowest: int | None = None) -> CriticalValues:
+def critical_values(
+    problem: Problem, max_rank: int, *, lowest: int | None = None, num_layers: int = 2
+) -> CriticalValues:
     """The critical values `½Σ_{i∉S}s_i²`, `|S| ≤ max_rank`, of the effective loss, in increasing order.
 
     **Arguments:**
 
     - `max_rank`: `r_max`; `problem.max_rank(widths)` for networks of given widths.
     - `lowest`: only the lowest so many, without enumerating the others.
+    - `num_layers`: `N`; the values are the same from two layers on, but a single layer is convex and has its minimum only.
 
     **Raises:** `ValueError` for losses without levels, and if all of more than 2²⁰ subsets are asked for.
     """
     s = np.asarray(problem.singular_values, dtype=np.float64)
+    if num_layers == 1:
+        return single_layer_level(s, max_rank)
     return list_levels(s, max_rank, lowest=lowest, tolerance=problem.level_tolerance)
 
 

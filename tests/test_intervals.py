@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from gdflow.basins.intervals import Audit, clopper_pearson_lower, clopper_pearson_upper, verdict_interval
+from gdflow.basins.intervals import (
+    Audit,
+    check_audit,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    contradicts,
+    default_audit,
+    smallest_audit,
+    verdict_interval,
+)
 
 
 @pytest.mark.parametrize(("count", "num"), [(0, 10), (1, 10), (7, 10), (10, 10), (350, 1000)])
@@ -43,30 +52,84 @@ def test_impossible_counts_are_refused(certified, possible, num):
         verdict_interval(certified, possible, num, 0.05)
 
 
+@pytest.mark.parametrize(("label", "again", "flip"), [
+    ((True, 0), (True, 0), False),
+    ((True, 0), (True, 1), True),  # another limit
+    ((True, 0), (False, 3), True),  # no certificate at all, with ten times the steps
+    ((True, 1), (True, 0), True),
+    ((False, 3), (True, 0), False),  # undecided, now decided: it claimed nothing
+    ((False, 3), (False, 3), False),
+    ((False, 3), (False, 2), False),
+    ((False, 2), (False, 3), True),  # a level that was said to be passed is not
+])  # fmt: skip
+def test_what_contradicts_a_label(label, again, flip):
+    assert contradicts(label, again) == flip
+
+
+def labelled_starts(rng, num, p, flip, undecided):
+    """Truth (level 0 or 1), labels of a run and of an audit that sees the truth, as the batch engine gives them."""
+    truth = (rng.random(num) >= p).astype(int)
+    wrong, open_ = rng.random(num) < flip, rng.random(num) < undecided
+    labels = [(False, 2) if o else (True, int(1 - t if w else t)) for t, w, o in zip(truth, wrong, open_, strict=True)]
+    return truth, labels, [(True, int(t)) for t in truth]
+
+
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.97])
 @pytest.mark.parametrize("flip", [0.0, 0.03])
 def test_coverage(p, flip):
     """The true probability is covered at least as often as claimed, with mislabelled and undecided starts.
 
-    Every start has a true verdict (probability p), is mislabelled with probability `flip` and undecided with probability
-    0.1; the audit sees the truth on a fresh subsample. With 2000 repetitions the number of misses is binomial with success
-    probability at most 0.1; more than 250 has probability below 2e-4 even at exactly 0.1, so with 6 cases the false-alarm
-    probability is below 1.2e-3 (the seed is fixed).
+    Every start has a true limit (level 0 with probability p), is undecided with probability 0.1, which the audit decides, and
+    certified at the wrong level with probability `flip`. With 2000 repetitions the number of misses is binomial with success
+    probability at most 0.1; more than 250 has probability below 2e-4 even at exactly 0.1, so with 6 cases and two rows the
+    false-alarm probability is below 2.4e-3 (the seed is fixed).
     """
     rng = np.random.default_rng(3)
-    num, audited, alpha, misses = 300, 100, 0.1, 0
+    num, audited, alpha = 300, 100, 0.1
+    misses = np.zeros(2, int)
     for _ in range(2000):
-        true = rng.random(num) < p
-        label = np.where(rng.random(num) < flip, ~true, true)
-        decided = rng.random(num) >= 0.1
-        certified = int(np.sum(label & decided))
-        possible = certified + int(np.sum(~decided))
-        sample = rng.choice(num, audited, replace=False)
-        # The audit compares decided labels; an undecided one claims nothing that could be wrong.
-        flips = int(np.sum((label != true)[sample] & decided[sample]))
-        low, high = verdict_interval(certified, possible, num, alpha, Audit(audited, flips, "", ()))
-        misses += not low <= p <= high
-    assert misses <= 250
+        _, labels, again = labelled_starts(rng, num, p, flip, 0.1)
+        flips = sum(contradicts(labels[i], again[i]) for i in rng.choice(num, audited, replace=False))
+        certified = [sum(c and level == k for c, level in labels) for k in (0, 1)]
+        for k, q in ((0, p), (1, 1 - p)):
+            audit = Audit(audited, flips, "", ())
+            low, high = verdict_interval(certified[k], num - certified[1 - k], num, alpha, audit)
+            misses[k] += not low <= q <= high
+    assert np.all(misses <= 250)
+
+
+def test_undecided_starts_that_the_audit_decides_do_not_widen_the_interval():
+    """Four undecided of 200, as on real data: the interval is that without flips, not [0, 1]."""
+    labels = [(True, 0)] * 196 + [(False, 1)] * 4
+    flips = sum(contradicts(label, (True, 0)) for label in labels[100:])
+    low, high = verdict_interval(196, 200, 200, 0.05, Audit(100, flips, "", ()))
+    assert flips == 0
+    assert low > 0.88
+    assert high == 1.0
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
+def test_an_audit_too_small_to_say_anything_is_refused(confidence):
+    least = smallest_audit(confidence)
+    # By the definition of the bound: (1 − u)^n = α/2 for no flip in n.
+    assert 1 - (0.5 * (1 - confidence)) ** (1 / least) <= 0.5
+    assert least == 1 or 1 - (0.5 * (1 - confidence)) ** (1 / (least - 1)) > 0.5
+    check_audit(least, 1000, confidence)
+    check_audit(0, 1000, confidence)
+    if least > 1:
+        with pytest.raises(ValueError, match=f"says nothing.*audit at least {least}, or 0"):
+            check_audit(least - 1, 1000, confidence)
+    with pytest.raises(ValueError, match="cannot audit 30 of 20"):
+        check_audit(30, 20, confidence)
+
+
+def test_default_audit():
+    assert [default_audit(n, 0.95) for n in (3, 10, 100, 1000, 4000, 10**4, 10**9)] == [0, 10, 100, 100, 200, 500, 500]
+
+
+def test_ten_certified_starts_say_something():
+    """All of ten certified and audited: the interval is not [0, 1]."""
+    assert verdict_interval(10, 10, 10, 0.05, Audit(10, 0, "", ()))[0] > 0.3
 
 
 def test_coverage_fails_without_the_audit():

@@ -20,13 +20,14 @@ from jaxtyping import Array, Key
 
 from gdflow.basins.explicit import default_lanes, gradient_flow_process
 from gdflow.basins.flows import MAX_CROSSINGS, LaneSettings
-from gdflow.basins.intervals import Audit, verdict_interval
+from gdflow.basins.intervals import Audit, check_audit, contradicts, default_audit, verdict_interval
 from gdflow.basins.lanes import default_pool, default_threads, run_lanes
-from gdflow.basins.outcomes import VERDICTS, Status, is_certified
+from gdflow.basins.outcomes import Status, is_certified
 from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder, write_summary, write_table
 from gdflow.basins.tally import Tally
 from gdflow.certificates import LevelCertificate, certificate_levels
-from gdflow.initialization import AbstractInitialization, id_range
+from gdflow.checks import check_count, check_number
+from gdflow.initialization import AbstractInitialization, Support, check_key, check_law, id_range
 from gdflow.invariants import check_balanced
 from gdflow.levels import CriticalValues, nested_levels
 from gdflow.network import LayerTuple, count_parameters
@@ -34,16 +35,20 @@ from gdflow.problem import Problem
 from gdflow.ranks import decide_rank
 from gdflow.tables import Printable, column_table, key_value_table
 
-#: An audit re-runs at tolerances tighter by this factor.
+#: An audit re-runs at tolerances tighter by this factor, …
 AUDIT_FACTOR = 100.0
+#: … with so many times the steps and the flow time.
+_LONGER = 10
 #: A lane holds about so many copies of its state (stages, interpolant, old and new) …
 _COPIES = 32
 #: … and all lanes together may take this many bytes.
 _MEMORY = 2**32
 #: Starts are drawn in pools of about this many numbers.
 _POOL = 2**19
-#: So many starts are looked at to see whether a law is balanced.
+#: So many starts are looked at to see whether a law is balanced, …
 _LOOKED_AT = 4
+#: … which they are if the C_j are at most this multiple of the weights: some hundred times their round-off.
+_BALANCED = 1e-12
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -51,7 +56,9 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 class BasinRow:
     """One level: how many starts are certified to converge to it, how many may, and the probability's intervals.
 
-    `ranks`: of the end-to-end matrices at the level (on the range of `X`), the sizes of its `subsets`.
+    `ranks`: of the end-to-end matrices at the level (on the range of `X`), the sizes of its `subsets`. `interval` and
+    `simultaneous` (over all rows) include the audit's bound on wrong labels; `unaudited` is the interval with labels taken to
+    be right.
     """
 
     level: int
@@ -62,6 +69,7 @@ class BasinRow:
     possible: int
     interval: tuple[float, float]
     simultaneous: tuple[float, float]
+    unaudited: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -73,6 +81,8 @@ class BasinEstimate(Printable):
       `crossing_i` for the levels in `crossings`.
     - `crossings`: the losses that are timed besides the certificate's.
     - `levels`: the lowest critical values, and `widths` those of the networks.
+    - `verdicts`: what is certified of a limit at the lowest level, and of one at the level above. Where round-off cannot
+      tell the lowest critical values apart, no more than that the limit's value is one of these.
     - `confidence`: of the intervals.
     - `audit`: the audit, or `None`.
     - `configuration`: everything needed to repeat the run.
@@ -83,7 +93,7 @@ class BasinEstimate(Printable):
     crossings: tuple[float, ...]
     levels: CriticalValues
     widths: tuple[int, ...]
-    kind: str
+    verdicts: tuple[str, str]
     confidence: float
     audit: Audit | None
     configuration: dict[str, Any]
@@ -116,12 +126,12 @@ class BasinEstimate(Printable):
 
     @property
     def fraction(self) -> float:
-        """Share of starts with a certified global minimum."""
+        """Share of starts whose limit is certified to be at the lowest level, as a rule a global minimum."""
         return self.rows[0].certified / self.num
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Exact interval for the probability of converging to a global minimum."""
+        """Exact interval for the probability of converging to the lowest level, as a rule to a global minimum."""
         return self.rows[0].interval
 
     @property
@@ -136,8 +146,8 @@ class BasinEstimate(Printable):
             certified = int(self.tally.certified[k])
             possible = int(np.sum(self.tally.levels[k:]) if k else self.num - np.sum(self.tally.certified[1:]))
             intervals = [
-                verdict_interval(certified, possible, self.num, a, self.audit)
-                for a in (alpha, alpha / len(self.levels))
+                verdict_interval(certified, possible, self.num, a, audit)
+                for a, audit in ((alpha, self.audit), (alpha / len(self.levels), self.audit), (alpha, None))
             ]
             ranks = tuple(sorted({len(subset) for subset in level.subsets}))
             rows.append(BasinRow(k, level.value, level.subsets, ranks, certified, possible, *intervals))
@@ -183,11 +193,14 @@ class BasinEstimate(Printable):
 
     def __rich__(self) -> rich.console.RenderableType:
         percent = f"{100 * self.confidence:g} %"
-        verdict = VERDICTS[self.kind]
+        verdict = self.verdicts[0]
+        audited = self.audit is not None
         table = column_table(
             f"Basins of {self.num} starts",
             "limit", "rank", "loss", "certified", "possible", f"{percent} interval", "simultaneous",
-            caption="possible: not excluded. Intervals are exact (Clopper–Pearson); undecided starts widen them.",
+            *(["without audit"] if audited else []),
+            caption="possible: not excluded. Intervals are exact (Clopper–Pearson); undecided starts widen them"
+            + (", and so does the audit's bound on wrong labels." if audited else "."),
         )  # fmt: skip
         for row in self.rows:
             name = verdict if row.level == 0 else f"level {row.level}"
@@ -197,7 +210,7 @@ class BasinEstimate(Printable):
                 name += " {" + ",".join(map(str, row.subsets[0])) + "}" + (" …" if len(row.subsets) > 1 else "")
             table.add_row(
                 name, ", ".join(map(str, row.ranks)), f"{row.value:.6g}", str(row.certified), str(row.possible),
-                _interval(row.interval), _interval(row.simultaneous),
+                _interval(row.interval), _interval(row.simultaneous), *([_interval(row.unaudited)] if audited else []),
             )  # fmt: skip
         facts = [
             ("starts", "-".join(map(str, self.widths)) + f", {self.configuration['coordinates']} coordinates, "
@@ -205,6 +218,10 @@ class BasinEstimate(Printable):
             ("ended", ", ".join(f"{n} {status.label}" for status, n in self.statuses.items() if n)),
         ]  # fmt: skip
         facts += [(status.label, status.message) for status, n in self.statuses.items() if n and status]
+        lowest = self.levels[0]
+        if lowest.width > 0:
+            facts.append(("lowest levels", f"{lowest.num_subsets} critical values from {lowest.value:.6g} to "
+                f"{lowest.value + lowest.width:.6g} are one for round-off: minima and saddles are not told apart"))  # fmt: skip
         if self.certified:
             shown = ", ".join(f"{q:.0%}: {self.time_quantile(q):.4g}" for q in (0.05, 0.5, 0.95))
             facts.append(("flow time to certificate", f"{shown}, longest: {self.time_quantile(1.0):.4g}"))
@@ -216,18 +233,14 @@ class BasinEstimate(Printable):
 
     def _audit_text(self) -> str:
         if self.audit is None:
-            return "none (labels taken to be right; audit=n re-runs n starts at tighter tolerances)"
-        bound = self.audit.flip_bound((1 - self.confidence) / 2)
-        return f"{self.audit.flips} of {self.audit.num} labels changed ({self.audit.method}); flip rate ≤ {bound:.2e}"
+            return "none (labels are taken to be right; audit=n re-runs n starts at tighter tolerances)"
+        audit, bound = self.audit, self.audit.flip_bound((1 - self.confidence) / 2)
+        decided = f"; {audit.newly_decided} undecided ones it certified" if audit.newly_decided else ""
+        return f"contradicts {audit.flips} of {audit.num} labels ({audit.method}); wrong labels ≤ {bound:.2e}{decided}"
 
 
 def _interval(bounds: tuple[float, float]) -> str:
     return f"[{bounds[0]:.4f}, {bounds[1]:.4f}]"
-
-
-def _check(name: str, value: int, lowest: int) -> None:
-    if value < lowest:
-        raise ValueError(f"{name} must be at least {lowest}, got {value}")
 
 
 def basin_sizes(
@@ -243,7 +256,7 @@ def basin_sizes(
     solver: diffrax.AbstractSolver | None = None,
     kind: str | None = None,
     confidence: float = 0.95,
-    audit: int = 0,
+    audit: int | None = None,
     lanes: int | None = None,
     first_id: int = 0,
     num_levels: int = 16,
@@ -257,8 +270,8 @@ def basin_sizes(
 ) -> BasinEstimate:
     """How likely a random start converges to a global minimum: runs `num` starts until each limit is decided.
 
-    A start is certified when its loss falls below the second-lowest critical value. It counts as undecided, with its
-    reason, if that has not happened by `t1` or within `max_steps`. Start `i` depends on `key` and `i` alone, and ids are
+    A start is certified when its loss falls below the second-lowest critical value, by more than round-off. It counts as
+    undecided, with its reason, if that has not happened by `t1` or within `max_steps`. Start `i` depends on `key` and `i` alone, and ids are
     fixed in advance, so fast basins are not favoured and results do not depend on the number of lanes or threads.
 
     From balanced starts this is the Riemannian flow on the matrices of rank `k`, the smallest width. There limits of lower
@@ -273,10 +286,11 @@ def basin_sizes(
     - `t1`, `max_steps`: when to give a start up.
     - `rtol`, `atol`, `solver`: of the integration; any adaptive Diffrax solver, Tsit5 by default, `gdflow.RKC` where it is
       stiff. Labels survive rtol 1e-3; the default is tighter so that times do too (benchmarks/tolerance.py).
-    - `kind`: `"exact"`, `"almost sure"` or, for balanced starts whose rank is the smallest width, `"balanced"`: see
+    - `kind`: `"exact"`, `"almost sure"` (laws with a density only) or `"balanced"` (laws of exactly balanced starts only): see
       `gdflow.certificates.LevelCertificate`. By default `"balanced"` if the law says that its starts are, else `"exact"`.
     - `confidence`: of the intervals.
-    - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances.
+    - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances; by default
+      5 %, at least 100 and at most 500. 0 for none: labels are then taken to be right.
     - `lanes`: starts in flight at once per thread, by default `gdflow.basins.explicit.default_lanes`; memory grows with them,
       results do not depend on them.
     - `num_levels`: how many levels above the lowest are told apart.
@@ -293,8 +307,9 @@ def basin_sizes(
 
     **Returns:** a `gdflow.basins.BasinEstimate`.
 
-    **Raises:** `ValueError` for options out of range, widths that do not fit the problem, float32 without `allow_float32`,
-    and starts that are not balanced where they should be, all before anything is run. What happens to single starts never raises.
+    **Raises:** `ValueError` or `TypeError` for options out of range, widths that do not fit the problem, float32 without
+    `allow_float32`, and kinds of certificate that the law does not admit, all before anything is run. What happens to single
+    starts never raises.
 
     ```python
     >>> law = gf.initialization.Gaussian(problem.widths([5, 5]))
@@ -302,23 +317,23 @@ def basin_sizes(
     ```
     """
     begin = time.perf_counter()
-    _check("num", num, 1)
-    if lanes is not None:
-        _check("lanes", lanes, 1)
-    _check("audit", audit, 0)
-    if audit > num:
-        raise ValueError(f"cannot audit {audit} of {num} starts")
-    if not 0 < confidence < 1:
+    check_law(initialization)
+    check_key(key)
+    num, num_levels = check_count("num", num), check_count("num_levels", num_levels)
+    lanes = None if lanes is None else check_count("lanes", lanes)
+    if not 0 < check_number("confidence", confidence) < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    audit = default_audit(num, confidence) if audit is None else check_count("audit", audit, 0)
+    check_audit(audit, num, confidence)
+    ids = id_range(check_count("first_id", first_id, 0), num)
     widths = problem.check_widths(initialization.widths)
-    if kind is None:
-        kind = "balanced" if initialization.balanced and problem.has_full_row_rank else "exact"
+    kind = _kind_of_certificate(problem, initialization, kind)
+    if initialization.balanced:
+        _check_balanced(initialization.sample_batch(key, ids[:_LOOKED_AT]))
     certificate = LevelCertificate(problem, widths, kind=kind, depth=num_levels, allow_float32=allow_float32)
-    if kind == "balanced":
-        _check_balanced(problem, initialization.sample_batch(key, np.arange(first_id, first_id + min(num, _LOOKED_AT))))
     goals = _crossing_levels(problem, widths, certificate, crossings)
-    settings = LaneSettings(solver or diffrax.Tsit5(), rtol, atol, t1, max_steps, gradient_tolerance, dwell)
-    ids = id_range(first_id, num)
+    solver = diffrax.Tsit5() if solver is None else solver
+    settings = LaneSettings(solver, rtol, atol, t1, max_steps, gradient_tolerance, dwell)
     lanes = min(lanes or default_lanes(widths), num)
     parameters = count_parameters(widths)
     needed = lanes * parameters * problem.target.dtype.itemsize * _COPIES
@@ -327,6 +342,17 @@ def basin_sizes(
             f"{lanes} networks of widths {widths} ({parameters:.2g} parameters each) would need {needed / 2**30:.0f} GiB: "
             "fewer lanes, or narrower layers"
         )
+
+    configuration = dict(
+        widths=widths, coordinates=problem.coordinates, initialization=_describe(initialization), **_describe_data(problem),
+        singular_values=np.asarray(problem.singular_values).tolist(),
+        key=np.asarray(jax.random.key_data(key)).tolist(), key_impl=str(jax.random.key_impl(key)),
+        num=num, first_id=first_id, t1=t1 if math.isfinite(t1) else None, max_steps=max_steps, rtol=rtol, atol=atol,
+        solver=type(settings.solver).__name__, kind=kind, confidence=confidence, num_audited=audit, lanes=lanes,
+        num_levels=num_levels, crossings=list(goals), gradient_tolerance=gradient_tolerance, dwell=dwell,
+        dtype=str(problem.target.dtype), backend=jax.default_backend(),
+        versions=dict(jax=jax.__version__, jaxlib=jaxlib.__version__, diffrax=diffrax.__version__, numpy=np.__version__),
+    )  # fmt: skip
 
     if folder is not None:
         folder = prepare_folder(folder, (OUTCOMES, SUMMARY), overwrite=overwrite)
@@ -340,7 +366,7 @@ def basin_sizes(
     ) as bar:
         chosen = [ids[int(i)] for i in _choose(key, num, audit)]
         watched = _Watch(chosen)
-        tally = Tally(ids, num_levels, kind, len(goals), None if folder is None else folder / PARTIAL)
+        tally = Tally(ids, num_levels, certificate.verdicts, len(goals), None if folder is None else folder / PARTIAL)
 
         def sink(some, columns):
             tally.add(some, columns)
@@ -353,23 +379,12 @@ def basin_sizes(
             tally.close()
         result = _audit(run, certificate, settings, watched) if audit else None
 
-    configuration = dict(
-        widths=widths, coordinates=problem.coordinates, initialization=_describe(initialization), source=problem.info.source,
-        features=problem.info.features, targets=problem.info.targets, notes=problem.info.notes,
-        singular_values=np.asarray(problem.singular_values).tolist(),
-        key=np.asarray(jax.random.key_data(key)).tolist(), key_impl=str(jax.random.key_impl(key)),
-        num=num, first_id=first_id, t1=t1 if math.isfinite(t1) else None, max_steps=max_steps, rtol=rtol, atol=atol,
-        solver=type(settings.solver).__name__, kind=kind, confidence=confidence, num_audited=audit, lanes=lanes,
-        num_levels=num_levels, crossings=list(goals), gradient_tolerance=gradient_tolerance, dwell=dwell,
-        dtype=str(problem.target.dtype), backend=jax.default_backend(),
-        versions=dict(jax=jax.__version__, jaxlib=jaxlib.__version__, diffrax=diffrax.__version__, numpy=np.__version__),
-    )  # fmt: skip
     estimate = BasinEstimate(
         tally=tally,
         crossings=goals,
         levels=certificate_levels(problem, widths, kind=kind, depth=num_levels),
         widths=widths,
-        kind=kind,
+        verdicts=certificate.verdicts,
         confidence=confidence,
         audit=result,
         configuration=configuration,
@@ -384,11 +399,43 @@ def basin_sizes(
     return estimate
 
 
-def _check_balanced(problem: Problem, starts: LayerTuple) -> None:
-    """Whether some starts of a law are starts of the Riemannian flow on the matrices of the rank of the smallest width."""
-    problem.check_full_row_rank()
+def _kind_of_certificate(problem: Problem, law: AbstractInitialization, kind: str | None) -> str:
+    """The kind of certificate that fits the set that the starts of a law lie on; refuses what could only mislead."""
+    name = type(law).__name__
+    if kind is None:
+        return "balanced" if law.balanced and problem.has_full_row_rank else "exact"
+    if kind == "almost sure" and law.support is not Support.FULL:
+        raise ValueError(
+            f'kind="almost sure" speaks of Lebesgue-almost every start, and the starts of {name} lie on a set of measure zero '
+            "(its `support`), of which that says nothing: leave kind out"
+        )
+    if kind == "balanced":
+        if not law.balanced:
+            raise ValueError(
+                f'kind="balanced" is about exactly balanced starts, and {name} does not say that its starts are (its `support`): '
+                "the smallest imbalance decides where the flow ends in the long run. Leave kind out"
+            )
+        problem.check_full_row_rank()
+    if kind == "exact" and law.balanced and _sign_decides(problem, law.widths):
+        raise ValueError(
+            f'kind="exact" would mislead for the exactly balanced starts of {name}: their flow keeps the sign of det W, but '
+            "round-off takes the integration across, to minima that the exact flow never reaches. Leave kind out: the limits of "
+            "lower rank are certified then, too"
+        )
+    return kind
+
+
+def _sign_decides(problem: Problem, widths: tuple[int, ...]) -> bool:
+    """Whether balanced starts of these widths can be on the wrong side of `det W = 0`."""
+    d = problem.d_out
+    full = problem.has_full_row_rank and problem.d_in == d <= min(widths)
+    return full and int(np.sum(np.asarray(problem.singular_values) > 0)) == d
+
+
+def _check_balanced(starts: LayerTuple) -> None:
+    """Whether some starts of a law that says so are balanced, and of the rank of the smallest width."""
     for start in (jax.tree.map(lambda w, i=i: w[i], starts) for i in range(starts.batch_shape[0])):
-        check_balanced(start)
+        check_balanced(start, _BALANCED)
         W = start.end_to_end
         rank = decide_rank(np.linalg.svd(np.asarray(W), compute_uv=False), size=max(W.shape)).rank
         if rank < min(start.widths):
@@ -407,13 +454,20 @@ def _crossing_levels(problem, widths, certificate: LevelCertificate, crossings) 
         s = np.asarray(problem.singular_values, dtype=np.float64)
         staircase = nested_levels(s, problem.max_rank(widths), lowest=MAX_CROSSINGS, tolerance=problem.level_tolerance)
         values = np.asarray(staircase.values)[:0:-1] - float(certificate.slack)
-        return tuple(float(v) for v in values if v > certificate.thresholds[0] + problem.level_tolerance)
+        return tuple(float(v) for v in values if v > certificate.threshold() + problem.level_tolerance)
     goals = tuple(float(v) for v in crossings)
     if len(goals) > MAX_CROSSINGS:
         raise ValueError(f"at most {MAX_CROSSINGS} crossings can be timed, got {len(goals)}")
     if not all(math.isfinite(v) for v in goals) or list(goals) != sorted(set(goals), reverse=True):
         raise ValueError(f"crossings must be finite losses in falling order, got {goals}")
     return goals
+
+
+def _describe_data(problem: Problem) -> dict[str, Any]:
+    info = problem.info
+    if info is None:  # a problem without its description, as inside a trajectory of a transformed function
+        return dict(source=None, features=(), targets=(), notes=())
+    return dict(source=info.source, features=info.features, targets=info.targets, notes=info.notes)
 
 
 def _describe(law: AbstractInitialization) -> str:
@@ -436,17 +490,19 @@ def _run_all(problem, law, key, ids, certificate, goals, settings, sink, *, lane
 
 
 class _Watch:
-    """The levels of some starts, picked from a stream of outcomes."""
+    """The labels of some starts, picked from a stream of outcomes: whether certified, and the level."""
 
     def __init__(self, ids: Sequence[int]):
         self.ids = list(ids)
-        self.levels: dict[int, int] = {}
+        self.labels: dict[int, tuple[bool, int]] = {}
         self._sorted = np.sort(np.asarray(self.ids, dtype=np.uint64))
 
     def add(self, ids: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         """Takes in some rows."""
         found = np.isin(ids, self._sorted)
-        self.levels.update(zip(ids[found].tolist(), columns["level"][found].tolist(), strict=True))
+        certified = (columns["status"][found] == Status.CERTIFIED).tolist()
+        labels = zip(certified, columns["level"][found].tolist(), strict=True)
+        self.labels.update(zip(ids[found].tolist(), labels, strict=True))
 
 
 def _choose(key, num: int, audit: int) -> np.ndarray:
@@ -456,12 +512,25 @@ def _choose(key, num: int, audit: int) -> np.ndarray:
 
 
 def _audit(run, certificate, settings: LaneSettings, watched: _Watch) -> Audit:
+    """Runs the watched starts anew, with more of everything: see `gdflow.basins.intervals` for what counts as a flip."""
     other = diffrax.Tsit5() if isinstance(settings.solver, diffrax.Dopri8) else diffrax.Dopri8()
     rtol, atol = max(settings.rtol / AUDIT_FACTOR, 1e-13), settings.atol / AUDIT_FACTOR
     tight = LaneSettings(
-        other, rtol, atol, settings.t1, 10 * settings.max_steps, settings.gradient_tolerance, settings.dwell
+        other,
+        rtol,
+        atol,
+        _LONGER * settings.t1,
+        _LONGER * settings.max_steps,
+        settings.gradient_tolerance / AUDIT_FACTOR,
+        _LONGER * settings.dwell,
     )
     again = _Watch(watched.ids)
     run(np.asarray(watched.ids, dtype=np.uint64), certificate, (), tight, again.add, description="auditing")
-    flipped = tuple(i for i in watched.ids if again.levels[i] != watched.levels[i])
-    return Audit(len(watched.ids), len(flipped), f"{type(other).__name__}, rtol={rtol:.0e}, atol={atol:.0e}", flipped)
+    flipped = tuple(i for i in watched.ids if contradicts(watched.labels[i], again.labels[i]))
+    return Audit(
+        num=len(watched.ids),
+        flips=len(flipped),
+        method=f"{type(other).__name__}, rtol={rtol:.0e}, atol={atol:.0e}",
+        flipped_ids=flipped,
+        newly_decided=sum(again.labels[i][0] and not watched.labels[i][0] for i in watched.ids),
+    )

@@ -26,9 +26,11 @@ from gdflow.initialization import AbstractInitialization
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple, count_parameters
 from gdflow.problem import Problem
+from gdflow.rounding import coarse_is_enough, coarse_residual_error, residual_error
 
-#: A gradient of this norm or less is zero for the purposes of stepping: any step size would do, and overflow.
-_VANISHING = 1e-290
+#: A gradient of this norm or less is zero for the purposes of stepping: any step size would do, and overflow; below it the
+#: squares of its entries underflow.
+_VANISHING = 1e-150
 
 #: A step shorter than this many units in the last place of `t` makes no progress.
 _SMALLEST_STEP = 8.0
@@ -207,33 +209,44 @@ class AbstractFlow(AbstractProcess):
     def controller(self) -> diffrax.PIDController:
         return diffrax.PIDController(rtol=self.settings.rtol, atol=self.settings.atol, norm=_rms)
 
-    def norm(self, x: Any) -> Float[Array, " lanes"]:
-        """Euclidean norms."""
+    def squares(self, x: Any) -> list[Float[Array, " lanes"]]:
+        """Sums of squares, layer by layer."""
 
-        def squares(a):
+        def total(a):
             return jnp.sum(jnp.square(a), axis=tuple(k for k in range(a.ndim) if k != self.lane_axis % a.ndim))
 
-        return jnp.sqrt(jnp.sum(jnp.stack([squares(a) for a in jax.tree.leaves(x)]), axis=0))
+        return [total(a) for a in jax.tree.leaves(x)]
+
+    def norm(self, x: Any) -> Float[Array, " lanes"]:
+        """Euclidean norms."""
+        return jnp.sqrt(sum(self.squares(x)))
+
+    def residual_error(self, y: Any, squares: list[Float[Array, " lanes"]]) -> Float[Array, " lanes"]:
+        """How far the computed residuals `A − WD` may lie from the exact ones (`gdflow.rounding`); `squares`: those of `y`."""
+        if coarse_is_enough(self.law.widths):
+            return coarse_residual_error(self.problem, self.law.widths, squares)
+        return jax.vmap(functools.partial(residual_error, self.problem))(self.networks(y))
 
     def lowest_level(self, y: Any) -> Int[Array, " lanes"]:
         """The lowest level that the flow from `y` can reach."""
         return jax.vmap(functools.partial(self.certificate.lowest_level, self.problem))(self.networks(y))
 
     def init(self, starts: Any) -> _FlowState:
-        loss = self.loss(starts)
+        loss, squares = self.loss(starts), self.squares(starts)
+        size, loss_error = jnp.sqrt(sum(squares)), self.residual_error(starts, squares)
         zero = jnp.zeros_like(loss)
         memory, t_next, controller = self.begin(starts, self.controller)
         # Where the start is critical the selection of the first step has nothing to go by and may return no number.
         t_next = jnp.minimum(jnp.where(jnp.isfinite(t_next) & (t_next > 0), t_next, 0.01), self.settings.t1)
         here = Place(starts, memory, zero, t_next, loss)
-        finite = jnp.isfinite(self.norm(starts)) & jnp.isfinite(loss)
+        finite = jnp.isfinite(size) & jnp.isfinite(loss)
         gradient_norm = self.gradient_norm(starts, memory)
         lowest = self.lowest_level(starts)
         ends = {
             Status.NON_FINITE: ~finite,
-            Status.CERTIFIED: self.certificate.certified(loss, lowest),
+            Status.CERTIFIED: self.certificate.certified(loss, loss_error, lowest),
             Status.STATIONARY: gradient_norm <= _VANISHING,
-            Status.DIVERGING: self.norm(starts) > self.settings.largest,
+            Status.DIVERGING: size > self.settings.largest,
         }
         return _FlowState(
             start=starts,
@@ -246,7 +259,7 @@ class AbstractFlow(AbstractProcess):
             lowest=lowest,
             steps=jnp.zeros(loss.shape, int),
             quiet_since=jnp.where(gradient_norm <= self.settings.gradient_tolerance, 0.0, jnp.inf),
-            level=self.certificate.level(loss),
+            level=self.certificate.level(loss, loss_error),
             status=_first_true(ends, jnp.full(loss.shape, Status.STEP_LIMIT)),
             done=functools.reduce(jnp.logical_or, ends.values()),
         )
@@ -281,7 +294,9 @@ class AbstractFlow(AbstractProcess):
         keep, t, t_next, _, controller = jax.vmap(adapt)(here.t, here.t_next, norm, state.controller)
         active = ~state.done
         keep = keep & finite & active
-        certified = keep & self.certificate.certified(loss1, state.lowest)
+        squares1 = self.squares(y1)
+        loss_error1 = self.residual_error(y1, squares1)
+        certified = keep & self.certificate.certified(loss1, loss_error1, state.lowest)
         moved = keep & ~certified
         active = active & ~certified
         y, memory = self.select(moved, (y1, memory1), (here.y, here.memory))
@@ -294,7 +309,7 @@ class AbstractFlow(AbstractProcess):
             Status.CERTIFIED: certified,
             Status.STATIONARY: moved & (gradient_norm <= _VANISHING),
             Status.CONVERGED: quiet & (t - quiet_since >= s.dwell),
-            Status.DIVERGING: (moved & (self.norm(y) > s.largest)) | (too_short & finite),
+            Status.DIVERGING: (moved & (jnp.sqrt(sum(squares1)) > s.largest)) | (too_short & finite),
             Status.NON_FINITE: too_short,
             Status.TIME_LIMIT: active & (t >= s.t1),
             Status.STEP_LIMIT: active & (steps >= s.max_steps),
@@ -317,7 +332,7 @@ class AbstractFlow(AbstractProcess):
             lowest=state.lowest,
             steps=steps,
             quiet_since=quiet_since,
-            level=jnp.where(keep, jnp.minimum(self.certificate.level(loss1), state.level), state.level),
+            level=jnp.where(keep, jnp.minimum(self.certificate.level(loss1, loss_error1), state.level), state.level),
             status=_first_true(ends, state.status),
             done=functools.reduce(jnp.logical_or, ends.values(), state.done),
         )
@@ -356,17 +371,20 @@ class AbstractFlow(AbstractProcess):
         share = jnp.where(high > low, low / jnp.where(high > low, low - high, -1.0), 0.5)
         first = (0, place.t_next, low, place.t, high, place.t, high, share)
         _, x1, f1, x2, f2, *_ = jax.lax.while_loop(unfinished, body, first)
-        return jnp.where(jnp.abs(f1) <= jnp.abs(f2), x1, x2)
+        # A loss already below the level at the beginning of the step (of a certificate, whose level moves with round-off).
+        return jnp.where(high <= 0, place.t, jnp.where(jnp.abs(f1) <= jnp.abs(f2), x1, x2))
 
     def rows(self, state: _FlowState) -> dict[str, Array]:
         certified = state.status == Status.CERTIFIED
         places = (state.here, *map(self.recall, state.marks))
         wanted = [certified & (state.steps > 0), *[mark.t_next > mark.t for mark in state.marks]]
         lanes = state.done.shape[0]
-        levels = [self.certificate.threshold(state.lowest), *(jnp.full(lanes, level) for level in self.crossings)]
         # The last step and all marked ones together, as so many lanes more.
         every = self.join(places)
         step, _ = self.attempt(every)
+        end = self.take(step.y, jnp.arange(lanes))
+        goal = self.certificate.goal(self.residual_error(end, self.squares(end)), state.lowest)
+        levels = [goal, *(jnp.full(lanes, level) for level in self.crossings)]
         times = self.crossing_time(every, step, jnp.concatenate(levels), jnp.concatenate(wanted)).reshape(-1, lanes)
         last = self.take((step.y, step.memory, step.loss), jnp.arange(lanes))
         here = state.here

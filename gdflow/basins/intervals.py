@@ -1,6 +1,25 @@
-"""Exact intervals for the probability of a verdict, from counts, undecided starts and an audit."""
+"""Exact intervals for the probability of a verdict, from counts, undecided starts and an audit.
+
+*What is estimated.* The probability `p` that the exact flow from a random start has a limit of some kind. A run labels each of
+its `n` independent starts: certified (the limit is of this kind), excluded, or undecided. Certificates are exact for the states
+they are given; a label is *wrong* if the integration left the exact path for another limit. With `q` the probability of a wrong
+label,
+
+    P(certified) − q ≤ p ≤ P(not excluded) + q.
+
+*The audit* takes a simple random sample of the starts, chosen before the run and independently of it, and integrates each anew
+with another solver at tighter tolerances, with ten times the steps and the time. A *flip* is a certificate that the new run
+contradicts: it certifies another limit, or comes to no certificate at all, or (undecided starts) has not passed a level that was
+said to be passed. A start that was undecided and now is certified is no flip: it claimed nothing, and is counted on both sides
+already. Given that the new run decides such a start rightly, flips are independent with probability `q`.
+
+*Coverage.* Three one-sided exact (Clopper–Pearson) bounds, for `P(certified)` from below and `P(not excluded)` from above, each
+failing with probability at most `α/4`, and for `q` from above, with `α/2`, hold together with probability at least `1 − α`,
+whatever their dependence: the audited starts are among the others. `tests/test_intervals.py` simulates it.
+"""
 
 import dataclasses
+import math
 
 import scipy.stats
 
@@ -15,20 +34,56 @@ def clopper_pearson_upper(count: int, num: int, alpha: float) -> float:
     return 1.0 if count == num else float(scipy.stats.beta.ppf(1 - alpha, count + 1, num - count))
 
 
+def smallest_audit(confidence: float) -> int:
+    """The least number of audited starts that can say anything: without a flip they bound the flip rate by ½ or less."""
+    return math.ceil(math.log(0.5 * (1 - confidence)) / math.log(0.5))
+
+
+def default_audit(num: int, confidence: float) -> int:
+    """How many of `num` starts are audited unless told otherwise: 5 %, at least 100 and at most 500; none of too few."""
+    chosen = min(num, min(500, max(100, math.ceil(num / 20))))
+    return chosen if chosen >= smallest_audit(confidence) else 0
+
+
+def check_audit(audit: int, num: int, confidence: float) -> None:
+    """`ValueError` for audits of more starts than there are, and of so few that they cannot say anything."""
+    if audit > num:
+        raise ValueError(f"cannot audit {audit} of {num} starts")
+    least = smallest_audit(confidence)
+    if 0 < audit < least:
+        bound = clopper_pearson_upper(0, audit, 0.5 * (1 - confidence))
+        raise ValueError(
+            f"an audit of {audit} starts says nothing: at confidence {confidence:g} it bounds the rate of wrong labels by "
+            f"{bound:.2f} at best; audit at least {least}, or 0 to take labels to be right"
+        )
+
+
+def contradicts(label: tuple[bool, int], again: tuple[bool, int]) -> bool:
+    """Whether a new run of a start contradicts its label.
+
+    **Arguments:** of both runs, whether the start was certified, and its level: that of the limit if so, else the levels not
+    yet passed (`k`: the limit is at one of the lowest `k + 1`).
+    """
+    (certified, level), (certified_now, level_now) = label, again
+    return (not certified_now or level_now != level) if certified else level_now > level
+
+
 @dataclasses.dataclass(frozen=True)
 class Audit:
     """Labels of a random subsample against a re-run with another solver at tighter tolerances.
 
     - `num`: starts re-run.
-    - `flips`: how many of them changed their label (the level they are certified to have fallen below).
+    - `flips`: how many of their labels the re-run contradicts, see the module's head.
     - `method`: the solver and tolerances of the re-run.
     - `flipped_ids`: which.
+    - `newly_decided`: how many undecided starts the re-run certified; they do not count.
     """
 
     num: int
     flips: int
     method: str
     flipped_ids: tuple[int, ...]
+    newly_decided: int = 0
 
     def flip_bound(self, alpha: float) -> float:
         """One-sided exact upper bound on the probability that a label is wrong."""

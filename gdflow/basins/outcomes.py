@@ -35,17 +35,13 @@ _MESSAGES = {
     Status.CERTIFIED: "the loss fell below all critical values but the lowest that the start can reach: the limit is there",
     Status.TIME_LIMIT: "not decided by t1",
     Status.STEP_LIMIT: "not decided within max_steps",
-    Status.STATIONARY: "the gradient vanishes at an undecided point: the start is critical",
+    Status.STATIONARY: "the gradient vanishes (below 1e-150) at an undecided point: critical, or too near to be told apart",
     Status.NON_FINITE: "the start or the integration is not finite",
     Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
     Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
     Status.STRAYED: "the sign of det W changed, which the exact flow keeps: integration errors took over near its zero",
 }
 
-#: What a certificate of each kind proves of the limit of a start certified at level 0 …
-VERDICTS = {"exact": "global minimum", "almost sure": "global minimum (almost surely)", "balanced": "global minimum"}
-#: … and at level 1.
-LOWER_RANK = "lower rank"
 UNDECIDED = "undecided"
 
 _FIELDS = [
@@ -75,15 +71,16 @@ def is_certified(table: pa.Table) -> Bool[np.ndarray, " num"]:
     return pc.equal(table["status"].cast(pa.string()), Status.CERTIFIED.label).to_numpy()
 
 
-def outcome_table(columns: dict[str, np.ndarray], kind: str = "exact") -> pa.Table:
+def outcome_table(columns: dict[str, np.ndarray], verdicts: tuple[str, str]) -> pa.Table:
     """A table with the columns of `schema` from arrays.
 
-    **Arguments:** `columns["status"]` holds codes of `gdflow.basins.Status`; `kind` is that of the certificate.
+    **Arguments:** `columns["status"]` holds codes of `gdflow.basins.Status`; `verdicts` are those of the certificate
+    (`gdflow.certificates.LevelCertificate.verdicts`).
     """
     codes = columns["status"].astype(np.int8)
     status = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([s.label for s in Status]))
     found = np.where(codes == Status.CERTIFIED, 1 + np.minimum(columns["level"], 1), 0).astype(np.int8)
-    verdict = pa.DictionaryArray.from_arrays(pa.array(found), pa.array([UNDECIDED, VERDICTS[kind], LOWER_RANK]))
+    verdict = pa.DictionaryArray.from_arrays(pa.array(found), pa.array([UNDECIDED, *verdicts]))
     arrays = {"status": status, "verdict": verdict}
     fields = schema(sum(name.startswith("crossing_") for name in columns))
     for field in fields:

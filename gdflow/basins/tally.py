@@ -25,7 +25,7 @@ class Tally:
 
     - `ids`: all ids that will come, a `range`.
     - `num_levels`: how many levels above the lowest are told apart (`K`).
-    - `kind`: of the certificate.
+    - `verdicts`: of the certificate, for the lowest level and the one above.
     - `num_crossings`: how many levels besides are timed.
     - `path`: a Parquet file for all rows, in the order in which they finish. Every group of rows is on disk once written and
       the file is closed properly on errors and interrupts: what was computed can be read.
@@ -40,7 +40,7 @@ class Tally:
         self,
         ids: range,
         num_levels: int,
-        kind: str = "exact",
+        verdicts: tuple[str, str] = ("global minimum", "lower rank"),
         num_crossings: int = 0,
         path: str | os.PathLike | None = None,
     ):
@@ -51,7 +51,7 @@ class Tally:
         self.certified = np.zeros(num_levels + 1, dtype=np.int64)
         self.times = np.zeros(BINS_PER_DECADE * (DECADES[1] - DECADES[0]), dtype=np.int64)
         self.kept = min(len(ids), MAX_ROWS)
-        self._first, self._kind = ids.start, kind
+        self._first, self._verdicts = ids.start, verdicts
         self._schema = schema(num_crossings)
         self._rows: dict[str, np.ndarray] = {"id": np.asarray(ids[: self.kept], dtype=np.uint64)}
         self._waiting: list[pa.Table] = []
@@ -80,7 +80,7 @@ class Tally:
                 self._rows[name] = np.zeros(self.kept, dtype=column.dtype)
             self._rows[name][position[early]] = column[early]
         if self._writer is not None:
-            self._waiting.append(outcome_table({"id": ids, **columns}, self._kind))
+            self._waiting.append(outcome_table({"id": ids, **columns}, self._verdicts))
             if sum(map(len, self._waiting)) >= _GROUP:
                 self._write()
 
@@ -97,7 +97,7 @@ class Tally:
 
     def table(self) -> pa.Table:
         """The kept rows, in the order of their ids."""
-        return outcome_table(self._rows, self._kind)
+        return outcome_table(self._rows, self._verdicts)
 
     @staticmethod
     def edges() -> np.ndarray:

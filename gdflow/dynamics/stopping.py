@@ -4,13 +4,15 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Int
 
-from gdflow.certificates import certificate_slack, certificate_threshold, check_precision
+from gdflow.certificates import certificate_slack, certificate_threshold, check_precision, residual_bound
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
+from gdflow.rounding import residual_error
 
 
 class _Bracket(eqx.Module):
@@ -70,7 +72,9 @@ class AbstractStop(eqx.Module):
 class AtCertificate(AbstractStop):
     """Stops where a global minimum is certified, i.e. the loss falls below the second-lowest critical value.
 
-    The time is differentiable, in the start and in the data (`gdflow.perturbation`), which move the critical value too.
+    Where round-off cannot tell the lowest critical values apart (`gdflow.certificates.LevelCertificate.separated`), this
+    certifies only that the limit's value is one of them. The time is differentiable, in the start and in the data
+    (`gdflow.perturbation`), which move the critical value too.
 
     **Arguments:** `kind`: `"exact"` or `"almost sure"`, see `gdflow.certificates.LevelCertificate`.
     """
@@ -88,10 +92,14 @@ class AtCertificate(AbstractStop):
 
     def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
         assert self.threshold is not None
-        # A slack of its own, so that the state at which the flow stops is certified whatever order its loss is summed in.
-        goal = self.threshold - certificate_slack(problem)
+        # A slack of its own, so that the state at which the flow stops is certified whatever order its loss is summed in;
+        # and the round-off of the loss, a constant as far as derivatives go.
+        exists = jnp.isfinite(self.threshold)
+        threshold = jnp.where(exists, self.threshold, 1.0) - certificate_slack(problem)
+        error = jax.lax.stop_gradient(residual_error(problem, net))
+        goal = 0.5 * jnp.square(jnp.maximum(residual_bound(threshold, problem.target.size) - error, 0.0))
         # Without a second critical value there is nothing to wait for.
-        return jnp.where(jnp.isfinite(goal), problem.effective_loss(net) - goal, -1.0)
+        return jnp.where(exists, problem.effective_loss(net) - goal, -1.0)
 
 
 class AtGradientNorm(AbstractStop):

@@ -1,0 +1,97 @@
+"""Round-off of the loss: how far its value in floating point may lie from the exact one.
+
+A certificate compares a computed loss with a critical value, so it must know what the evaluation of
+`L(W) = ½‖M‖²_F`, `M = A − W_N…W_1D`, may be off by. With unit round-off `u`, `γ_k = ku/(1 − ku)` (any order of summation,
+fused or not) and `δ ≥ ‖M̂ − M‖_F` for the computed residual `M̂`,
+
+    ‖M‖_F ≤ ‖M̂‖_F + δ,   hence   |δL| ≤ ‖M̂‖δ + ½δ²,
+
+and two bounds for `δ`:
+
+- *coarse*, from the norms of the layers alone: `γ_K ∏‖W_j‖_F ‖D‖ + γ‖A‖_F`, since every product's error is bounded by that of
+  the matrices of absolute values, `γ_K |W_N|…|W_1||D|`;
+- *fine*, from partial products, which for deep networks may be much smaller than the products of norms: the error
+  `γ‖W_j‖‖W_{j−1}…W_1‖` made in the `j`-th product is carried on by `W_N…W_{j+1}`, whose own error is bounded on the way.
+
+Both count the change of coordinates, and the decomposition of the data into `A` and `D`, as one more product.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gdflow.network import LayerTuple, matmul
+from gdflow.problem import Problem
+
+#: The coarse bound may exceed the fine one by the product of the square roots of the widths; up to this it is good enough.
+COARSE_FACTOR = 1e6
+
+
+def gamma(count: int, eps: float) -> float:
+    """`γ_k = ku/(1 − ku)` with `u = eps/2`: the relative error of `k` operations; infinite where `ku ≥ 1`."""
+    product = 0.5 * count * eps
+    return product / (1 - product) if product < 1 else math.inf
+
+
+def frobenius(squares: Float[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n"]:
+    """`‖W‖_F` from a computed sum of squares, rounded up by what may have underflowed in it."""
+    return jnp.sqrt(squares + 2.0**20 * float(jnp.finfo(dtype).tiny)) * (1 + 2.0**10 * float(jnp.finfo(dtype).eps))
+
+
+def _design_norm(problem: Problem) -> Float[Array, ""]:
+    """`‖D‖_2`, by the largest entry where `D` is diagonal and else by `‖D‖_F`."""
+    D = problem.design
+    return jnp.linalg.norm(D) if problem.coordinates == "data" else jnp.max(jnp.abs(D))
+
+
+def _of_target(problem: Problem) -> Float[Array, ""]:
+    d_y, q = problem.target.shape
+    return gamma(d_y + q + 2, float(jnp.finfo(problem.target.dtype).eps)) * jnp.linalg.norm(problem.target)
+
+
+def coarse_is_enough(widths: tuple[int, ...]) -> bool:
+    """Whether networks of these widths are shallow or narrow enough for the coarse bound."""
+    return math.prod(min(a, b) for a, b in zip(widths[1:], widths[:-1], strict=True)) <= COARSE_FACTOR**2
+
+
+def coarse_residual_error(
+    problem: Problem, widths: tuple[int, ...], squares: list[Float[Array, "*n"]]
+) -> Float[Array, "*n"]:
+    """The coarse bound `δ` of the error of the computed residual.
+
+    **Arguments:** `squares`: `‖W_1‖²_F, …, ‖W_N‖²_F`, of one network or of many.
+    """
+    dtype = problem.target.dtype
+    factor = gamma(2 * widths[0] + widths[-1] + sum(widths[1:-1]), float(jnp.finfo(dtype).eps))
+    norms = frobenius(jnp.stack(squares), dtype)
+    return factor * _design_norm(problem) * jnp.prod(norms, axis=0) + _of_target(problem)
+
+
+def residual_error(problem: Problem, net: LayerTuple) -> Float[Array, ""]:
+    """The fine bound `δ ≥ ‖M̂ − M‖_F` of the error of the computed residual of one network. Traceable.
+
+    Not meant to be differentiated; under `jax.grad` take `jax.lax.stop_gradient` of it.
+    """
+    widths, dtype = net.widths, problem.target.dtype
+    eps = float(jnp.finfo(dtype).eps)
+
+    def size(matrix):
+        return frobenius(jnp.sum(jnp.square(matrix)), dtype)
+
+    norms = [size(w) for w in net.weights]
+    right, rights = net.weights[0], [jnp.ones((), dtype)]  # ‖W_{j−1}…W_1‖ as computed, 1 for the identity
+    for w in net.weights[1:]:
+        rights.append(size(right))
+        right = matmul(w, right)
+    error = gamma(widths[0], eps) * size(right)
+    left, left_norm, left_error = None, jnp.ones((), dtype), jnp.zeros((), dtype)  # of W_N…W_{j+1}
+    for j in range(net.depth, 0, -1):
+        # One product for the coordinates of W_1, whose rotation is rounded like a product of this size.
+        inner = widths[j - 1] if j > 1 else widths[0] + widths[-1]
+        error = error + left_norm * gamma(inner, eps) * norms[j - 1] * rights[j - 1]
+        if j > 1:
+            left_error = (left_error + gamma(widths[j], eps) * left_norm) * norms[j - 1]
+            left = net.weights[j - 1] if left is None else matmul(left, net.weights[j - 1])
+            left_norm = size(left) + left_error
+    return error * _design_norm(problem) + _of_target(problem)
