@@ -93,7 +93,7 @@ def _levels(problem: Problem, norms: list[float], size: float) -> tuple[int, tup
     """Exponents for the inputs and for the layers, of sum zero, that even out norms; all zero where these are not far apart.
 
     Layers above `size` give to those below it. Where they have enough all end equal, else the small ones stay smaller, each
-    in proportion: a layer that ought to vanish is not blown up. Layers that do vanish are left out.
+    in proportion: a layer that ought to vanish is not blown up. Layers that do vanish take what is too much for the others.
     """
     none = 0, (0,) * len(norms)
     inputs = 0 if problem.coordinates == "whitened" else -round(math.log2(_norm(problem.design)))
@@ -104,15 +104,15 @@ def _levels(problem: Problem, norms: list[float], size: float) -> tuple[int, tup
     logs[0] -= inputs if alive[0] else 0
     above, below = logs[logs > 0].sum(), -logs[logs < 0].sum()
     if above >= below:
-        wanted = np.where(alive, (above - below) / alive.sum(), 0.0)
+        wanted = np.full(len(norms), (above - below) / alive.size if alive.all() else 0.0)
     else:
         wanted = np.where(logs < 0, logs * (1 - above / below), 0.0)
     # Whole numbers of the same sum, zero.
     exact = np.where(alive, wanted - logs, 0.0)
+    exact[np.argmin(alive)] -= exact.sum()
     levels = np.floor(np.cumsum(exact) + 0.5)
     levels = np.diff(np.concatenate([[0.0], levels])).astype(int)
     levels[0] -= inputs
-    alive[0] = True  # the inputs' exponent counts, too
-    if np.ptp(levels[alive]) < LEVEL_FROM:
+    if np.ptp(levels) < LEVEL_FROM:
         return none
     return inputs, tuple(int(e) for e in levels)
