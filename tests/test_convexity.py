@@ -132,6 +132,23 @@ def test_the_origin_of_one_layer_is_not_critical(rng):
         origin_witness(problem.effective_loss, random_net(rng, (4, 3)))
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_the_units_of_the_loss_do_not_matter_at_the_origin(scale, rng):
+    problem = Problem.from_singular_values([3, 2, 1], d_x=4)
+
+    def loss(net):
+        return scale * problem.effective_loss(net)
+
+    with pytest.raises(ValueError, match="two layers or more"):
+        origin_witness(loss, random_net(rng, (4, 3)))
+
+    def nearly(net):
+        return loss(net) + 1e-16 * scale * jnp.sum(net.weights[0])  # a gradient of round-off
+
+    net = sample_critical_point(problem, (4, 3, 3), (1, 2, 3), key=jax.random.key(1))
+    assert origin_witness(nearly, net).violated
+
+
 # -- perturbations that keep the product -----------------------------------------------------------------------------------
 
 
@@ -162,6 +179,19 @@ def test_perturbations_on_the_kernel_keep_the_product(k_star, rng):
             assert np.linalg.matrix_rank(change, tol=1e-12) == 1
     other = kernel_perturbation(net, key=jax.random.key(3), size=0.1)
     assert (other.net - found.net).norm() > 1e-3
+
+
+def test_a_product_that_vanishes_has_a_kernel(rng):
+    """`W_2` annihilates the range of `W_1`: the product is round-off, of full rank if it is measured by itself."""
+    Q = np.linalg.qr(rng.normal(size=(7, 7)))[0]
+    for scale in (1e-20, 1.0, 1e20):
+        W1 = scale * Q[:, :3] @ rng.normal(size=(3, 3))
+        W2 = rng.normal(size=(4, 4)) @ Q[:, 3:].T / scale
+        W3 = rng.normal(size=(5, 4))
+        assert np.linalg.matrix_rank(W2 @ W1) == 3
+        found = kernel_perturbation(LayerTuple([W1, W2, W3]), key=jax.random.key(2), size=0.1)
+        assert found.k_star == 2
+        assert found.change < ROUNDING
 
 
 def test_single_precision_stays_single(rng):

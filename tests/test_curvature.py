@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from gdflow.landscape import (
     balanced_minimum_spectrum,
+    curvature,
     extreme_eigenpairs,
     hessian,
     hessian_vector_product,
@@ -249,6 +250,65 @@ def test_extreme_eigenvalues_that_are_zero():
         np.testing.assert_array_equal(values, [0.0, 0.0])
         assert vectors[0].norm() == vectors[1].norm() == 1.0
         assert vectors[0].inner(vectors[1]) == 0.0
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_extreme_eigenvalues_come_as_often_as_they_occur(dense, monkeypatch):
+    """The origin of 2-12-2: eigenvalues `±s_i`, each `d_1 = 12` times, from the form `−2⟨Σ, w_2w_1⟩`."""
+    if not dense:
+        monkeypatch.setattr(curvature, "MAX_EIGH", 1)
+    problem = Problem.from_singular_values([2, 1])
+    net = LayerTuple([np.zeros((12, 2)), np.zeros((2, 12))])
+    for num in (1, 8, 14):
+        for which, sign in (("smallest", -1), ("largest", 1)):
+            values, vectors = extreme_eigenpairs(problem, net, num, which=which)
+            np.testing.assert_allclose(values, sign * np.repeat([2.0, 1.0], 12)[:num], atol=1e-12)
+            check_eigenpairs(problem, net, values, vectors, 1e-11)
+            check_orthonormal(vectors)
+
+
+def check_orthonormal(vectors):
+    V = np.stack([ravel_pytree(v)[0] for v in vectors])
+    np.testing.assert_allclose(V @ V.T, np.eye(len(vectors)), atol=1e-12)
+
+
+@pytest.mark.parametrize(("widths", "subset"), [((4, 3, 2), (2,)), ((4, 3, 2), (1, 2)), ((4, 5, 4, 2), (1,))], ids=str)
+def test_lanczos_finds_the_multiplicities_of_the_dense_hessian(widths, subset, monkeypatch):
+    """Critical points have kernels of many dimensions, and minima nothing below them."""
+    problem = Problem.from_singular_values([3, 1], d_x=4)
+    monkeypatch.setattr(curvature, "MAX_EIGH", 1)
+    for seed in range(2):
+        net = sample_critical_point(problem, widths, subset, key=jax.random.key(seed))
+        dense = np.linalg.eigvalsh(jax_hessian(problem, net))
+        for which, expected in (("smallest", dense[:7]), ("largest", dense[::-1][:7])):
+            values, vectors = extreme_eigenpairs(problem, net, 7, which=which)
+            np.testing.assert_allclose(values, expected, rtol=0, atol=1e-12 * abs(dense).max())
+            check_eigenpairs(problem, net, values, vectors, 1e-11 * abs(dense).max())
+            check_orthonormal(vectors)
+
+
+def test_multiplicities_beyond_dense_hessians():
+    """Closed forms above 1024 parameters: two layers at the origin, one layer (the identity), and nothing at all."""
+    problem = Problem.from_singular_values([3, 2, 1], d_x=9)
+    cases = [
+        (problem, (9, 90, 3), [-3.0] * 6),
+        (Problem.from_singular_values([5.0], d_x=40, d_y=30), (40, 30), [1.0] * 6),
+        (problem, (9, 30, 30, 3), [0.0] * 6),
+    ]
+    for problem, widths, expected in cases:
+        net = LayerTuple([np.zeros((b, a)) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        assert net.num_parameters > curvature.MAX_EIGH
+        values, vectors = extreme_eigenpairs(problem, net, len(expected))
+        np.testing.assert_allclose(values, expected, atol=1e-12)
+        check_eigenpairs(problem, net, values, vectors, 1e-11)
+        check_orthonormal(vectors)
+
+
+def test_a_single_layer_has_a_definite_hessian_beside_any_target():
+    """`∇²L = XXᵀ ⊗ I` has nothing to do with the size of the target, and no eigenvalue of it is round-off."""
+    for scale in (1e-30, 1.0, 1e30):
+        found = inertia(Problem.from_singular_values([2 * scale, scale]), LayerTuple([np.zeros((2, 2))]))
+        assert (found.negative, found.zero, found.positive) == (0, 0, 4)
 
 
 @pytest.mark.slow

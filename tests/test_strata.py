@@ -201,12 +201,60 @@ def test_zero_singular_values_are_named_and_leave_no_counts():
 
 
 def test_kinds_of_deep_networks_with_tied_singular_values():
-    """Points of largest rank are minima or strict saddles; whether others are strict is left open."""
+    """Non-strict points fit the largest singular values, whichever of equal ones: exchanging `s_2` for `s_1` lowers the loss."""
     rows = strata(Problem.from_singular_values([2, 1, 1]), (3, 2, 3, 3))
     kinds = {row.subset: row.kind for row in rows}
     assert kinds[1, 2] == kinds[1, 3] == "global minima"
-    assert kinds[2, 3] == "strict saddles"
-    assert {kinds[S] for S in ((), (1,), (2,), (3,))} == {"saddles, some non-strict"}
+    assert {kinds[S] for S in ((2,), (3,), (2, 3))} == {"strict saddles"}
+    assert {kinds[S] for S in ((), (1,))} == {"saddles, some non-strict"}
+    rows = strata(Problem.from_singular_values([2, 1, 0]), (3, 3, 3, 3))
+    kinds = {row.subset: row.kind for row in rows}
+    assert kinds[1, 2] == "global minima"
+    assert kinds[2,] == "strict saddles"
+    assert {kinds[S] for S in ((), (1,))} == {"saddles, some non-strict"}
+
+
+@pytest.mark.parametrize("s", [[2, 1, 1], [1, 1, 0.5], [2, 2, 2], [2, 1, 0], [1, 1, 0]], ids=str)
+def test_kinds_with_ties_and_zeros_are_those_of_hessians(s):
+    """All products of rank `|S|`: a Hessian without negative eigenvalues wherever a point of the stratum can have one."""
+    problem = Problem.from_singular_values(s)
+    for row in strata(problem, (3, 3, 3, 3)):
+        root = np.zeros(3)
+        inside = [i - 1 for i in row.subset]
+        root[inside] = np.cbrt(np.array(s, float)[inside])
+        net = LayerTuple([np.diag(root)] * 3)
+        # Orders of `U_Y`, `V_Y` and signs are the problem's own; in reduced coordinates the target is the diagonal itself.
+        assert float(problem.effective_loss(net)) == pytest.approx(row.value, abs=1e-12)
+        found = inertia(problem, net)
+        assert (found.negative > 0) == (row.kind == "strict saddles"), row
+
+
+@pytest.mark.parametrize("d", [3, 4])
+def test_ties_up_to_round_off(d):
+    """Singular values that differ by a few units of the last digit are equal."""
+    s = np.linspace(2.0, 1.0, d)
+    s[1] = s[0] * (1 - 1e-15)
+    kinds = {row.subset: row.kind for row in strata(Problem.from_singular_values(s), (d,) * 4)}
+    assert kinds[1,] == kinds[2,] == "saddles, some non-strict"
+    assert kinds[3,] == "strict saddles"
+
+
+def test_a_single_layer_has_one_stratum():
+    for s, rank_x in [([3.0, 2.0], 3), ([2.0, 2.0], 3), ([2.0, 0.0], 3), ([3.0, 2.0], 2)]:
+        rng = np.random.default_rng(0)
+        U, T = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (2, 3))
+        # `Ȳ = YV_X` has the singular values s: X has rank 2 or 3 of 3.
+        X = T[:, :rank_x] * np.linspace(1, 2, rank_x)
+        problem = Problem(X, U @ np.eye(2, rank_x) * np.pad(s, (0, rank_x - 2)))
+        rows = strata(problem, (3, 2))
+        assert len(rows) == 1
+        assert rows.complete
+        assert rows[0].subset == tuple(range(1, 1 + np.count_nonzero(s)))
+        assert (rows[0].kind, rows[0].level, rows[0].value) == ("global minima", 0, pytest.approx(0.0, abs=1e-25))
+        net = sample_critical_point(problem, (3, 2), rows[0].subset, key=jax.random.key(0))
+        found = inertia(problem, net)
+        assert (rows[0].index, rows[0].nullity, rows[0].positive) == (found.negative, found.zero, found.positive)
+        assert "convex" in str(rows)
 
 
 def test_shared_levels_are_named():
@@ -250,8 +298,9 @@ def test_widths_and_losses_that_do_not_fit_are_refused(rng):
         strata(problem, (4, 3, 2))
     with pytest.raises(ValueError, match="positive integers, got 0"):
         strata(problem, (3, 0, 2))
-    with pytest.raises(ValueError, match="a single layer has no critical point but"):
-        strata(problem, (3, 2))
+    for widths in ((3, 2), (3, 3, 2)):
+        with pytest.raises(ValueError, match="lowest must be at least 1, got 0"):
+            strata(problem, widths, lowest=0)
     logistic = Problem(rng.normal(size=(3, 5)), rng.choice([-1.0, 1.0], (2, 5)), Logistic())
     with pytest.raises(ValueError, match="Logistic has no finite set of critical values"):
         strata(logistic, (3, 3, 2))

@@ -13,6 +13,7 @@ from gdflow.landscape.curvature import Inertia, check_tolerance, extreme_eigenpa
 from gdflow.landscape.escape import escape_direction
 from gdflow.landscape.normal_form import NormalForm, hidden_product, subset_indices
 from gdflow.landscape.pivots import Pivots, find_pivots
+from gdflow.landscape.scaling import scaled
 from gdflow.landscape.second_variation import second_variation
 from gdflow.landscape.strata import subset_text
 from gdflow.network import LayerTuple
@@ -32,7 +33,8 @@ class Classification(Printable):
     """What is known of a point of the landscape.
 
     - `critical`: whether the relative gradient norm is at most `tolerance`.
-    - `gradient_norm`: `‖∇L‖`; `relative_gradient`: in normal-form coordinates, over `‖Σ‖∏max(1, ‖W_j‖)`.
+    - `gradient_norm`: `‖∇L‖`; `relative_gradient`: in normal-form coordinates, over `‖Σ‖∏max(1, ‖W_j‖)`, with units in which
+      `s_1^{1/N}` is about one and the norms of the layers levelled.
     - `loss`: effective loss; `nearest_level`, `level_value`, `level_distance`: the critical value nearest to it, its number
       from the lowest, and how far it is. Above the lowest 4096 levels the number is `None`; the value is then `ℓ(S)` at a
       critical point, `None` elsewhere.
@@ -45,7 +47,10 @@ class Classification(Printable):
     - `by_pivots`, `by_hessian`: the same verdict by the ranks and by the smallest eigenvalue alone.
     - `smallest_eigenvalue` of `∇²L` and `eigenvalue_threshold`, at or below which a size counts as zero; `inertia` for up
       to 2048 parameters.
-    - `pivots`: all ranks with margins.
+    - `factors`: all one, but where the layers' norms are very unequal (or the inputs in other units than the layers). Then
+      ranks and eigenvalues are those of the network with layers `factors_j·W_j` and inputs over the product of the factors,
+      which has the same end-to-end map; ranks and signs of eigenvalues are the same, too.
+    - `pivots`: all ranks with margins. `None` for a single layer, as are `rank` and `rank_Z`: it is convex.
     - `escape`: at a strict saddle a unit direction in which the loss falls, `escape_value = H_W(escape) < 0`, and how it
       was found.
     """
@@ -69,6 +74,7 @@ class Classification(Printable):
     eigenvalue_threshold: float | None = None
     inertia: Inertia | None = None
     pivots: Pivots | None = None
+    factors: tuple[float, ...] = ()
     uncertain: tuple[str, ...] = ()
     escape: LayerTuple | None = None
     escape_value: float | None = None
@@ -89,19 +95,27 @@ class Classification(Printable):
         ]
         if self.critical:
             assert self.subset is not None
-            assert self.rank is not None
-            assert self.rank_Z is not None
-            assert self.pivots is not None
-            tight = sum(p.tightened for p in self.pivots.pivots)
+            rows.append(("S", subset_text(self.subset)))
+            if self.pivots is not None:
+                assert self.rank is not None
+                assert self.rank_Z is not None
+                tight = sum(p.tightened for p in self.pivots.pivots)
+                rows += [
+                    (
+                        "ranks",
+                        f"r = {_decided(self.rank)}; r_Z = {_decided(self.rank_Z)}; r_max = {self.pivots.max_rank}",
+                    ),
+                    ("by pivots", f"{self.by_pivots}: {tight} of {len(self.pivots.pivots)} pivots tightened"),
+                ]
             rows += [
-                ("S", subset_text(self.subset)),
-                ("ranks", f"r = {_decided(self.rank)}; r_Z = {_decided(self.rank_Z)}; r_max = {self.pivots.max_rank}"),
-                ("by pivots", f"{self.by_pivots}: {tight} of {len(self.pivots.pivots)} pivots tightened"),
+                *([("layers times", ", ".join(f"{f:.3g}" for f in self.factors))]
+                    if any(f != 1 for f in self.factors) else []),
                 ("by Hessian", f"{self.by_hessian}: λ_min = {self.smallest_eigenvalue:.6g}"
                     f" (zero: ≤ {self.eigenvalue_threshold:.2g})"),
                 *([("inertia", f"{self.inertia.negative} negative, {self.inertia.zero} zero, {self.inertia.positive} positive")]
                     if self.inertia else []),
-                ("conditions", ", ".join(f"{name}: {value:.1e}" for name, value in self.residuals.items())),
+                *([("conditions", ", ".join(f"{name}: {value:.1e}" for name, value in self.residuals.items()))]
+                    if self.residuals else []),
                 *([("escape", f"H_W = {self.escape_value:.6g} along a unit direction ({self.escape_source})")]
                     if self.escape else []),
             ]  # fmt: skip
@@ -127,79 +141,96 @@ def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> C
 
     **Arguments:**
 
-    - `net`: at least two layers, in the problem's coordinates.
+    - `net`: in the problem's coordinates. A single layer is convex: its critical points are global minima.
     - `tolerance`: a gradient, a singular value of a partial product or an eigenvalue counts as zero at or below this
       multiple of its natural size. Take it well above the accuracy to which the point is known: the end of a flow with
       relative gradient 1e-8 needs 1e-6 or so.
 
-    **Raises:** `ValueError` for tied or zero singular values (levels and `inertia` still work), losses other than the
-    squared error, a single layer, networks that do not fit or are not finite.
+    Everything is measured at the network brought to sizes of order one (`gdflow.landscape.scaling`): the verdict does not
+    depend on units, nor on how the norms of the layers are shared out.
+
+    **Raises:** `ValueError` for tied or zero singular values of two or more layers (levels and `inertia` still work), losses
+    other than the squared error, networks that do not fit or are not finite.
 
     ```python
     >>> print(classify(problem, sample_critical_point(problem, (6, 5, 5, 3), (1,), key=key, kind="non-strict")))
     ```
     """
     problem.check_network(net)
-    if net.depth < 2:
-        raise ValueError("a single layer has one critical value: there is nothing to classify")
     check_tolerance(tolerance)
     form = NormalForm(problem)
-    form.check_distinct("classification")
-    inner = form.into(net)
+    if net.depth > 1:
+        form.check_distinct("classification")
+    # From here on a problem and a network of sizes of order one; what is reported is scaled back.
+    N, unit = net.depth, scaled(problem, net)
+    form = NormalForm(unit.problem)
     target = np.asarray(form.target, dtype=np.float64)
-    layers = [np.asarray(w, dtype=np.float64) for w in inner.weights]
-    gradient = form.gradient_norm(layers)
-    scale = float(np.linalg.norm(target)) * _size(layers)
-    relative = gradient / scale
+    layers = [np.asarray(w, dtype=np.float64) for w in form.into(unit.net).weights]
+    relative = form.gradient_norm(layers) / max(
+        float(np.linalg.norm(target)) * _size(layers), float(np.finfo(float).tiny)
+    )
+    gradient = zip(np.asarray(unit.problem.gradient(unit.net).layer_norms()), unit.factors, strict=True)
     loss = float(problem.effective_loss(net))
     number, value = _nearest_level(problem, form.max_rank(net.widths), loss)
-    subset = _subset_of(layers, form.singular_values) if relative <= tolerance else None
-    if number is None and subset is not None:
+    subset = None
+    if relative <= tolerance:
+        subset = _subset_of(layers, form.singular_values) if N > 1 else form.positive_subset()
+    if N == 1:
+        # Convex: the minimum is the only critical value.
+        number, value = 0, 0.0
+    elif number is None and subset is not None:
         _, outside = subset_indices(subset, form.rank_bound)
-        value = 0.5 * float(np.sum(form.singular_values[outside] ** 2))
+        value = unit.unscaled(0.5 * float(np.sum(form.singular_values[outside] ** 2)), 2 * N)
     facts: dict[str, Any] = dict(
-        gradient_norm=float(problem.gradient(net).norm()), relative_gradient=relative, loss=loss, nearest_level=number,
-        level_value=value, level_distance=None if value is None else abs(loss - value), tolerance=tolerance,
+        gradient_norm=math.hypot(*(unit.unscaled(g * t, 2 * N - 1) for g, t in gradient)), relative_gradient=relative,
+        loss=loss, nearest_level=number, level_value=value,
+        level_distance=None if value is None else abs(loss - value), tolerance=tolerance, factors=unit.factors,
     )  # fmt: skip
     if subset is None:
         return Classification(critical=False, kind="not critical", **facts)
 
+    if net.num_parameters <= MAX_EIGENVALUES:
+        signs = inertia(unit.problem, unit.net, tolerance=tolerance)
+        smallest, threshold = float(signs.eigenvalues[0]), signs.threshold
+    else:
+        signs = None
+        smallest = float(extreme_eigenpairs(unit.problem, unit.net)[0][0])
+        largest = float(extreme_eigenpairs(unit.problem, unit.net, which="largest", tolerance=1e-3)[0][0])
+        threshold = zero_eigenvalue(unit.problem, unit.net, max(abs(smallest), abs(largest)), tolerance)
+    descends, degree = smallest < -threshold, 2 * N - 2
+    facts |= dict(
+        critical=True,
+        subset=subset,
+        smallest_eigenvalue=unit.unscaled(smallest, degree),
+        eigenvalue_threshold=unit.unscaled(threshold, degree),
+        inertia=None if signs is None else signs.times(unit.unscaled(1.0, degree)),
+    )
+    if N == 1:
+        return Classification(kind="global minimum", by_hessian="global minimum", **facts)
+
     pivots = find_pivots(layers, target, subset, tolerance=tolerance)
-    N = len(layers)
     rank = pivots.products[2, N]
     rank_Z = pivots.products[2, N - 1] if N > 2 else _full_rank(layers[0].shape[0])
     uncertain = list(pivots.uncertain)
     if rank.rank != len(subset) or not rank.certain:
         uncertain.append(f"rank R = {_decided(rank)} while W fits {subset_text(subset)}")
     by_pivots = "global minimum" if pivots.minimum else "non-strict saddle" if pivots.non_strict else "strict saddle"
-    if net.num_parameters <= MAX_EIGENVALUES:
-        signs = inertia(problem, net, tolerance=tolerance)
-        smallest, threshold = float(signs.eigenvalues[0]), signs.threshold
-    else:
-        signs = None
-        smallest = float(extreme_eigenpairs(problem, net)[0][0])
-        largest = float(extreme_eigenpairs(problem, net, which="largest", tolerance=1e-3)[0][0])
-        threshold = zero_eigenvalue(problem, net, max(abs(smallest), abs(largest)), tolerance)
-    by_hessian = (
-        "strict saddle" if smallest < -threshold else by_pivots if by_pivots != "strict saddle" else "no descent"
-    )
+    by_hessian = "strict saddle" if descends else by_pivots if by_pivots != "strict saddle" else "no descent"
+    below, zero = facts["smallest_eigenvalue"], facts["eigenvalue_threshold"]
     if by_hessian == "no descent":
-        uncertain.append(f"the ranks say strict saddle, but λ_min = {smallest:.3g} is not below −{threshold:.2g}")
+        uncertain.append(f"the ranks say strict saddle, but λ_min = {below:.3g} is not below −{zero:.2g}")
     elif by_hessian != by_pivots:
-        uncertain.append(f"the ranks say {by_pivots}, but λ_min = {smallest:.3g} is below −{threshold:.2g}")
-    found = escape_direction(problem, net, subset) if by_pivots == by_hessian == "strict saddle" else None
+        uncertain.append(f"the ranks say {by_pivots}, but λ_min = {below:.3g} is below −{zero:.2g}")
+    found = None
+    if by_pivots == by_hessian == "strict saddle":
+        found = escape_direction(problem, net, subset, tolerance=tolerance)
     return Classification(
-        critical=True,
         kind="uncertain" if uncertain else by_pivots,
         residuals=_residuals(layers, target, subset),
-        subset=subset,
         rank=rank,
         rank_Z=rank_Z,
         by_pivots=by_pivots,
         by_hessian=by_hessian,
-        smallest_eigenvalue=smallest,
-        eigenvalue_threshold=threshold,
-        inertia=signs,
         pivots=pivots,
         uncertain=tuple(uncertain),
         escape=None if found is None else found[0],
@@ -210,7 +241,7 @@ def classify(problem: Problem, net: LayerTuple, *, tolerance: float = 1e-9) -> C
 
 
 def _size(layers: list[np.ndarray]) -> float:
-    """`∏max(1, ‖W_j‖)`."""
+    """`∏max(1, ‖W_j‖)` of a network in units in which the layers that fit the target are of size one."""
     return math.prod(max(1.0, float(np.linalg.norm(w))) for w in layers)
 
 

@@ -75,8 +75,9 @@ def origin_witness(loss: Callable[[LayerTuple], Float[Array, ""]], net: LayerTup
     origin = 0.0 * net
     gradient = jax.grad(loss)(origin)
     plane = float(loss(origin)) + float(gradient.inner(net))
-    size = float(gradient.norm())
-    if size > 1e-9 * max(1.0, abs(plane)):
+    size, scale = float(gradient.norm()), max(abs(float(loss(origin))), abs(float(loss(net))))
+    # Beside the change of the loss over the distance to the network.
+    if size * float(net.norm()) > 1e-9 * scale:
         raise ValueError(
             f"the gradient at zero weights has norm {size:.3g}: this needs σ(0) = 0 and two layers or more"
         )
@@ -115,7 +116,9 @@ def kernel_perturbation(net: LayerTuple, *, key: Key[Array, ""], size: float = 1
             f"widths {widths} have a bottleneck: the theorem needs every hidden layer at least {widths[0]} wide"
         )
     products = [np.asarray(net.product(1, k)) for k in range(1, net.depth)]
-    with_kernel = [k for k, P in enumerate(products, 1) if _rank(P) < widths[0]]
+    norms = [float(np.linalg.norm(np.asarray(w), 2)) for w in net.weights]
+    # A product that vanishes is round-off of its factors, and has no size of its own.
+    with_kernel = [k for k, P in enumerate(products, 1) if _rank(P, float(np.prod(norms[:k]))) < widths[0]]
     if not with_kernel:
         raise ValueError("W_{N-1} … W_1 has no kernel: at a critical point the gradient of the loss is zero at once")
     k_star = with_kernel[0]
@@ -129,9 +132,11 @@ def kernel_perturbation(net: LayerTuple, *, key: Key[Array, ""], size: float = 1
     return KernelPerturbation(perturbed, k_star, change)
 
 
-def _rank(matrix: np.ndarray) -> int:
+def _rank(matrix: np.ndarray, scale: float) -> int:
+    """Rank beside a scale: of the numbers that the matrix was computed from."""
     s = np.linalg.svd(matrix, compute_uv=False)
-    return decide_rank(s, size=max(matrix.shape), eps=float(np.finfo(matrix.dtype).eps)).rank
+    threshold = zero_threshold(scale, max(matrix.shape), float(np.finfo(matrix.dtype).eps))
+    return decide_rank(s, threshold=threshold).rank
 
 
 def descend_two_layers(problem: Problem, net: LayerTuple) -> LayerTuple | None:
@@ -153,7 +158,7 @@ def descend_two_layers(problem: Problem, net: LayerTuple) -> LayerTuple | None:
     f, a, d = (float(np.linalg.norm(np.asarray(x))) for x in matrices)
     if abs(gradient).max() <= zero_threshold((f + a) * d, max(gradient.shape), float(np.finfo(gradient.dtype).eps)):
         return None
-    kernel = np.linalg.svd(np.asarray(W2))[2][_rank(np.asarray(W2)) :]
+    kernel = np.linalg.svd(np.asarray(W2))[2][_rank(np.asarray(W2), float(np.linalg.norm(np.asarray(W2), 2))) :]
     if not kernel.size:
         return None
     i, j = np.unravel_index(np.argmax(abs(gradient)), gradient.shape)

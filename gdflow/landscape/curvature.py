@@ -6,11 +6,13 @@ Eigenvalues are computed on the host and are not differentiable; `hessian` and `
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
@@ -20,6 +22,9 @@ from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 from gdflow.ranks import UNCERTAIN_FACTOR
 from gdflow.tables import Printable, key_value_table
+
+#: Up to so many parameters extreme eigenpairs come from a dense eigendecomposition (half a second).
+MAX_EIGH = 1024
 
 #: Dense Hessians of more parameters than this (2 GiB in double precision) are refused.
 MAX_DENSE = 2**14
@@ -88,6 +93,11 @@ class Inertia(Printable):
             and self.largest_dropped <= self.threshold / UNCERTAIN_FACTOR
         )
 
+    def times(self, factor: float) -> "Inertia":
+        """The inertia of the Hessian times a positive factor."""
+        sizes = ("threshold", "smallest_kept", "largest_dropped", "eigenvalues")
+        return dataclasses.replace(self, **{name: factor * getattr(self, name) for name in sizes})
+
     @property
     def index(self) -> int:
         """The number of negative eigenvalues."""
@@ -151,16 +161,23 @@ def zero_eigenvalue(problem: Problem, net: LayerTuple, largest: float, tolerance
 
 
 def _natural_scale(problem: Problem, net: LayerTuple) -> float:
-    """Size of the terms that the Hessian is a sum of: `∏‖W_j‖²‖D‖² + ∏‖W_j‖ ‖AD‖`, the layer of least norm or two left out."""
+    """Size of the terms that the Hessian is a sum of: `∏‖W_j‖²‖D‖² + ∏‖W_j‖ ‖AD‖`, the layer of least norm or two left out.
+
+    A single layer has the first term only.
+    """
     norms = np.sort(np.asarray(net.layer_norms(), dtype=np.float64))
     D, A = (float(jnp.linalg.norm(x)) for x in (problem.design, problem.target))
-    return float(np.prod(norms[1:]) ** 2 * D**2 + np.prod(norms[2:]) * D * (A + np.prod(norms) * D))
+    first = np.prod(norms[1:]) ** 2 * D**2
+    return float(first + np.prod(norms[2:]) * D * (A + np.prod(norms) * D) if net.depth > 1 else first)
 
 
 def extreme_eigenpairs(
     problem: Problem, net: LayerTuple, num: int = 1, *, which: str = "smallest", tolerance: float = 0.0
 ) -> tuple[np.ndarray, list[LayerTuple]]:
-    """The smallest or largest eigenvalues of the Hessian of a large network, with unit eigenvectors, by Lanczos (ARPACK).
+    """The smallest or largest eigenvalues of the Hessian, each as often as it occurs, with orthonormal eigenvectors.
+
+    Up to `MAX_EIGH` parameters by a dense eigendecomposition, beyond by Lanczos (ARPACK). Lanczos from one vector sees one
+    eigenvector of each eigenvalue only, so it is run again on the complement of what it found until nothing better is left.
 
     **Arguments:**
 
@@ -183,41 +200,76 @@ def extreme_eigenpairs(
         raise ValueError(f'which must be "smallest" or "largest", got {which!r}')
     if not 1 <= num < flat.size:
         raise ValueError(f"num must lie between 1 and {flat.size - 1}, got {num}")
-    arrays, rest = eqx.partition(problem.without_info(), eqx.is_array)
+    sign = 1.0 if which == "smallest" else -1.0
+    if flat.size <= MAX_EIGH:
+        values, vectors = scipy.linalg.eigh(sign * np.asarray(hessian(problem, net)), subset_by_index=(0, num - 1))
+    else:
+        arrays, rest = eqx.partition(problem.without_info(), eqx.is_array)
 
-    @jax.jit
-    def apply(arrays, net, v):
-        return ravel_pytree(hessian_vector_product(eqx.combine(arrays, rest), net, unravel(v)))[0]
+        @jax.jit
+        def apply(arrays, net, v):
+            return ravel_pytree(hessian_vector_product(eqx.combine(arrays, rest), net, unravel(v)))[0]
 
-    operator = scipy.sparse.linalg.LinearOperator(
-        (flat.size, flat.size),
-        matvec=lambda v: np.asarray(apply(arrays, net, jnp.asarray(v).reshape(-1))),
-        dtype=flat.dtype,
-    )
-    # A fixed generic first vector: results are the same every time.
-    first = np.random.default_rng(0).normal(size=flat.size).astype(flat.dtype)
-    # A lower bound of ‖H‖, also of every |λ| if H is definite; zero only if H vanishes, for a generic vector.
-    v, size = first, 0.0
+        def product(v: np.ndarray) -> np.ndarray:
+            return sign * np.asarray(apply(arrays, net, jnp.asarray(v, flat.dtype)), dtype=np.float64)
+
+        values, vectors = _smallest_eigenpairs(product, flat.size, num, tolerance, float(jnp.finfo(flat.dtype).eps))
+    return sign * values, [unravel(jnp.asarray(v, flat.dtype)) for v in vectors.T]
+
+
+def _smallest_eigenpairs(
+    product: Callable[[np.ndarray], np.ndarray], size: int, num: int, tolerance: float, eps: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest eigenvalues of a symmetric operator, multiplicities counted, and orthonormal eigenvectors as columns."""
+    # Fixed generic vectors: results are the same every time.
+    rng = np.random.default_rng(0)
+    # A lower bound of ‖H‖; zero only if H vanishes, for a generic vector.
+    v, norm = rng.normal(size=size), 0.0
     for _ in range(8):
-        size = float(np.linalg.norm(v))
-        v = operator.matvec(v / size)
-        if not v.any():
-            return np.zeros(num), [unravel(jnp.eye(1, flat.size, k, dtype=flat.dtype)[0]) for k in range(num)]
-    # ARPACK's accuracy is relative to the eigenvalue, which no iteration reaches where that is zero: shifted it is not.
-    shift = 2 * float(np.linalg.norm(v)) * (-1 if which == "smallest" else 1)
-    values, vectors = scipy.sparse.linalg.eigsh(
-        operator + shift * scipy.sparse.linalg.aslinearoperator(scipy.sparse.identity(flat.size, flat.dtype)),
-        k=num, which="SA" if which == "smallest" else "LA", v0=first, tol=tolerance,
-    )  # fmt: skip
-    values = values - shift
-    order = np.argsort(values) if which == "smallest" else np.argsort(-values)
-    return values[order], [unravel(jnp.asarray(vectors[:, k])) for k in order]
+        v = product(v / np.linalg.norm(v))
+        norm = float(np.linalg.norm(v))
+        if norm == 0:
+            return np.zeros(num), np.eye(size, num)
+    # ARPACK's accuracy is relative to the eigenvalue, which no iteration reaches where that is zero: shifted, none is. What is
+    # found already is moved to zero, the far end.
+    shift, found = 2 * norm, np.zeros((size, 0))
+    values = np.zeros(0)
+
+    def off(v: np.ndarray) -> np.ndarray:
+        return v - found @ (found.T @ v)
+
+    def rest(v: np.ndarray) -> np.ndarray:
+        v = off(v.reshape(-1))
+        return off(product(v) - shift * v)
+
+    # So much do values differ that are equal to the accuracy asked for.
+    slack = max(tolerance, 1e3 * eps) * norm
+    while True:
+        first = off(rng.normal(size=size))
+        # An invariant space of fewer dimensions than ARPACK works in stops it: a multiple of the identity, above all.
+        image = rest(first)
+        rayleigh = float(first @ image / (first @ first))
+        if np.linalg.norm(image - rayleigh * first) <= slack * np.linalg.norm(first):
+            news, vectors = np.array([rayleigh]), first[:, None]
+        else:
+            news, vectors = scipy.sparse.linalg.eigsh(
+                scipy.sparse.linalg.LinearOperator((size, size), matvec=rest, dtype=np.float64),
+                k=num, which="SA", v0=first, tol=tolerance,
+            )  # fmt: skip
+        news = news + shift
+        if values.size >= num and news.min() >= values[num - 1] - slack:
+            return values[:num], found[:, :num]
+        # Twice projected, orthogonal to what was found to round-off.
+        found = np.linalg.qr(np.concatenate([found, off(off(vectors))], axis=1))[0]
+        values = np.concatenate([values, news])
+        order = np.argsort(values, kind="stable")
+        values, found = values[order], found[:, order]
+        if num == 1 or values.size == size:
+            return values[:num], found[:, :num]
 
 
 def sharpness(problem: Problem, net: LayerTuple) -> float:
     """The largest eigenvalue of the Hessian; gradient descent with step `η` is stable at a minimum iff `η < 2/sharpness`."""
-    if net.num_parameters <= 1024:
-        return float(np.linalg.eigvalsh(np.asarray(hessian(problem, net)))[-1])
     return float(extreme_eigenpairs(problem, net, which="largest")[0][0])
 
 

@@ -4,14 +4,17 @@ import math
 
 import numpy as np
 
-from gdflow.landscape.curvature import extreme_eigenpairs, hessian, zero_eigenvalue
+from gdflow.landscape.curvature import extreme_eigenpairs, zero_eigenvalue
 from gdflow.landscape.normal_form import NormalForm, as_jax, hidden_product, subset_indices
+from gdflow.landscape.scaling import scaled
 from gdflow.landscape.second_variation import second_variation
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 
 
-def escape_direction(problem: Problem, net: LayerTuple, subset: tuple[int, ...]) -> tuple[LayerTuple, str] | None:
+def escape_direction(
+    problem: Problem, net: LayerTuple, subset: tuple[int, ...], *, tolerance: float = 1e-9
+) -> tuple[LayerTuple, str] | None:
     """A unit direction `w` with `H_W(w) < 0` at a critical point with subset `S`, and where it comes from; else `None`.
 
     Tried in turn, and every candidate is checked by its value, which must stand out from round-off:
@@ -21,14 +24,27 @@ def escape_direction(problem: Problem, net: LayerTuple, subset: tuple[int, ...])
       `W_NZv = 0`, `Zv ≠ 0`, `tr(κ'uᵀ Zvκᵀ E_Y) ≠ 0` (printed `λv`, a vector, where a matrix is needed). For `N = 2`, where
       `Z = I`, it is the direction of Theorem 6.11 of Cohen's lecture.
     - the eigenvector of the Hessian's smallest eigenvalue.
+
+    **Arguments:** `tolerance`: `Zv` counts as zero at or below this multiple of the size of its factors.
+
+    Where the layers' norms are far apart, the eigenvector is that of the network with levelled norms
+    (`gdflow.landscape.scaling`): along it, too, the loss falls.
     """
+    unit = scaled(problem, net)
+    found = _escape(unit.problem, unit.net, subset, tolerance)
+    return None if found is None else (unit.back(found[0]), found[1])
+
+
+def _escape(
+    problem: Problem, net: LayerTuple, subset: tuple[int, ...], tolerance: float
+) -> tuple[LayerTuple, str] | None:
     form = NormalForm(problem)
     inner = form.into(net)
     round_off = 0.5 * zero_eigenvalue(problem, net, 0.0, 0.0)
     layers = [np.asarray(w) for w in inner.weights]
     candidates = [
         ("swap", _swap(layers, form.singular_values, subset)),
-        ("Proposition 4 iii", _kernel(form, layers, subset)),
+        ("Proposition 4 iii", _kernel(form, layers, subset, tolerance)),
     ]
     for name, w in candidates:
         if w is not None:
@@ -36,17 +52,8 @@ def escape_direction(problem: Problem, net: LayerTuple, subset: tuple[int, ...])
             direction = direction / float(direction.norm())
             if float(second_variation(problem, net, direction)) < -round_off:
                 return direction, name
-    direction = _eigenvector(problem, net)
+    direction = extreme_eigenpairs(problem, net)[1][0]
     return (direction, "eigenvector") if float(second_variation(problem, net, direction)) < -round_off else None
-
-
-def _eigenvector(problem: Problem, net: LayerTuple) -> LayerTuple:
-    if net.num_parameters <= 1024:
-        vectors = np.linalg.eigh(np.asarray(hessian(problem, net)))[1][:, 0]
-        sizes = np.cumsum([w.size for w in net.weights])[:-1]
-        parts = zip(np.split(vectors, sizes), net.weights, strict=True)
-        return as_jax(v.reshape(w.shape) for v, w in parts)
-    return extreme_eigenpairs(problem, net)[1][0]
 
 
 def _swap(layers: list[np.ndarray], s: np.ndarray, subset: tuple[int, ...]) -> list[np.ndarray] | None:
@@ -62,7 +69,9 @@ def _swap(layers: list[np.ndarray], s: np.ndarray, subset: tuple[int, ...]) -> l
     return [-layers[0] @ K, *(np.zeros(w.shape) for w in layers[1:-1]), K[:d_y, :d_y] @ layers[-1]]
 
 
-def _kernel(form: NormalForm, layers: list[np.ndarray], subset: tuple[int, ...]) -> list[np.ndarray] | None:
+def _kernel(
+    form: NormalForm, layers: list[np.ndarray], subset: tuple[int, ...], tolerance: float
+) -> list[np.ndarray] | None:
     """`w_1 = λ·v e_jᵀ`, `w_N = μ·e_j uᵀ`, `v` in the kernel of `R` but not of `Z`, `u = Zv`, for the largest `s_j ∉ S`."""
     s = form.singular_values
     _, outside = subset_indices(subset, len(s))
@@ -74,7 +83,7 @@ def _kernel(form: NormalForm, layers: list[np.ndarray], subset: tuple[int, ...])
     if not kernel.shape[1]:
         return None
     U, sigma, Vt = np.linalg.svd(Z @ kernel, full_matrices=False)
-    if not sigma.size or sigma[0] <= 1e-9 * math.prod(np.linalg.norm(w) for w in layers[1:-1]):
+    if not sigma.size or sigma[0] <= tolerance * math.prod(np.linalg.norm(w, 2) for w in layers[1:-1]):
         return None
     v, u, gain = kernel @ Vt[0], U[:, 0], sigma[0]
     j = outside[np.argmax(s[outside])]

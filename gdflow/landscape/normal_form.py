@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
-from gdflow.ranks import decide_rank
+from gdflow.ranks import decide_rank, zero_threshold
 
 
 class NormalForm:
@@ -68,16 +68,32 @@ class NormalForm:
     def degeneracy(self) -> str | None:
         """Why the `s_i` are not positive and pairwise distinct (assumption (A3) of the papers); `None` if they are."""
         s = self.singular_values
+        scale = float(s.max(initial=0.0))
+        # Squares of the ratios: those of the singular values themselves may overflow or vanish.
+        unit = s / scale if scale > 0 else s
         if decide_rank(s).rank < len(s):
             return f"s_{int(np.argmin(s)) + 1} = {s.min():.3g} is zero: it is in no subset, and enlarges the Hessian's kernel"
-        gaps = s[:-1] ** 2 - s[1:] ** 2
-        if decide_rank(np.append(gaps, s[0] ** 2)).rank <= gaps.size:
+        gaps = unit[:-1] ** 2 - unit[1:] ** 2
+        if decide_rank(np.append(gaps, 1.0)).rank <= gaps.size:
             i = int(np.argmin(gaps))
             return (
                 f"s_{i + 1} = {s[i]:.10g} and s_{i + 2} = {s[i + 1]:.10g} are equal: subsets that exchange them belong to one "
                 "connected critical set"
             )
         return None
+
+    def positive_subset(self) -> tuple[int, ...]:
+        """The indices of all singular values that are not zero: `S` of a perfect fit."""
+        return tuple(range(1, decide_rank(self.singular_values).rank + 1))
+
+    def is_nested(self, subset: tuple[int, ...]) -> bool:
+        """Whether no exchange lowers the loss: no singular value outside exceeds one inside, ties allowed."""
+        s = self.singular_values
+        inside, outside = subset_indices(subset, len(s))
+        if not (inside.size and outside.size and s.max() > 0):
+            return True
+        unit = s / s.max()
+        return bool(unit[outside].max() ** 2 - unit[inside].min() ** 2 <= zero_threshold(1.0))
 
     def check_distinct(self, purpose: str) -> None:
         """`ValueError` unless the `s_i` are positive and pairwise distinct."""

@@ -148,8 +148,3 @@ def find_pivots(layers: list[np.ndarray], target: np.ndarray, subset: tuple[int,
             pivots.append(Pivot(i, j, between, around, between.rank == r or around.rank == r))
     widths = (layers[0].shape[1], *(w.shape[0] for w in layers))
     return Pivots(subset, min(widths), products, tuple(pivots))
-
-
-def sparse_pivots(layers: list[np.ndarray], subset: tuple[int, ...], widths: tuple[int, ...]) -> Pivots:
-    """The pivots of a network of zeros and ones, whose ranks are those of any generic network of its pattern."""
-    return find_pivots(layers, np.eye(widths[-1], widths[0]), subset, tolerance=1e-9)

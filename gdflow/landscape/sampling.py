@@ -6,10 +6,13 @@ normal-form coordinates: with invertible `G_h` and `r = |S|`,
     W_1 = G_1[Σ_S; Z_1],   W_h = G_h diag(I_r, Z_h) G_{h-1}^{-1},   W_N = [E_S, E_QZ_N] G_{N-1}^{-1}
 
 (`E_S`, `E_Q` the unit columns in and outside `S`, `Σ_S`, `Σ_Q` the rows of `Σ_Y`) is critical iff `Z_N…Z_1 = 0` and
-`(Z_N…Z_{j+1})ᵀΣ_Q(Z_{j-1}…Z_1)ᵀ = 0` for every `j`. The `Z_h` here are partial permutations, that is systems of disjoint
-paths through the layers: the first condition says that no path leads from an input to an output, the second that for
-`i ∉ S` the path from input `i` and the path into output `i` leave a layer between them. Every rank type occurs among them;
-the `G_h` and a mixing of the free inputs make the points generic.
+`(Z_N…Z_{j+1})ᵀΣ_Q(Z_{j-1}…Z_1)ᵀ = 0` for every `j`. The columns of `Z_1` in `S` may be taken to be zero: the block
+`[I 0; B I]` of `G_1` that removes them is passed on through the layers and ends in `Z_N…Z_2B = 0`.
+
+The conditions are invariant under `Z_h → G_hZ_hG_{h-1}^{-1}` also at the ends, for `G_0`, `G_N` with `G_0Σ_Qᵀ = Σ_QᵀG_N`:
+outputs outside `S` are mixed among themselves, inputs outside `S` along with them, and the surplus inputs, of which `Σ_Q`
+knows nothing, freely. Up to all these changes of basis there are finitely many points, the systems of strings of
+`gdflow.landscape.strings`. So a random system and random `G_0, …, G_N` make a generic point of a random rank type.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,14 +23,12 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from gdflow.landscape.normal_form import NormalForm, as_jax, subset_indices
-from gdflow.landscape.pivots import sparse_pivots
+from gdflow.landscape.scaling import weight_exponent
+from gdflow.landscape.strings import find_strings
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 
 KINDS = ("any", "strict", "non-strict", "zero-hessian", "minimum", "balanced")
-
-#: So many systems of paths are tried for one that is of the kind and the ranks asked for.
-MAX_TRIES = 20_000
 
 
 def sample_critical_point(
@@ -46,7 +47,8 @@ def sample_critical_point(
 
     **Arguments:**
 
-    - `widths`: `(d_0, …, d_N)`, `N ≥ 2`, fitting the problem.
+    - `widths`: `(d_0, …, d_N)`, fitting the problem. A single layer (`N = 1`) is convex: its only point is
+      `problem.least_squares()`, on the stratum of all positive singular values, of kind `"any"` or `"minimum"`.
     - `subset`: `S`, indices of singular values from 1.
     - `kind`: `"any"`; `"strict"` (the Hessian has a negative eigenvalue); `"non-strict"` (a saddle with non-negative
       Hessian: every pivot tightened, which takes `N ≥ 3` and `S = {1..r}`, `r < r_max`); `"zero-hessian"` (`H_W ≡ 0`; takes
@@ -56,11 +58,13 @@ def sample_critical_point(
     - `norm` or `imbalance`: the point is moved on its stratum, by `W_1 → cW_1`, `W_2 → W_2/c`, until `‖(W_1, …, W_N)‖` or
       `‖W_2‖² − ‖W_1‖² = tr C_1` has this value (measured in the papers' coordinates, `gdflow.landscape.NormalForm`). Not for
       balanced points, whose scale is fixed.
-    - `spread`: singular values of the `G_h` lie between `1/spread` and `spread`; large ones make points on which every
-      eigenvalue tolerance fails.
+    - `spread`: singular values of the `G_h` lie between `1/spread` and `spread`, at the ends of the network up to the square
+      root of the ratio of the singular values outside `S`; large ones make points on which every eigenvalue tolerance fails.
+
+    The layers are of the size `s_1^{1/N}`: for a target `2^{Nk}` times as large the same key gives the layers times `2^k`.
 
     **Raises:** `ValueError` for tied or zero singular values, subsets out of range or larger than the bottleneck, kinds
-    that the stratum does not have, and ranks that were not met in 20 000 tries.
+    that the stratum does not have, and ranks that no point of the kind has: the rank types that exist are known exactly.
 
     ```python
     >>> net = sample_critical_point(problem, (6, 5, 5, 3), (1, 3), key=jax.random.key(0))
@@ -68,11 +72,11 @@ def sample_critical_point(
     ```
     """
     form, widths = NormalForm(problem), problem.check_widths(widths)
-    form.check_distinct("sampling critical points")
+    depth = len(widths) - 1
+    if depth > 1:
+        form.check_distinct("sampling critical points")
     inner = form.widths(widths)
     subset = form.check_subset(subset, inner)
-    if len(widths) < 3:
-        raise ValueError("a single layer has no critical point but the least-squares solution: problem.least_squares()")
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     if not (np.isfinite(spread) and spread >= 1):
@@ -84,22 +88,40 @@ def sample_critical_point(
     for name, value in (("norm", norm), ("imbalance", imbalance)):
         if value is not None and not np.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
+    wanted = _inner_ranks(ranks or {}, widths, form.transposed)
+    if depth == 1:
+        return _single_layer(problem, form, subset, kind, wanted, norm is None and imbalance is None)
     _check_kind(kind, subset, inner)
     rng = np.random.default_rng(np.asarray(jax.random.bits(key, (4,), jnp.uint32)))
-    wanted = _inner_ranks(ranks or {}, widths, form.transposed)
     if kind == "balanced":
-        weights = _balanced(form, inner, subset, rng)
         if any(rank != len(subset) for rank in wanted.values()):
             raise ValueError(f"at a balanced point every product has rank {len(subset)}")
+        weights = _balanced(form, inner, subset, rng)
     else:
-        Z = _find_paths(rng, inner, subset, kind, wanted)
+        Z = _string_layers(rng, inner, subset, kind, wanted)
         weights = _assemble(form, inner, subset, Z, rng, spread)
     return form.back(as_jax(_rescaled(weights, norm, imbalance)))
 
 
+def _single_layer(problem, form, subset, kind, ranks, scale_is_free) -> LayerTuple:
+    """The least-squares solution, the one critical point of a single layer (on the range of `X`)."""
+    whole = form.positive_subset()
+    if kind not in ("any", "minimum"):
+        raise ValueError(
+            f"a single layer is convex: its critical points are global minima, there are none of kind {kind!r}"
+        )
+    if subset != whole:
+        raise ValueError(f"a single layer is convex: its critical points have S = {whole}, not {subset}")
+    if not scale_is_free:
+        raise ValueError("a single layer has no free scale: give neither norm nor imbalance")
+    if any(rank != len(whole) for rank in ranks.values()):
+        raise ValueError(f"the least-squares solution has rank {len(whole)}")
+    return LayerTuple([problem.least_squares()])
+
+
 def _check_kind(kind: str, subset: tuple[int, ...], widths: tuple[int, ...]) -> None:
     r, depth = len(subset), len(widths) - 1
-    nested = subset == tuple(range(1, r + 1))
+    nested = _nested(subset)
     if kind == "minimum" and not (nested and r == min(widths)):
         raise ValueError(f"global minima have S = {{1..{min(widths)}}}, not {subset}")
     if kind == "strict" and nested and r == min(widths):
@@ -113,6 +135,10 @@ def _check_kind(kind: str, subset: tuple[int, ...], widths: tuple[int, ...]) -> 
         raise ValueError(
             f"a zero Hessian needs at least three layers and the empty subset; got {depth} layers, S = {subset}"
         )
+
+
+def _nested(subset: tuple[int, ...]) -> bool:
+    return subset == tuple(range(1, len(subset) + 1))
 
 
 def _inner_ranks(
@@ -129,82 +155,39 @@ def _inner_ranks(
     return inner
 
 
-def _find_paths(rng, widths, subset, kind, ranks) -> list[np.ndarray]:
-    """Partial permutations `Z_1 … Z_N` that make a critical point of the kind with the ranks asked for."""
-    for _ in range(MAX_TRIES):
-        Z = _draw_paths(rng, widths, subset)
-        if kind in ("any", "minimum") and not ranks:
-            return Z
-        pivots = sparse_pivots(_sparse_layers(Z, subset, widths), subset, widths)
-        fits = {"strict": pivots.strict, "non-strict": pivots.non_strict, "zero-hessian": pivots.zero_hessian}
-        if fits.get(kind, True) and all(pivots.rank(j, k) == rank for (j, k), rank in ranks.items()):
-            return Z
-    raise ValueError(
-        f"no critical point of kind {kind!r} with S = {subset}" + (f" and ranks {dict(ranks)}" if ranks else "")
-        + f" was found in {MAX_TRIES} tries: probably there is none"
-    )  # fmt: skip
+def _string_layers(rng, widths, subset, kind, ranks) -> list[np.ndarray]:
+    """The maps `Z_1 … Z_N` of a random system of strings of the kind with the ranks asked for, all entries 0 or 1.
 
-
-def _draw_paths(rng: np.random.Generator, widths: tuple[int, ...], subset: tuple[int, ...]) -> list[np.ndarray]:
-    """A random system of paths that meets the two conditions of the module's head."""
-    d_x, *_, d_y = widths
-    r, N = len(subset), len(widths) - 1
-    _, outside = subset_indices(subset, d_y)
-    sizes = [d_x, *(d - r for d in widths[1:-1]), d_y - r]
-    density = rng.choice([0.0, 0.3, 0.7, 1.0])
-    # Where each path began: ("input", i) or ("layer", h). `extent[i]`: how many layers the path from input i reached.
-    origin: list[tuple[str, int] | None] = [("input", i) for i in range(d_x)]
-    extent = dict.fromkeys(range(d_x), 0)
-    Z = []
-    for h in range(1, N):
-        matrix = np.zeros((sizes[h], sizes[h - 1]))
-        after: list[tuple[str, int] | None] = [("layer", h)] * sizes[h]
-        # Paths from inputs outside S end before layer N-1, so that their output may have an empty path.
-        able = [c for c in range(sizes[h - 1]) if not (h == N - 1 and _from_outside(origin[c], outside))]
-        number = min(int(rng.binomial(min(sizes[h], len(able)), density)), len(able), sizes[h])
-        rows, columns = rng.permutation(sizes[h])[:number], rng.permutation(able)[:number]
-        for row, column in zip(rows, columns, strict=True):
-            matrix[row, column] = 1.0
-            start = origin[int(column)]
-            after[int(row)] = start
-            if start is not None and start[0] == "input":
-                extent[start[1]] = h
-        Z.append(matrix)
-        origin = after
-    last = np.zeros((sizes[N], sizes[N - 1]))
-    if N > 1:
-        unused = [int(c) for c in rng.permutation(sizes[N - 1])]
-        for row in rng.permutation(sizes[N]):
-            if rng.random() >= density:
-                continue
-            i = int(outside[row])
-            for column in unused:
-                start = origin[column]
-                # The path into output i starts in a layer b with extent[i] + 2 ≤ b, and never at an input.
-                if start is not None and start[0] == "layer" and extent[i] + 2 <= start[1]:
-                    last[row, column] = 1.0
-                    unused.remove(column)
-                    break
-    Z.append(last)
-    return Z
-
-
-def _from_outside(origin: tuple[str, int] | None, outside: np.ndarray) -> bool:
-    return origin is not None and origin[0] == "input" and origin[1] in outside
-
-
-def _sparse_layers(Z: list[np.ndarray], subset: tuple[int, ...], widths: tuple[int, ...]) -> list[np.ndarray]:
-    """The layers with all `G_h` and all singular values one."""
+    `Z_1` has the columns outside `S` only: those of the outputs outside `S`, to which they belong, then the surplus ones.
+    """
     r = len(subset)
-    inside, outside = subset_indices(subset, widths[-1])
-    layers = [np.concatenate([np.eye(widths[0])[inside], Z[0]])]
-    for z in Z[1:-1]:
-        layer = np.zeros((r + z.shape[0], r + z.shape[1]))
-        layer[:r, :r], layer[r:, r:] = np.eye(r), z
-        layers.append(layer)
-    E = np.eye(widths[-1])
-    layers.append(np.concatenate([E[:, inside], E[:, outside] @ Z[-1]], axis=1))
-    return layers
+    sizes = tuple(d - r for d in widths)
+    condition = {"strict": "not-tightened" if _nested(subset) else "any", "non-strict": "tightened"}
+    strings = find_strings(
+        rng,
+        sizes,
+        counts={(j - 1, k): rank - r for (j, k), rank in ranks.items()},
+        kind="zero-hessian" if kind == "zero-hessian" else condition.get(kind, "any"),
+    )
+    if strings is None:
+        of = f" and ranks {dict(ranks)}" if ranks else ""
+        raise ValueError(f"there is no critical point of kind {kind!r} with S = {subset}{of}")
+    N = len(sizes) - 1
+    Z = [np.zeros((after, before)) for before, after in zip(sizes[:-1], sizes[1:], strict=True)]
+    # V_N goes into the first part of V_0: a string through both takes the same place in them.
+    taken = [0] * N + [0]
+    taken[0] = sizes[N]
+    for string in strings:
+        places = {}
+        for before, v in zip([None, *string[:-1]], string, strict=True):
+            if before == N:
+                places[v] = places[N]
+            else:
+                places[v] = taken[v]
+                taken[v] += 1
+            if before is not None and before != N:
+                Z[before][places[v], places[before]] = 1.0
+    return Z
 
 
 def _orthogonal(rng: np.random.Generator, n: int, k: int | None = None) -> np.ndarray:
@@ -216,26 +199,43 @@ def _conditioned(rng: np.random.Generator, n: int, spread: float) -> np.ndarray:
     return _orthogonal(rng, n) * spread ** rng.uniform(-1, 1, n) @ _orthogonal(rng, n)
 
 
+def _end_mixing(rng: np.random.Generator, s: np.ndarray, surplus: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Random `G_0^{-1}` and `G_N` that take the strings to `Σ_Qᵀ`, up to a factor; `s`: the singular values outside `S`.
+
+    The strings have `[I; 0]` for `Σ_Qᵀ = [D; 0]`, so `G_0 = [DG_N, B; 0, C]`, here with `D/s_min` shared out between both ends:
+    `G_N = D^{-1/2}g`, `g`, `C` and `B` random.
+    """
+    q = s.size
+    root = np.sqrt(s / s.min()) if q else np.ones(0)
+    g, C = _conditioned(rng, q, spread), _conditioned(rng, surplus, spread)
+    B = rng.normal(size=(q, surplus)) / (np.sqrt(q) + np.sqrt(surplus)) if q and surplus else np.zeros((q, surplus))
+    A_inverse, C_inverse = np.linalg.inv(g) / root[None, :], np.linalg.inv(C)
+    inverse = np.block([[A_inverse, -A_inverse @ B @ C_inverse], [np.zeros((surplus, q)), C_inverse]])
+    return inverse, g / root[:, None]
+
+
 def _assemble(form, widths, subset, Z, rng, spread) -> list[np.ndarray]:
-    """The layers from the paths, random `G_h`, and a random mixing of the inputs that no condition involves."""
-    inside, _ = subset_indices(subset, widths[-1])
-    d_x, d_y = widths[0], widths[-1]
-    mix = np.eye(d_x)
-    # Inputs in S stay among themselves, in the range of Σ_S: mixed with the surplus inputs they would add to the ranks.
-    mix[np.ix_(inside, inside)] = _conditioned(rng, len(subset), spread)
-    mix[d_y:, d_y:] = _conditioned(rng, d_x - d_y, spread)
-    mix[d_y:, inside] = rng.normal(size=(d_x - d_y, len(subset)))
-    layers = _sparse_layers(Z, subset, widths)
-    r = len(subset)
-    layers[0][:r] = np.asarray(form.target)[inside]
-    layers[0][r:] = layers[0][r:] @ mix
-    G = [_conditioned(rng, d, spread) for d in widths[1:-1]]
-    inverses = [np.linalg.inv(g) for g in G]
-    layers[0] = G[0] @ layers[0]
-    for h in range(1, len(layers) - 1):
-        layers[h] = G[h] @ layers[h] @ inverses[h - 1]
-    layers[-1] = layers[-1] @ inverses[-1]
-    return layers
+    """The layers from the strings and random `G_0, …, G_N`."""
+    d_x, d_y, r, N = widths[0], widths[-1], len(subset), len(widths) - 1
+    inside, outside = subset_indices(subset, d_y)
+    # Made for singular values of order one: powers of two change no digit.
+    exponent = weight_exponent(form.singular_values, N)
+    s = np.ldexp(form.singular_values, -N * exponent)
+    first_mix, last_mix = _end_mixing(rng, s[outside], d_x - d_y, spread)
+    first = np.zeros((widths[1], d_x))
+    first[np.arange(r), inside] = s[inside]
+    first[r:, [*outside, *range(d_y, d_x)]] = Z[0] @ first_mix
+    last = np.zeros((d_y, widths[-2]))
+    last[inside, np.arange(r)] = 1.0
+    last[outside, r:] = last_mix @ Z[-1]
+    layers = [first, *(np.zeros((b, a)) for a, b in zip(widths[1:-2], widths[2:-1], strict=True)), last]
+    for layer, z in zip(layers[1:-1], Z[1:-1], strict=True):
+        layer[:r, :r], layer[r:, r:] = np.eye(r), z
+    for h, d in enumerate(widths[1:-1]):
+        G = _conditioned(rng, d, spread)
+        layers[h] = G @ layers[h]
+        layers[h + 1] = layers[h + 1] @ np.linalg.inv(G)
+    return [np.ldexp(w, exponent) for w in layers]
 
 
 def _balanced(form: NormalForm, widths: tuple[int, ...], subset: tuple[int, ...], rng) -> list[np.ndarray]:

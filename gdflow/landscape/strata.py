@@ -34,9 +34,11 @@ class Stratum:
 
     - `subset`: `S`, indices from 1; `rank`: `|S|`; `value`: `ℓ(S)`.
     - `level`: the number of its level, 0 the global minimum.
-    - `kind`: `"global minima"`, `"strict saddles"`, or `"saddles, some non-strict"` (which needs `N ≥ 3` and `S = {1..r}`).
+    - `kind`: `"global minima"`, `"strict saddles"`, or `"saddles, some non-strict"` (which needs `N ≥ 3`,
+      no singular value outside `S` above one inside, up to ties, and room in `S` for another positive one).
     - `dimension`, `index`, `nullity`, `positive`: of the stratum and of the Hessian's eigenvalues on it; `None` where no
-      formula is known (more than one hidden layer, tied or zero singular values): sample a point and take its `inertia`.
+      formula is known (more than one hidden layer; one with tied or zero singular values): sample a point and take its
+      `inertia`.
     """
 
     subset: tuple[int, ...]
@@ -128,7 +130,8 @@ def strata(problem: Problem, widths: Iterable[int], *, lowest: int | None = None
 
     **Arguments:**
 
-    - `widths`: `(d_0, …, d_N)`, `N ≥ 2`, fitting the problem.
+    - `widths`: `(d_0, …, d_N)`, fitting the problem. A single layer (`N = 1`) is convex and has the one stratum of the
+      global minima, where the whole target is fitted.
     - `lowest`: only the strata of the lowest so many levels.
 
     **Raises:** `ValueError` for losses without levels, widths that do not fit, and more than 2²⁰ subsets without `lowest`.
@@ -138,8 +141,10 @@ def strata(problem: Problem, widths: Iterable[int], *, lowest: int | None = None
     ```
     """
     form, widths = NormalForm(problem), problem.check_widths(widths)
-    if len(widths) < 3:
-        raise ValueError("a single layer has no critical point but the least-squares solution: problem.least_squares()")
+    if lowest is not None and lowest < 1:
+        raise ValueError(f"lowest must be at least 1, got {lowest}")
+    if len(widths) == 2:
+        return _single_layer(form, problem, widths)
     s, max_rank = form.singular_values, form.max_rank(widths)
     levels = critical_values(problem, max_rank, lowest=lowest)
     degeneracy = form.degeneracy()
@@ -154,7 +159,7 @@ def strata(problem: Problem, widths: Iterable[int], *, lowest: int | None = None
     if unlisted:
         notes.append(f"{unlisted} subsets of shared levels are not listed")
     d_in_null = problem.d_in - form.widths(widths)[-1 if form.transposed else 0]
-    best = min(max_rank, int(np.sum(s > 0)))
+    best = min(max_rank, len(form.positive_subset()))
     rows = []
     for k, level in enumerate(levels):
         for subset in level.subsets:
@@ -165,10 +170,9 @@ def strata(problem: Problem, widths: Iterable[int], *, lowest: int | None = None
                 counts = dict(
                     dimension=nullity, index=index, nullity=nullity, positive=count_parameters(widths) - nullity - index
                 )
-            nested = subset == tuple(range(1, len(subset) + 1))
             if k == 0:
                 kind = "global minima"
-            elif len(widths) > 3 and (nested or not distinct) and len(subset) < best:
+            elif len(widths) > 3 and form.is_nested(subset) and len(subset) < best:
                 kind = "saddles, some non-strict"
             else:
                 kind = "strict saddles"
@@ -183,6 +187,18 @@ def strata(problem: Problem, widths: Iterable[int], *, lowest: int | None = None
                 )
             )
     return Strata(tuple(rows), widths, tuple(map(float, s)), levels.complete and not unlisted, tuple(notes))
+
+
+def _single_layer(form: NormalForm, problem: Problem, widths: tuple[int, ...]) -> Strata:
+    """The minimisers of a convex quadratic form: an affine space, along the null directions of `X`."""
+    subset, s = form.positive_subset(), form.singular_values
+    rank_inputs = problem.decomposition.S_X.shape[0]
+    nullity = problem.d_out * (problem.d_in - rank_inputs)
+    row = Stratum(
+        subset=subset, rank=len(subset), value=0.5 * float(np.sum(s[len(subset) :] ** 2)), level=0, kind="global minima",
+        dimension=nullity, index=0, nullity=nullity, positive=problem.d_out * rank_inputs,
+    )  # fmt: skip
+    return Strata((row,), widths, tuple(map(float, s)), True, ("a single layer is convex: there are no saddles",))
 
 
 def stratum_tangent_space(problem: Problem, net: LayerTuple, subset: Iterable[int]) -> Float[Array, "P dim"]:

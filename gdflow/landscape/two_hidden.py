@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from gdflow.landscape.escape import escape_direction
 from gdflow.landscape.normal_form import NormalForm, as_jax, count_exchanges, subset_indices
+from gdflow.landscape.scaling import scaled
 from gdflow.landscape.second_variation import second_variation
 from gdflow.network import LayerTuple, matmul
 from gdflow.problem import Problem
@@ -76,7 +77,10 @@ def two_hidden_case(
     else:
         name = ("1." if rank_Z.rank == 0 else "2.") + ("1" if free else "2")
         if free:
-            direction = _descend(problem, net, basis, first / max(n1, tiny) >= last / max(n3, tiny))
+            unit = scaled(problem, net)
+            inner = _basis(unit.problem, unit.net, basis.subset)
+            through_first = first / max(n1, tiny) >= last / max(n3, tiny)
+            direction = unit.back(_descend(unit.problem, unit.net, inner, through_first))
         else:
             index = count_exchanges(basis.subset, form.singular_values)
             direction = (escape_direction(problem, net, subset) or (None,))[0] if index else None
