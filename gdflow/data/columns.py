@@ -90,8 +90,7 @@ def bad_cell(source: str, name: str, cell: object, *, where: str) -> ValueError:
     else:
         what = f"holds {shown}, which is no number"
     return ValueError(
-        f"{source}: column {label(name)}, {where} {what}; "
-        "mend it or leave the column out by naming the feature columns"
+        f"{source}: column {label(name)}, {where} {what}; mend it or leave the column out by naming the feature columns"
     )
 
 
