@@ -7,17 +7,36 @@ import math
 import os
 import pathlib
 import platform
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import cyclopts
-import rich.console
-import rich.markup
-from cyclopts import Parameter
 
-from gdflow.tables import shortened, visible
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Lets an interrupt end the process at once: amid imports it would leave a traceback, if not a broken module."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+with _ended_by_interrupts():
+    import cyclopts
+    import rich.console
+    import rich.markup
+    from cyclopts import Parameter
+    from cyclopts.validators import Number
+
+    from gdflow.tables import shortened, visible
 
 # What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
 if TYPE_CHECKING:
@@ -25,8 +44,16 @@ if TYPE_CHECKING:
 
 BASINS_PICTURE, TRAJECTORY_PICTURE = "basins.png", "trajectory.png"
 
+#: More hidden layers than this are taken for a mistake: compiling takes time for each.
+_MOST_LAYERS = 1000
 #: Messages are cut to so many characters.
 _LONGEST_MESSAGE = 2000
+
+# Numbers beyond any use, which would overflow somewhere; what is sensible the library says itself.
+Count = Annotated[int, Parameter(validator=Number(lt=2**63))]
+Steps = Annotated[int, Parameter(validator=Number(lte=10**8))]
+Width = Annotated[int, Parameter(validator=Number(lte=2**30))]
+Tolerance = Annotated[float, Parameter(validator=Number(lte=1))]
 
 app = cyclopts.App(
     name="gdflow",
@@ -106,10 +133,14 @@ class Columns:
 
     targets: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
     features: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
-    hidden: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (5, 5)
+    hidden: Annotated[tuple[Width, ...], Parameter(consume_multiple=True, negative="")] = (5, 5)
     coordinates: Literal["data", "whitened"] = "data"
     center: bool | None = None
     scale: bool | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.hidden) > _MOST_LAYERS:
+            raise ValueError(f"--hidden names {len(self.hidden)} layers, more than {_MOST_LAYERS}")
 
     def problem(self, path: pathlib.Path | None) -> Any:
         """The `Problem` of the data, which are read and checked; of the bundled data if there is no path."""
@@ -207,10 +238,10 @@ def basins(
     *,
     columns: Columns = COLUMNS,
     starts: Starts = STARTS,
-    num: int = 10_000,
+    num: Count = 10_000,
     t1: float = math.inf,
-    max_steps: int = 10_000,
-    rtol: float = 1e-6,
+    max_steps: Steps = 10_000,
+    rtol: Tolerance = 1e-6,
     atol: float = 1e-9,
     kind: Literal["exact", "almost sure", "balanced"] | None = None,
     confidence: float = 0.95,
@@ -279,7 +310,7 @@ def basins(
 
 
 @app.command
-def report(data: pathlib.Path | None = None, /, *, columns: Columns = COLUMNS, lowest: int = 16) -> None:
+def report(data: pathlib.Path | None = None, /, *, columns: Columns = COLUMNS, lowest: Count = 16) -> None:
     """What is known of a problem before any flow: assumptions with margins, singular values, critical values.
 
     Parameters
@@ -302,8 +333,8 @@ def simulate_command(
     starts: Starts = STARTS,
     start: int = 0,
     t1: float = math.inf,
-    max_steps: int = 10_000,
-    rtol: float = 1e-8,
+    max_steps: Steps = 10_000,
+    rtol: Tolerance = 1e-8,
     atol: float = 1e-10,
     out: Folder = DEFAULT_OUT,
     overwrite: bool = False,
@@ -429,7 +460,10 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
 def _run(arguments: list[str]) -> None:
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     if command.__module__ == __name__:  # neither help nor version
-        import jax
+        with _ended_by_interrupts():
+            import jax
+
+            import gdflow.experiments  # noqa: F401 (and all below it)
 
         jax.config.update("jax_enable_x64", True)  # certificates need double precision
         keep_compiled_programs()
