@@ -1,35 +1,34 @@
 """Gradient flow in deep linear networks: simulation, invariants, certificates and basins of attraction."""
 
+import importlib
+import pathlib
+import re
 from importlib.metadata import version as _version
-
-from gdflow import initialization as initialization
-from gdflow import landscape as landscape
-from gdflow.basins import BasinEstimate as BasinEstimate
-from gdflow.basins import basin_sizes as basin_sizes
-from gdflow.certificates import certify as certify
-from gdflow.dynamics import RK4 as RK4
-from gdflow.dynamics import RKC as RKC
-from gdflow.dynamics import AtCertificate as AtCertificate
-from gdflow.dynamics import AtEvent as AtEvent
-from gdflow.dynamics import AtGradientNorm as AtGradientNorm
-from gdflow.dynamics import GaussLegendre as GaussLegendre
-from gdflow.dynamics import Trajectory as Trajectory
-from gdflow.dynamics import limit as limit
-from gdflow.dynamics import riemannian_flow as riemannian_flow
-from gdflow.dynamics import shoot_at_saddle as shoot_at_saddle
-from gdflow.dynamics import simulate as simulate
-from gdflow.invariants import conserved as conserved
-from gdflow.invariants import drift as drift
-from gdflow.invariants import num_independent_laws as num_independent_laws
-from gdflow.landscape import classify as classify
-from gdflow.landscape import hessian as hessian
-from gdflow.landscape import inertia as inertia
-from gdflow.landscape import sample_critical_point as sample_critical_point
-from gdflow.landscape import second_variation as second_variation
-from gdflow.landscape import strata as strata
-from gdflow.network import LayerTuple as LayerTuple
-from gdflow.problem import Problem as Problem
-from gdflow.problem import critical_values as critical_values
-from gdflow.problem import iterate_critical_values as iterate_critical_values
+from typing import Any
 
 __version__ = _version("gdflow")
+
+# Public names are imported when they are used first: importing all of JAX takes seconds, in which the command line could neither
+# show its help nor be interrupted without a traceback. The stub lists them, for type checkers and for us.
+_STUB = pathlib.Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_MODULES = {name: module for module, name in re.findall(r"^from (gdflow\S*) import (\w+) as", _STUB, re.MULTILINE)}
+
+
+def __getattr__(name: str) -> Any:
+    if _MODULES.get(name, "gdflow") != "gdflow":
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    elif name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    else:
+        try:
+            value = importlib.import_module(f"gdflow.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"gdflow.{name}":
+                raise
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -7,40 +7,54 @@ import math
 import os
 import pathlib
 import platform
+import signal
 import sys
-from typing import Annotated, Any, Literal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jax
 
-jax.config.update("jax_enable_x64", True)  # certificates need double precision
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Lets an interrupt end the process at once: amid imports it would leave a traceback, if not a broken module."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
-import cyclopts  # noqa: E402
-import numpy as np  # noqa: E402
-import rich.console  # noqa: E402
-import rich.markup  # noqa: E402
-from cyclopts import Parameter  # noqa: E402
 
-from gdflow import plotting  # noqa: E402
-from gdflow.basins import basin_sizes  # noqa: E402
-from gdflow.basins.storage import OUTCOMES, SUMMARY, prepare_folder  # noqa: E402
-from gdflow.data import linnerud_path  # noqa: E402
-from gdflow.data.bundled import LINNERUD_TARGETS  # noqa: E402
-from gdflow.dynamics import AtCertificate, simulate  # noqa: E402
-from gdflow.experiments import find_experiment, run_experiment  # noqa: E402
-from gdflow.initialization import (  # noqa: E402
-    AbstractInitialization,
-    Balanced,
-    Gaussian,
-    Orthogonal,
-    Pyramidal,
-    UniformBall,
-)
-from gdflow.problem import Problem  # noqa: E402
+with _ended_by_interrupts():
+    import cyclopts
+    import rich.console
+    import rich.markup
+    from cyclopts import Parameter
+    from cyclopts.validators import Number
+
+    from gdflow.tables import shortened, visible
+
+# What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BASINS_PICTURE, TRAJECTORY_PICTURE = "basins.png", "trajectory.png"
 
-# Where the output is no terminal rich would assume 80 columns, too few for the tables.
-console = rich.console.Console(width=None if sys.stdout.isatty() else 100)
+#: More hidden layers than this are taken for a mistake: compiling takes time for each.
+_MOST_LAYERS = 1000
+#: Messages are cut to so many characters.
+_LONGEST_MESSAGE = 2000
+
+# Numbers beyond any use, which would overflow somewhere; what is sensible the library says itself.
+Count = Annotated[int, Parameter(validator=Number(lt=2**63))]
+Steps = Annotated[int, Parameter(validator=Number(lte=10**8))]
+Width = Annotated[int, Parameter(validator=Number(lte=2**30))]
+Tolerance = Annotated[float, Parameter(validator=Number(lte=1))]
+
 app = cyclopts.App(
     name="gdflow",
     help=(
@@ -49,6 +63,51 @@ app = cyclopts.App(
     ),
     version=importlib.metadata.version("gdflow"),
 )
+
+#: What went wrong without ending the command: said at its end.
+_failures: list[str] = []
+
+
+class _Console(rich.console.Console):
+    """A console that leaves it to us what to do when nobody reads any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise
+
+
+def _say(what: rich.console.RenderableType) -> None:
+    """Prints to standard output. If nobody reads there any more, or the disk is full, the command goes on in silence."""
+    try:
+        # Where the output is no terminal rich would assume 80 columns, too few for the tables.
+        _Console(width=None if sys.stdout.isatty() else 100).print(what)
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _failures.append(f"standard output cannot be written: {error.strerror}")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (stays open to the end)
+
+
+def _complain(message: str, style: str = "bold red") -> None:
+    """Prints one message to standard error, safe to show."""
+    text = rich.markup.escape(visible(shortened(message, _LONGEST_MESSAGE), keep="\n"))
+    with contextlib.suppress(OSError):
+        _Console(stderr=True).print(f"[{style}]gdflow:[/] {text}", soft_wrap=True, highlight=False)
+
+
+def _save_picture(draw: "Callable[[], Figure]", path: pathlib.Path) -> bool:
+    """Draws a picture into a file, complete or not at all; a failure is said at the end, for the numbers are there."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        draw().savefig(partial, dpi=150, format="png")
+        os.replace(partial, path)
+    except Exception as error:  # whatever it was
+        _failures.append(f"the picture {path} could not be made: {type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def _say_written(names: tuple[str, ...], folder: pathlib.Path) -> None:
+    _say(f"wrote {', '.join(names)} to {rich.markup.escape(visible(str(folder)))}{os.sep}")
 
 
 @Parameter(name="*")
@@ -74,15 +133,28 @@ class Columns:
 
     targets: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
     features: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
-    hidden: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (5, 5)
+    hidden: Annotated[tuple[Width, ...], Parameter(consume_multiple=True, negative="")] = (5, 5)
     coordinates: Literal["data", "whitened"] = "data"
     center: bool | None = None
     scale: bool | None = None
 
-    def problem(self, path: pathlib.Path | None) -> Problem:
-        """Reads and checks the data; the bundled ones if there is no path."""
+    def __post_init__(self) -> None:
+        if len(self.hidden) > _MOST_LAYERS:
+            raise ValueError(f"--hidden names {len(self.hidden)} layers, more than {_MOST_LAYERS}")
+
+    def problem(self, path: pathlib.Path | None) -> Any:
+        """The `Problem` of the data, which are read and checked; of the bundled data if there is no path."""
+        try:
+            return self._problem(path)
+        except TypeError as error:  # of the data
+            raise ValueError(str(error)) from error
+
+    def _problem(self, path: pathlib.Path | None) -> Any:
+        from gdflow.data.bundled import LINNERUD_TARGETS, linnerud_path
+        from gdflow.problem import Problem
+
         for name in (*self.targets, *self.features):
-            if pathlib.Path(name).is_file():
+            if os.path.isfile(name):
                 raise ValueError(
                     f"{name!r} was read as a column name but is a file: put the data file first, e.g. "
                     f"gdflow basins {name} --targets …"
@@ -91,8 +163,6 @@ class Columns:
             if self.targets or self.features:
                 raise ValueError("--targets and --features need a data file: gdflow basins FILE.csv --targets …")
             return self._csv(linnerud_path(), LINNERUD_TARGETS)
-        if not path.exists():
-            raise ValueError(f"there is no file {str(path)!r}")
         if path.suffix.lower() != ".npz":
             return self._csv(path, self.targets)
         if self.targets or self.features:
@@ -100,7 +170,9 @@ class Columns:
         options = dict(center=bool(self.center), scale=bool(self.scale))
         return Problem.from_npz(path, coordinates=self.coordinates, **options)
 
-    def _csv(self, path: pathlib.Path, targets: tuple[str, ...]) -> Problem:
+    def _csv(self, path: pathlib.Path, targets: tuple[str, ...]) -> Any:
+        from gdflow.problem import Problem
+
         options = dict(center=self.center is not False, scale=self.scale is not False)
         return Problem.from_csv(path, targets, self.features or None, coordinates=self.coordinates, **options)
 
@@ -125,8 +197,10 @@ class Starts:
     init_scale: float | None = None
     seed: int = 0
 
-    def law(self, widths: tuple[int, ...]) -> AbstractInitialization:
-        """The law on networks of these widths."""
+    def law(self, widths: tuple[int, ...]) -> Any:
+        """The law, an `AbstractInitialization`, on networks of these widths."""
+        from gdflow.initialization import Balanced, Gaussian, Orthogonal, Pyramidal, UniformBall
+
         if self.init == "gaussian":
             return Gaussian(widths, "fan_in" if self.init_scale is None else self.init_scale)
         size = 1.0 if self.init_scale is None else self.init_scale
@@ -136,6 +210,8 @@ class Starts:
 
     def key(self):
         """The random key."""
+        import jax
+
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"--seed must lie between 0 and 2**63 - 1, got {self.seed}")
         return jax.random.key(self.seed)
@@ -145,6 +221,16 @@ COLUMNS, STARTS = Columns(), Starts()
 DEFAULT_OUT = pathlib.Path("gdflow-out")
 
 
+def _as_folder(_: Any, tokens: Any) -> pathlib.Path:
+    """The folder that an option names; an empty name is none, while `Path("")` is the current folder."""
+    if not tokens[0].value:
+        raise ValueError("the name of the output folder is empty; for the current folder it is a dot")
+    return pathlib.Path(tokens[0].value)
+
+
+Folder = Annotated[pathlib.Path, Parameter(converter=_as_folder)]
+
+
 @app.command
 def basins(
     data: pathlib.Path | None = None,
@@ -152,17 +238,17 @@ def basins(
     *,
     columns: Columns = COLUMNS,
     starts: Starts = STARTS,
-    num: int = 10_000,
+    num: Count = 10_000,
     t1: float = math.inf,
-    max_steps: int = 10_000,
-    rtol: float = 1e-6,
+    max_steps: Steps = 10_000,
+    rtol: Tolerance = 1e-6,
     atol: float = 1e-9,
     kind: Literal["exact", "almost sure", "balanced"] | None = None,
     confidence: float = 0.95,
     audit: int | None = None,
     lanes: int | None = None,
     staircase: bool = True,
-    out: pathlib.Path = DEFAULT_OUT,
+    out: Folder = DEFAULT_OUT,
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
@@ -183,12 +269,12 @@ def basins(
     atol
         Absolute tolerance of the integration.
     kind
-        exact: certified for this very start. almost sure: up to starts of measure zero, stops earlier at bottlenecks. balanced:
-        limits of lower rank are certified too, the default for balanced starts (exact for others).
+        exact: certified for this very start. almost sure: up to starts of measure zero, stops earlier at bottlenecks, for laws
+        with a density. balanced: limits of lower rank are certified too, for balanced starts. The default follows the law.
     confidence
         Confidence of the intervals.
     audit
-        Starts to re-run with another solver at 100 times tighter tolerances. By default 5 % of them, at most 500.
+        Starts to re-run with another solver at 100 times tighter tolerances. By default 5 %, at least 100 and at most 500.
     lanes
         Starts in flight at once, per core. Results do not depend on it.
     staircase
@@ -200,24 +286,30 @@ def basins(
     progress
         Show a progress bar.
     """
+    from gdflow import plotting
+    from gdflow.basins import basin_sizes
+    from gdflow.basins.storage import OUTCOMES, SUMMARY, prepare_folder
+
     problem = columns.problem(data)
     widths = problem.widths(columns.hidden)
     law, key = starts.law(widths), starts.key()
-    audit = min(500, math.ceil(max(num, 0) / 20)) if audit is None else audit
     folder = prepare_folder(out, (OUTCOMES, SUMMARY, BASINS_PICTURE), overwrite=overwrite)
-    console.print(problem.report(widths, lowest=16))
+    _say(problem.report(widths, lowest=16))
     estimate = basin_sizes(
         problem, law, num, key=key, t1=t1, max_steps=max_steps, rtol=rtol, atol=atol, kind=kind, confidence=confidence,
         audit=audit, lanes=lanes, crossings="staircase" if staircase else (), folder=folder, overwrite=overwrite,
         progress=progress,
     )  # fmt: skip
-    console.print(estimate)
-    plotting.plot_basins(estimate, problem, law, key).savefig(folder / BASINS_PICTURE, dpi=150)
-    console.print(f"wrote {OUTCOMES}, {SUMMARY} and {BASINS_PICTURE} to {folder}{os.sep}")
+    _say(estimate)
+    written = () if _failures else (OUTCOMES, SUMMARY)
+    if _save_picture(lambda: plotting.plot_basins(estimate, problem, law, key), folder / BASINS_PICTURE):
+        written = (*written, BASINS_PICTURE)
+    if written:
+        _say_written(written, folder)
 
 
 @app.command
-def report(data: pathlib.Path | None = None, /, *, columns: Columns = COLUMNS, lowest: int = 16) -> None:
+def report(data: pathlib.Path | None = None, /, *, columns: Columns = COLUMNS, lowest: Count = 16) -> None:
     """What is known of a problem before any flow: assumptions with margins, singular values, critical values.
 
     Parameters
@@ -228,7 +320,7 @@ def report(data: pathlib.Path | None = None, /, *, columns: Columns = COLUMNS, l
         How many of the lowest critical values to list.
     """
     problem = columns.problem(data)
-    console.print(problem.report(problem.widths(columns.hidden), lowest=lowest))
+    _say(problem.report(problem.widths(columns.hidden), lowest=lowest))
 
 
 @app.command(name="simulate")
@@ -240,10 +332,10 @@ def simulate_command(
     starts: Starts = STARTS,
     start: int = 0,
     t1: float = math.inf,
-    max_steps: int = 10_000,
-    rtol: float = 1e-8,
+    max_steps: Steps = 10_000,
+    rtol: Tolerance = 1e-8,
     atol: float = 1e-10,
-    out: pathlib.Path = DEFAULT_OUT,
+    out: Folder = DEFAULT_OUT,
     overwrite: bool = False,
 ) -> None:
     """One trajectory from one random start: table and picture.
@@ -267,6 +359,12 @@ def simulate_command(
     overwrite
         Replace a picture that is in the folder.
     """
+    import numpy as np
+
+    from gdflow import plotting
+    from gdflow.basins.storage import prepare_folder
+    from gdflow.dynamics import AtCertificate, simulate
+
     problem = columns.problem(data)
     law = starts.law(problem.widths(columns.hidden))
     net = law.sample(starts.key(), start)
@@ -275,14 +373,14 @@ def simulate_command(
     certified = simulate(problem, net, t1, stop=AtCertificate(), **options)
     end = t1 if math.isfinite(t1) else 4 * float(certified.final_time)
     trajectory = simulate(problem, net, max(end, 1e-12), **options)
-    console.print(trajectory)
+    _say(trajectory)
     times = np.asarray(trajectory.crossing_times()) if trajectory.interpolation is not None else np.array([])
     for k, time in enumerate(times):
         if k and np.isfinite(time):
             what = ": global minimum certified" if k == 1 else ""
-            console.print(f"  loss below critical value {k} from t = {time:.6g}{what}")
-    plotting.plot_trajectory(trajectory).savefig(folder / TRAJECTORY_PICTURE, dpi=150)
-    console.print(f"wrote {TRAJECTORY_PICTURE} to {folder}{os.sep}")
+            _say(f"  loss below critical value {k} from t = {time:.6g}{what}")
+    if _save_picture(lambda: plotting.plot_trajectory(trajectory), folder / TRAJECTORY_PICTURE):
+        _say_written((TRAJECTORY_PICTURE,), folder)
 
 
 @app.command
@@ -290,7 +388,7 @@ def experiment(
     name: str,
     /,
     *,
-    out: pathlib.Path = DEFAULT_OUT,
+    out: Folder = DEFAULT_OUT,
     fast: bool = False,
     seed: int = 0,
     overwrite: bool = False,
@@ -313,9 +411,11 @@ def experiment(
     progress
         Show a progress bar.
     """
+    from gdflow.experiments import find_experiment, run_experiment
+
     for result in run_experiment(name, out, fast=fast, seed=seed, overwrite=overwrite, progress=progress):
-        console.print(result)
-    console.print(f"wrote {', '.join(find_experiment(name).files)} to {out}{os.sep}")
+        _say(result)
+    _say_written(find_experiment(name).files, out)
 
 
 def keep_compiled_programs() -> pathlib.Path | None:
@@ -324,6 +424,8 @@ def keep_compiled_programs() -> pathlib.Path | None:
     `GDFLOW_CACHE` names the folder; empty it switches the cache off. By default it is `gdflow` in the user's cache folder
     (`XDG_CACHE_HOME`, else `~/.cache`). Each host has a folder of its own in it, since programs are compiled for its processor.
     """
+    import jax
+
     default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gdflow"
     named = os.environ.get("GDFLOW_CACHE", str(default))
     if not named:
@@ -344,18 +446,50 @@ def keep_compiled_programs() -> pathlib.Path | None:
     return folder
 
 
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """Shows a warning in one line; what could not be saved is said at the end instead."""
+    from gdflow.basins.storage import StorageWarning
+
+    if issubclass(category, StorageWarning):
+        _failures.append(str(message))
+    else:
+        _complain(f"note: {message}", style="bold yellow")
+
+
+def _run(arguments: list[str]) -> None:
+    command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
+    if command.__module__ == __name__:  # neither help nor version
+        with _ended_by_interrupts():
+            import jax
+
+            import gdflow.experiments  # noqa: F401 (and all below it)
+
+        jax.config.update("jax_enable_x64", True)  # certificates need double precision
+        keep_compiled_programs()
+    command(*bound.args, **bound.kwargs)
+
+
 def main() -> None:
-    """Entry point: runs a command; bad input ends with a message on standard error and exit code 2."""
-    keep_compiled_programs()
+    """Entry point: runs a command. Bad input, and what could not be saved, end with a message and exit code 2."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (stays open to the end)
+        elif hasattr(stream := getattr(sys, name), "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # Σ in a terminal that knows ASCII only
+    _failures.clear()
     try:
-        app(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        rich.console.Console(stderr=True).print(
-            f"[bold red]gdflow:[/] {rich.markup.escape(str(error))}", soft_wrap=True
-        )
-        sys.exit(2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _warn  # type: ignore[assignment]
+            _run(sys.argv[1:])
+    except (ValueError, OSError, MemoryError, cyclopts.CycloptsError) as error:
+        _failures.append(str(error) or type(error).__name__)
     except KeyboardInterrupt:
         sys.exit(130)
+    for message in _failures:
+        _complain(message)
+    if _failures:
+        sys.exit(2)
 
 
 if __name__ == "__main__":

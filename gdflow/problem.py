@@ -30,12 +30,12 @@ from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from gdflow.assumptions import Assumption, check_dimensions, check_distinct, check_ranks, check_subset_sums
-from gdflow.data import Table, from_frame, read_csv, read_npz
+from gdflow.data import Table, check_array, from_frame, read_csv, read_npz, standardize
 from gdflow.levels import CriticalValues, Level, iterate_levels, list_levels, single_layer_level
 from gdflow.losses import AbstractLoss, SquaredError
 from gdflow.network import LayerTuple, check_widths, matmul
 from gdflow.ranks import RankDecision, decide_rank, equal_threshold
-from gdflow.tables import Printable, key_value_table
+from gdflow.tables import Printable, key_value_table, some_names
 
 COORDINATES = ("data", "reduced", "whitened")
 
@@ -82,25 +82,6 @@ class SingularValues(eqx.Module):
     s: Float[Array, " k"]
 
 
-def _check_array(name: str, value: ArrayLike) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # rows of different lengths
-        raise ValueError(f"{name} is no matrix: {error}") from None
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}")
-    if array.ndim != 2:
-        raise ValueError(f"{name} must be a matrix with one column per sample, got shape {array.shape}")
-    if 0 in array.shape:
-        raise ValueError(f"{name} is empty: shape {array.shape}")
-    array = array.astype(np.float64)
-    bad = np.argwhere(~np.isfinite(array))
-    if bad.size:
-        i, k = bad[0]
-        raise ValueError(f"{name} is {array[i, k]} at row {i}, column (sample) {k}; {len(bad)} such entries in all")
-    return array
-
-
 def _compress(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rotates the samples into at most `d_x + d_y` of them: the triangular factor of `[X; Y]ᵀ` by Householder QR.
 
@@ -114,21 +95,6 @@ def _compress(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         block = np.concatenate([X[:, first : first + _BLOCK], Y[:, first : first + _BLOCK]]).T
         R = np.asarray(np.linalg.qr(np.concatenate([R, block]), mode="r"))
     return R[:, :d_x].T, R[:, d_x:].T
-
-
-def _standardize(name: str, array: np.ndarray, names: Sequence[str], center: bool, scale: bool) -> np.ndarray:
-    std = array.std(axis=1, keepdims=True)
-    # Beside the row before centring: centring leaves round-off of a constant row, not zeros.
-    constant = std[:, 0] <= 1e-14 * abs(array).max(axis=1)
-    if center:
-        array = np.where(constant[:, None], 0.0, array - array.mean(axis=1, keepdims=True))
-    if scale:
-        flat = np.flatnonzero(constant)
-        if flat.size:
-            label = repr(names[flat[0]]) if names else f"row {flat[0]}"
-            raise ValueError(f"{name}: {label} is constant and cannot be scaled to unit variance; leave it out")
-        array = array / std
-    return array
 
 
 def _check_scale(name: str, array: np.ndarray) -> None:
@@ -194,7 +160,12 @@ class Problem(eqx.Module):
         targets: Sequence[str] = (),
         source: str = "arrays",
     ):
-        X, Y = _check_array("X", X), _check_array("Y", Y)
+        if any(isinstance(array, jax.core.Tracer) for array in (X, Y)):
+            raise TypeError(
+                "Problem(X, Y) decomposes its data on the host and cannot be transformed by jax.jit, grad or vmap: make the problem "
+                "outside, and put traced data into it with gdflow.perturbation.with_data or with_singular_values"
+            )
+        X, Y = check_array("X", X), check_array("Y", Y)
         if X.shape[1] != Y.shape[1]:
             raise ValueError(
                 f"X has {X.shape[1]} samples (columns) but Y has {Y.shape[1]}; shapes {X.shape}, {Y.shape}"
@@ -202,13 +173,13 @@ class Problem(eqx.Module):
         _check_coordinates(coordinates)
         for kind, names, array in (("features", features, X), ("targets", targets, Y)):
             if len(names) not in (0, len(array)):
-                raise ValueError(f"{len(names)} names of {kind} for {len(array)} rows: {', '.join(names)}")
+                raise ValueError(f"{len(names)} names of {kind} for {len(array)} rows: {some_names(names)}")
         notes = []
         if center or scale:
             how = {(True, True): "standardised", (True, False): "centred", (False, True): "scaled"}[center, scale]
             notes.append(f"rows of X and Y were {how}" + (" to unit variance" if scale else ""))
-        X = _standardize("X", X, features, center, scale)
-        Y = _standardize("Y", Y, targets, center, scale)
+        X = standardize("X", X, features, center, scale)
+        Y = standardize("Y", Y, targets, center, scale)
         _check_scale("X", X)
         _check_scale("Y", Y)
         if not X.any():
@@ -276,9 +247,9 @@ class Problem(eqx.Module):
 
         **Arguments:** `D`: a matrix with `d_x` columns, the `d_x` entries of a diagonal, or `None` for the identity.
         """
-        A = _check_array("A", A)
+        A = check_array("A", A)
         D = np.eye(A.shape[1]) if D is None else np.asarray(D)
-        D = _check_array("D", np.diag(D) if D.ndim == 1 else D)
+        D = check_array("D", np.diag(D) if D.ndim == 1 else D)
         if D.shape[1] != A.shape[1]:
             raise ValueError(f"D has {D.shape[1]} columns but A has {A.shape[1]}; shapes {D.shape}, {A.shape}")
         return cls(D, A, coordinates=coordinates, source="target matrix")
@@ -343,7 +314,7 @@ class Problem(eqx.Module):
         scale: bool = True,
         **options: Any,
     ) -> "Problem":
-        """From a pandas data frame, one row a sample, standardised by default."""
+        """From a data frame or a dictionary of columns, one row a sample, standardised by default: `gdflow.data.from_frame`."""
         return cls._from_table(from_frame(frame, targets, features), center=center, scale=scale, **options)
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
@@ -585,8 +556,8 @@ class Report(Printable):
         info = self.info
         rows = [
             ("data", f"{os.path.basename(info.source)}: m={info.m} samples, d_x={info.d_x}, d_y={info.d_y}"),
-            *([("features", ", ".join(info.features))] if info.features else []),
-            *([("targets", ", ".join(info.targets))] if info.targets else []),
+            *([("features", some_names(info.features))] if info.features else []),
+            *([("targets", some_names(info.targets))] if info.targets else []),
             ("coordinates", self.coordinates),
             *([("widths", "-".join(map(str, self.widths)))] if self.widths else []),
             ("largest rank", str(self.max_rank)),

@@ -2,11 +2,42 @@
 
 import abc
 import io
+from collections.abc import Sequence
 
 import rich.box
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
+
+#: Lists of names are cut to so many, and single values to so many characters, where they are shown.
+MAX_NAMES, MAX_CHARACTERS = 12, 200
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""Text from outside made safe to show: what does not print is written as its escape sequence.
+
+    Names from files may hold control characters, which a terminal obeys, and marks that turn the direction of writing.
+    The characters in `keep` stay.
+
+    ```python
+    >>> print(visible("a\x1b[31mb"))
+    a\x1b[31mb
+    ```
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str, most: int = MAX_CHARACTERS) -> str:
+    """Text of at most `most` characters, and how many were left out."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most} more characters)"
+
+
+def some_names(names: Sequence[str]) -> str:
+    """The first dozen of some names, separated by commas, and how many more there are; each as `visible` shows it."""
+    shown = ", ".join(visible(shortened(name)) for name in names[:MAX_NAMES])
+    return shown if len(names) <= MAX_NAMES else f"{shown}, … and {len(names) - MAX_NAMES} more"
 
 
 class Printable(abc.ABC):
@@ -32,21 +63,24 @@ class Printable(abc.ABC):
 
 
 def key_value_table(title: str, rows: list[tuple[str, str]]) -> Table:
-    """A two-column table of named facts."""
-    table = Table(title=title, title_justify="left", box=rich.box.SIMPLE, show_header=False)
+    """A two-column table of named facts; names and values are shown as they are, not read as markup."""
+    table = Table(title=escape(visible(title)), title_justify="left", box=rich.box.SIMPLE, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in rows:
-        table.add_row(escape(key), escape(value))
+        table.add_row(escape(visible(key)), escape(visible(value)))
     return table
 
 
 def column_table(title: str, *columns: str, caption: str | None = None) -> Table:
-    """An empty table with a header; the first column is left-aligned, the others are right-aligned."""
+    """An empty table with a header; the first column is left-aligned, the others are right-aligned.
+
+    Title, caption and header are shown as they are; cells are rich's, so that they may be coloured: `escape` their texts.
+    """
     table = Table(
-        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, caption=caption, caption_justify="left",
-        pad_edge=False,
+        title=escape(visible(title)), title_justify="left", box=rich.box.SIMPLE_HEAD,
+        caption=None if caption is None else escape(visible(caption, keep="\n")), caption_justify="left", pad_edge=False,
     )  # fmt: skip
     for k, column in enumerate(columns):
-        table.add_column(column, justify="left" if k == 0 else "right")
+        table.add_column(escape(visible(column)), justify="left" if k == 0 else "right")
     return table

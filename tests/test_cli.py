@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import matplotlib.image
 import numpy as np
 import pyarrow.parquet
@@ -197,7 +198,7 @@ def test_unwritable_folders(gdflow, tmp_path):
 
 def test_the_cache_has_a_documented_folder_that_can_be_switched_off(monkeypatch, tmp_path):
     chosen = {}
-    monkeypatch.setattr(cli.jax.config, "update", chosen.__setitem__)
+    monkeypatch.setattr(jax.config, "update", chosen.__setitem__)
     monkeypatch.setenv("GDFLOW_CACHE", "")
     assert cli.keep_compiled_programs() is None
     assert not chosen

@@ -23,7 +23,7 @@ from gdflow.basins.flows import MAX_CROSSINGS, LaneSettings
 from gdflow.basins.intervals import Audit, check_audit, contradicts, default_audit, verdict_interval
 from gdflow.basins.lanes import default_pool, default_threads, run_lanes
 from gdflow.basins.outcomes import Status, is_certified
-from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder, write_summary, write_table
+from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, keep_results, prepare_folder
 from gdflow.basins.tally import Tally
 from gdflow.certificates import LevelCertificate, certificate_levels
 from gdflow.checks import check_count, check_number
@@ -300,7 +300,8 @@ def basin_sizes(
     - `gradient_tolerance`, `dwell`: give a start up as converged, undecided, when its gradient norm has stayed at or below the
       tolerance for that flow time. Off by default: a certificate needs no such guess.
     - `folder`: write all rows to `outcomes.parquet`, as they come, and the numbers to `summary.json`. Memory does not grow with
-      `num`; without a folder the rows beyond the first 10^6 are counted only.
+      `num`; without a folder the rows beyond the first 10^6 are counted only. If they can't be written in the end, a
+      `gdflow.basins.StorageWarning` says why and where they are, and the estimate is returned all the same.
     - `overwrite`: replace results that are in the folder.
     - `progress`: show a progress bar.
     - `allow_float32`: certify in single precision.
@@ -391,11 +392,8 @@ def basin_sizes(
         seconds=time.perf_counter() - begin,
     )
     if folder is not None:
-        if num > tally.kept:
-            os.replace(folder / PARTIAL, folder / OUTCOMES)
-        else:
-            write_table(tally.table(), folder)
-        write_summary(estimate.summary(), folder)
+        in_file = tally.written if num > tally.kept else None
+        keep_results(folder, tally.table(), estimate.summary(), rows_in_file=in_file, failure=tally.failure)
     return estimate
 
 

@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gdflow.basins.outcomes import Status, outcome_table, schema
+from gdflow.basins.storage import RowFile
 
 #: Bins of the histogram of times, per factor of ten …
 BINS_PER_DECADE = 64
@@ -28,12 +28,13 @@ class Tally:
     - `verdicts`: of the certificate, for the lowest level and the one above.
     - `num_crossings`: how many levels besides are timed.
     - `path`: a Parquet file for all rows, in the order in which they finish. Every group of rows is on disk once written and
-      the file is closed properly on errors and interrupts: what was computed can be read.
+      the file is closed properly on errors and interrupts: what was computed can be read. When it can't be written any more,
+      the tally goes on without it.
 
     Fields: `num`, rows so far; `statuses`, counts by `Status`; `levels`, counts by level, `(K+1,)`, and `certified`, of
     those the ones with a certificate; `steps`, their sum, and
     `most_steps`; `largest_drift`; `times`, counts of certificate times in logarithmic bins between `edges()`; `kept`, how many
-    rows are kept.
+    rows are kept; `written`, how many rows are in the file, and `failure`, why not all of them are (`None` if they are).
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Tally:
         self._schema = schema(num_crossings)
         self._rows: dict[str, np.ndarray] = {"id": np.asarray(ids[: self.kept], dtype=np.uint64)}
         self._waiting: list[pa.Table] = []
-        self._writer = None if path is None else pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._file = None if path is None else RowFile(path, self._schema)
+        self.failure: OSError | None = None
 
     def add(self, ids: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         """Takes in some rows."""
@@ -79,21 +81,32 @@ class Tally:
             if name not in self._rows:
                 self._rows[name] = np.zeros(self.kept, dtype=column.dtype)
             self._rows[name][position[early]] = column[early]
-        if self._writer is not None:
+        if self._file is not None and self.failure is None:
             self._waiting.append(outcome_table({"id": ids, **columns}, self._verdicts))
             if sum(map(len, self._waiting)) >= _GROUP:
                 self._write()
 
     def _write(self) -> None:
-        if self._writer is not None and self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting))
+        if self._file is not None and self._waiting:
+            try:
+                self._file.append(pa.concat_tables(self._waiting))
+            except OSError as error:
+                self.failure = error
             self._waiting = []
 
     def close(self) -> None:
         """Finishes the file."""
-        if self._writer is not None:
+        if self._file is not None:
             self._write()
-            self._writer.close()
+            try:
+                self._file.close()
+            except OSError as error:
+                self.failure = self.failure or error
+
+    @property
+    def written(self) -> int:
+        """How many rows are in the file."""
+        return 0 if self._file is None else self._file.rows
 
     def table(self) -> pa.Table:
         """The kept rows, in the order of their ids."""

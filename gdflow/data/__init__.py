@@ -1,7 +1,9 @@
 """Reading data tables, and the small data sets that come with the package."""
 
+from gdflow.data.archives import read_npz as read_npz
+from gdflow.data.arrays import check_array as check_array
+from gdflow.data.arrays import standardize as standardize
 from gdflow.data.bundled import linnerud_path as linnerud_path
-from gdflow.data.reading import Table as Table
-from gdflow.data.reading import from_frame as from_frame
+from gdflow.data.columns import Table as Table
+from gdflow.data.frames import from_frame as from_frame
 from gdflow.data.reading import read_csv as read_csv
-from gdflow.data.reading import read_npz as read_npz

@@ -1,0 +1,117 @@
+"""Arrays that a problem is made of: what is accepted as a matrix of numbers, and how its rows are standardised."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from gdflow.tables import shortened, visible
+
+#: A row whose standard deviation is at most this fraction of its largest entry is constant but for round-off.
+_CONSTANT = 1e-14
+
+
+def _refuse_other_containers(name: str, value: object) -> None:
+    """Things that NumPy would convert, but not to what was meant."""
+    kind = type(value).__name__
+    if isinstance(value, Mapping) or hasattr(value, "columns") or hasattr(value, "column_names"):
+        raise TypeError(
+            f"{name} is a table ({kind}), whose rows are samples, not a matrix with one column per sample: "
+            f"use Problem.from_frame, or give {name} as the transposed array of its values"
+        )
+    if hasattr(value, "toarray"):
+        raise TypeError(f"{name} is a sparse matrix ({kind}): give {name}.toarray()")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        place = tuple(map(int, np.argwhere(np.ma.getmaskarray(value))[0]))
+        raise ValueError(
+            f"{name} is masked at entry {place}, {np.ma.count_masked(value)} such entries in all: "
+            "leave these samples out or fill the entries in"
+        )
+
+
+def _not_real(name: str, array: np.ndarray) -> TypeError:
+    example = ""
+    if array.dtype == object and array.size:
+        found = next((x for x in array.flat if not isinstance(x, int | float)), array.flat[0])
+        example = f" (it holds {shortened(visible(repr(found)), 60)})"
+    return TypeError(
+        f"{name} must hold real numbers, got dtype {array.dtype}{example}: convert it, e.g. by .astype(float)"
+    )
+
+
+def check_array(name: str, value: ArrayLike) -> Float[np.ndarray, "rows samples"]:
+    """A value as a matrix of finite float64 numbers, one column a sample.
+
+    **Arguments:** `name`: what to call it in messages.
+
+    **Raises:** `ValueError` for other shapes, empty matrices, masked entries and entries that are not finite (or not in double
+    precision), naming the first; `TypeError` for what are no real numbers, tables and sparse matrices.
+
+    ```python
+    >>> check_array("X", [[1, 2], [3, 4]])
+    array([[1., 2.],
+           [3., 4.]])
+    ```
+    """
+    _refuse_other_containers(name, value)
+    try:
+        given = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} is no matrix: {error}") from None
+    if given.dtype.kind not in "fiub":
+        raise _not_real(name, given)
+    if given.ndim != 2:
+        raise ValueError(f"{name} must be a matrix with one column per sample, got shape {given.shape}")
+    if 0 in given.shape:
+        raise ValueError(f"{name} is empty: shape {given.shape}")
+    with np.errstate(over="ignore"):  # of a wider type; found below
+        array = given.astype(np.float64)
+    bad = np.argwhere(~np.isfinite(array))
+    if bad.size:
+        i, k = bad[0]
+        wide = " in double precision" if np.isfinite(given[i, k]) else ""
+        raise ValueError(
+            f"{name} is {array[i, k]}{wide} at row {i}, column (sample) {k}; {len(bad)} such entries in all"
+        )
+    return array
+
+
+def standardize(
+    name: str, array: Float[np.ndarray, "rows samples"], names: Sequence[str], center: bool, scale: bool
+) -> Float[np.ndarray, "rows samples"]:
+    """Subtracts from every row its mean (`center`) and divides it by its standard deviation (`scale`).
+
+    Moments are taken of rows divided by a power of two near their largest entry, which is exact: so no square overflows or
+    underflows, and the result depends on the unit of a row in nothing but its last bits, whatever the unit.
+
+    **Arguments:** `name`, `names`: of the array and, where known, of its rows, for messages.
+
+    **Raises:** `ValueError` for a row that is constant, up to round-off, and should be scaled, and for one whose differences
+    from its mean exceed the largest double.
+    """
+    if not (center or scale):
+        return array
+
+    def label(row: int) -> str:
+        return repr(names[row]) if names else f"row {row}"
+
+    largest = abs(array).max(axis=1, keepdims=True)
+    exponent = np.frexp(largest)[1]
+    array = np.ldexp(array, -exponent)
+    std = array.std(axis=1, keepdims=True)
+    # Beside the row before centring: centring leaves round-off of a constant row, not zeros.
+    constant = std <= _CONSTANT * np.ldexp(largest, -exponent)
+    if scale and constant.any():
+        flat = int(np.flatnonzero(constant)[0])
+        raise ValueError(f"{name}: {label(flat)} is constant and cannot be scaled to unit variance; leave it out")
+    if center:
+        array = np.where(constant, 0.0, array - array.mean(axis=1, keepdims=True))
+    if scale:
+        return array / std
+    with np.errstate(over="ignore"):
+        array = np.ldexp(array, exponent)
+    if not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise ValueError(f"{name}: {label(row)} minus its mean exceeds the largest double; take a larger unit for it")
+    return array
