@@ -186,8 +186,14 @@ def count_parameters(widths: tuple[int, ...]) -> int:
 
 
 def check_widths(widths: Iterable[int]) -> tuple[int, ...]:
-    """`widths` as a tuple of at least two positive integers `(d_0, …, d_N)`, or a `ValueError` that names the culprit."""
-    widths = tuple(widths)
+    """`widths` as a tuple of at least two positive integers `(d_0, …, d_N)`.
+
+    **Raises:** `TypeError` if it is no sequence, `ValueError` for what is no possible width: both name the culprit.
+    """
+    try:
+        widths = tuple(widths)
+    except TypeError:
+        raise TypeError(f"widths must be a sequence (d_0, …, d_N), such as (3, 5, 2); got {widths!r}") from None
     if len(widths) < 2:
         raise ValueError(f"widths (d_0, …, d_N) need at least an input and an output, got {widths}")
     for d in widths:

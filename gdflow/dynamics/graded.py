@@ -27,11 +27,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from gdflow.factorizations import orthogonalize_columns
 from gdflow.manifold import kernel
 from gdflow.network import matmul
 
-#: Most sweeps of Jacobi rotations: a handful suffice, since columns are nearly orthogonal after a step.
-_SWEEPS = 30
 #: Singular values do not fall below this, so that their squares do not underflow.
 _SMALLEST = 1e-140
 
@@ -48,55 +47,15 @@ class Graded(eqx.Module):
         return matmul(self.U * self.sigma[None, :], self.V.T)
 
 
-def _orthogonalize(columns: Array) -> tuple[Array, Array]:
-    """One-sided Jacobi: `A ↦ (AJ, J)`, `J` orthogonal, the columns of `AJ` orthogonal relative to their lengths."""
-    k = columns.shape[1]
-    if k == 1:
-        return columns, jnp.eye(1, dtype=columns.dtype)
-    pairs = jnp.array([(p, q) for p in range(k) for q in range(p + 1, k)])
-    eps = float(jnp.finfo(columns.dtype).eps)
-
-    def rotate(i, carry):
-        A, J, worst = carry
-        p, q = pairs[i]
-        a, b = A[:, p], A[:, q]
-        # Lengths apart from inner products of unit vectors: nothing under- or overflows.
-        alpha, beta = jnp.linalg.norm(a), jnp.linalg.norm(b)
-        cosine = jnp.dot(a / alpha, b / beta)
-        zeta = (beta / alpha - alpha / beta) / (2 * jnp.where(cosine == 0, 1.0, cosine))
-        t = jnp.where(zeta >= 0, 1.0, -1.0) / (jnp.abs(zeta) + jnp.sqrt(1 + zeta**2))
-        t = jnp.where(jnp.abs(cosine) > eps, t, 0.0)
-        c = 1 / jnp.sqrt(1 + t**2)
-
-        def turn(M):
-            x, y = M[:, p], M[:, q]
-            return M.at[:, p].set(c * x - c * t * y).at[:, q].set(c * t * x + c * y)
-
-        return turn(A), turn(J), jnp.maximum(worst, jnp.abs(cosine))
-
-    def sweep(carry):
-        A, J, _, count = carry
-        A, J, worst = jax.lax.fori_loop(0, pairs.shape[0], rotate, (A, J, jnp.zeros(())))
-        return A, J, worst, count + 1
-
-    def unfinished(carry):
-        *_, worst, count = carry
-        return (worst > 4 * eps * math.sqrt(k)) & (count < _SWEEPS)
-
-    first = (columns, jnp.eye(k, dtype=columns.dtype), jnp.asarray(jnp.inf, columns.dtype), jnp.asarray(0))
-    A, J, *_ = jax.lax.while_loop(unfinished, sweep, first)
-    return A, J
-
-
 def decompose(P: Float[Array, "d_y k"], sigma: Float[Array, " k"], Q: Float[Array, "d_x k"]) -> Graded:
     """The singular value decomposition of `PΣQᵀ`, singular values to relative accuracy for well-conditioned `P` and `Q`.
 
     Not differentiable.
     """
-    left, J = _orthogonalize(P * sigma[None, :])
+    left, J = orthogonalize_columns(P * sigma[None, :])
     lengths = jnp.linalg.norm(left, axis=0)
     # PΣ = U_1 diag(lengths) Jᵀ, so that (PΣQᵀ)ᵀ = (QJ) diag(lengths) U_1ᵀ.
-    right, K = _orthogonalize(matmul(Q, J) * lengths[None, :])
+    right, K = orthogonalize_columns(matmul(Q, J) * lengths[None, :])
     values = jnp.linalg.norm(right, axis=0)
     return Graded(matmul(left / lengths[None, :], K), jnp.maximum(values, _SMALLEST), right / values[None, :])
 
