@@ -24,6 +24,7 @@ import scipy.stats
 from jaxtyping import Array, Bool, Float, Int
 from rich.console import RenderableType
 
+from gdflow.factorizations import determinant_sign, symmetric_eigen
 from gdflow.invariants import conserved, is_balanced
 from gdflow.landscape import NormalForm
 from gdflow.levels import CriticalValues, level_groups, nested_levels
@@ -31,7 +32,7 @@ from gdflow.network import LayerTuple, matmul
 from gdflow.perturbation import is_traced
 from gdflow.problem import Problem, critical_values
 from gdflow.ranks import UNCERTAIN_FACTOR, equal_threshold, zero_threshold
-from gdflow.rounding import gamma, residual_error
+from gdflow.rounding import gamma, product_error, residual_error
 from gdflow.tables import Printable, key_value_table
 
 #: Certified means a loss below the level by at least this many eps·‖Ȳ‖², besides the round-off of the loss.
@@ -227,22 +228,20 @@ def full_rank_is_out_of_reach(problem: Problem, net: LayerTuple) -> Bool[Array, 
     full rank is `YXᵀ(XXᵀ)^{-1}`, for a target of full rank; a start whose determinant has the other sign cannot converge to
     it. Its limit is on the boundary, at one of the values `ℓ(S)`, `|S| < d`, the lowest of which is the second-lowest
     critical value. `False` where `W` is not square, `net` narrower than `d`, `X` or the target not of full rank, or the
-    sign in doubt (`gdflow.ranks.zero_threshold`): there nothing is claimed. That the start is balanced is not checked, and
-    meant exactly: what is balanced up to round-off only leaves the set in the end.
+    sign in doubt (`gdflow.factorizations.determinant_sign`): there nothing is claimed. That the start is balanced is not
+    checked, and meant exactly: what is balanced up to round-off only leaves the set in the end.
 
     Traceable: `jax.vmap` it over batches.
     """
     d, s = problem.d_out, problem.singular_values
     if problem.d_in != d or min(net.widths) < d or s.shape[0] < d:
         return jnp.asarray(False)
-    W = net.end_to_end
-    eps = float(jnp.finfo(W.dtype).eps)
-    full_rank = 0.5 * s[-1] ** 2 > equal_threshold(1.0, eps) * jnp.sum(s**2)  # else the two lowest levels are one
-    sigma = jnp.linalg.svd(W, compute_uv=False)
-    certain = sigma[-1] > UNCERTAIN_FACTOR * zero_threshold(1.0, d, eps) * sigma[0]
+    full_rank = 0.5 * s[-1] ** 2 > equal_threshold(1.0, float(jnp.finfo(s.dtype).eps)) * jnp.sum(s**2)  # else one level
+    # Of the exact product, and of balanced starts that these are the rounding of.
+    error, _ = product_error(net, 2 * d)
     # The minimum solves W DDᵀ = ADᵀ.
-    minimum = jnp.linalg.slogdet(matmul(problem.target, problem.design.T))[0]
-    return full_rank & certain & (jnp.linalg.slogdet(W)[0] * minimum < 0)
+    minimum = determinant_sign(matmul(problem.target, problem.design.T))
+    return full_rank & (determinant_sign(net.end_to_end, error) * minimum < 0)
 
 
 def radius_bounds(problem: Problem, net: LayerTuple) -> np.ndarray:
@@ -360,7 +359,7 @@ def excludes_non_strict_saddles(problem: Problem, net: LayerTuple) -> Bool[Array
     norms = NormalForm(problem).transpose(net).layer_norms() ** 2
 
     def signs(C, scale):
-        eigenvalues = jnp.linalg.eigvalsh(0.5 * (C + C.T))
+        eigenvalues, _ = symmetric_eigen(C)
         least = UNCERTAIN_FACTOR * zero_threshold(1.0, C.shape[0], float(jnp.finfo(C.dtype).eps)) * scale
         return jnp.sum(eigenvalues > least), jnp.sum(eigenvalues < -least)
 

@@ -246,8 +246,11 @@ def _powers(sizes: Array) -> Array:
     return jnp.ldexp(jnp.ones_like(sizes), jnp.where(sizes > 0, -exponent, 0))
 
 
-def determinant_sign(A: Float[Array, "d d"]) -> Int[Array, ""]:
+def determinant_sign(A: Float[Array, "d d"], error: Float[Array, ""] | float = 0.0) -> Int[Array, ""]:
     """The sign of `det A`, `±1`, with a certificate; `0` where round-off leaves it in doubt, as for every singular `A`.
+
+    **Arguments:** `error`: how far the entries of `A` may lie from those that are meant, each; the sign is that of all of these
+    matrices.
 
     Elimination with partial pivoting gives `L̂Û = A + ΔA` with `|ΔA| ≤ γ|L̂||Û|`, `γ = d·eps` (Higham 2002, Theorem 9.3). The
     sign is that of `det L̂Û`, exactly, if no matrix between `A` and `A + ΔA` is singular. With an approximate inverse `X` from
@@ -298,7 +301,7 @@ def determinant_sign(A: Float[Array, "d d"]) -> Int[Array, ""]:
     X = M[:, d:] / jnp.where(pivots == 0, 1.0, pivots)[:, None]
     absolute = jnp.abs(X)
     # Numbers below `tiny` may have been flushed to zero, in A, by the scaling or on the way.
-    change = 2 * (d + 1) * eps * growth + (tiny * rows)[:, None] * columns[None, :] + d * tiny
+    change = 2 * (d + 1) * eps * growth + ((tiny + error) * rows)[:, None] * columns[None, :] + d * tiny
     inverse_error = jnp.abs(matmul(X, B) - jnp.eye(d, dtype=B.dtype)) + (d + 2) * eps * matmul(absolute, jnp.abs(B))
     bound = jnp.max(jnp.sum(matmul(absolute, change) + inverse_error, axis=1))
     return jnp.where(bound < 0.5, sign, 0.0).astype(int)  # NaN is in doubt too

@@ -69,7 +69,7 @@ def _as_uint64(ids: Any) -> np.ndarray:
         raise ValueError(f"start ids must be a sequence, got shape {array.shape}")
     if array.dtype == object:
         for i in array:
-            if isinstance(i, bool) or not isinstance(i, numbers.Integral) or not 0 <= i < MAX_ID:
+            if isinstance(i, bool) or not isinstance(i, int | np.integer) or not 0 <= i < MAX_ID:
                 raise refuse(i)
     elif array.dtype.kind not in "iu" or np.any(array < 0):
         raise refuse(array.min().item() if array.size else array.dtype)
@@ -94,7 +94,7 @@ class Support(enum.Enum):
     under a law with a density, and says nothing about a law on a set of measure zero.
 
     - `FULL`: on none: the law has a density (Lebesgue's measure on all layers together).
-    - `BALANCED`: on the balanced networks: all `C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ` vanish, exactly but for the round-off of the draw.
+    - `BALANCED`: on the balanced networks: all `C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ` vanish, but for the round-off of the draw.
       `AbstractInitialization.end_to_end_rank` is the rank of the product. Nothing is said about a density on that set.
     - `NULL`: on another set of measure zero, or it is not known.
     """
@@ -155,6 +155,16 @@ class AbstractInitialization(eqx.Module):
     def draw_batch(self, key: Key[Array, ""], high: UInt32[Array, " n"], low: UInt32[Array, " n"]) -> LayerTuple:
         """`sample_batch` for ids split into high and low 32 bits. Traceable."""
         return jax.vmap(lambda h, lo: self.draw(jax.random.fold_in(jax.random.fold_in(key, h), lo)))(high, low)
+
+
+def check_law(law: Any) -> AbstractInitialization:
+    """`law`, if it is one; else a `TypeError` that says where laws are made."""
+    if isinstance(law, AbstractInitialization):
+        return law
+    hint = "gdflow.initialization.Gaussian(problem.widths([5, 5])), for instance"
+    if isinstance(law, LayerTuple):
+        hint = "gdflow.initialization.Around(net, scale) draws starts near a network; gdflow.simulate runs from one"
+    raise TypeError(f"a law of starts is needed, got {type(law).__name__}: {hint}")
 
 
 def _shapes(widths: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -162,8 +162,8 @@ class Problem(eqx.Module):
     ):
         if any(isinstance(array, jax.core.Tracer) for array in (X, Y)):
             raise TypeError(
-                "Problem(X, Y) decomposes its data on the host and cannot be transformed by jax.jit, grad or vmap: make the problem "
-                "outside, and put traced data into it with gdflow.perturbation.with_data or with_singular_values"
+                "Problem(X, Y) decomposes its data on the host and cannot be transformed by jax.jit, grad or vmap: make the "
+                "problem outside, and put traced data into it with gdflow.perturbation.with_data or with_singular_values"
             )
         X, Y = check_array("X", X), check_array("Y", Y)
         if X.shape[1] != Y.shape[1]:

@@ -68,12 +68,12 @@ def coarse_residual_error(
     return factor * _design_norm(problem) * jnp.prod(norms, axis=0) + _of_target(problem)
 
 
-def residual_error(problem: Problem, net: LayerTuple) -> Float[Array, ""]:
-    """The fine bound `δ ≥ ‖M̂ − M‖_F` of the error of the computed residual of one network. Traceable.
+def product_error(net: LayerTuple, first: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Fine bound of the error of the computed `W_N…W_1` in the Frobenius norm, and the norm of the computed product.
 
-    Not meant to be differentiated; under `jax.grad` take `jax.lax.stop_gradient` of it.
+    **Arguments:** `first`: how many operations an entry of `W_1` itself stands for, as the change of coordinates takes.
     """
-    widths, dtype = net.widths, problem.target.dtype
+    widths, dtype = net.widths, net.weights[0].dtype
     eps = float(jnp.finfo(dtype).eps)
 
     def size(matrix):
@@ -84,14 +84,24 @@ def residual_error(problem: Problem, net: LayerTuple) -> Float[Array, ""]:
     for w in net.weights[1:]:
         rights.append(size(right))
         right = matmul(w, right)
-    error = gamma(widths[0], eps) * size(right)
+    error = jnp.zeros((), dtype)
     left, left_norm, left_error = None, jnp.ones((), dtype), jnp.zeros((), dtype)  # of W_N…W_{j+1}
     for j in range(net.depth, 0, -1):
-        # One product for the coordinates of W_1, whose rotation is rounded like a product of this size.
-        inner = widths[j - 1] if j > 1 else widths[0] + widths[-1]
+        inner = widths[j - 1] if j > 1 else first
         error = error + left_norm * gamma(inner, eps) * norms[j - 1] * rights[j - 1]
         if j > 1:
             left_error = (left_error + gamma(widths[j], eps) * left_norm) * norms[j - 1]
             left = net.weights[j - 1] if left is None else matmul(left, net.weights[j - 1])
             left_norm = size(left) + left_error
-    return error * _design_norm(problem) + _of_target(problem)
+    return error, size(right)
+
+
+def residual_error(problem: Problem, net: LayerTuple) -> Float[Array, ""]:
+    """The fine bound `δ ≥ ‖M̂ − M‖_F` of the error of the computed residual of one network. Traceable.
+
+    Not meant to be differentiated; under `jax.grad` take `jax.lax.stop_gradient` of it.
+    """
+    eps = float(jnp.finfo(problem.target.dtype).eps)
+    # One product for the coordinates of W_1, whose rotation is rounded like a product of this size.
+    error, size = product_error(net, net.widths[0] + net.widths[-1])
+    return (error + gamma(net.widths[0], eps) * size) * _design_norm(problem) + _of_target(problem)

@@ -271,8 +271,9 @@ def basin_sizes(
     """How likely a random start converges to a global minimum: runs `num` starts until each limit is decided.
 
     A start is certified when its loss falls below the second-lowest critical value, by more than round-off. It counts as
-    undecided, with its reason, if that has not happened by `t1` or within `max_steps`. Start `i` depends on `key` and `i` alone, and ids are
-    fixed in advance, so fast basins are not favoured and results do not depend on the number of lanes or threads.
+    undecided, with its reason, if that has not happened by `t1` or within `max_steps`. Start `i` depends on `key` and `i`
+    alone, and ids are fixed in advance, so fast basins are not favoured and results do not depend on the number of lanes or
+    threads.
 
     From balanced starts this is the Riemannian flow on the matrices of rank `k`, the smallest width. There limits of lower
     rank can have positive probability: with `kind="balanced"` they are certified too, long before round-off could carry
@@ -402,16 +403,16 @@ def _kind_of_certificate(problem: Problem, law: AbstractInitialization, kind: st
     name = type(law).__name__
     if kind is None:
         return "balanced" if law.balanced and problem.has_full_row_rank else "exact"
-    if kind == "almost sure" and law.support is not Support.FULL:
+    if kind == "almost sure" and law.invariant_set is not Support.FULL:
         raise ValueError(
             f'kind="almost sure" speaks of Lebesgue-almost every start, and the starts of {name} lie on a set of measure zero '
-            "(its `support`), of which that says nothing: leave kind out"
+            "(its `invariant_set`), of which that says nothing: leave kind out"
         )
     if kind == "balanced":
         if not law.balanced:
             raise ValueError(
-                f'kind="balanced" is about exactly balanced starts, and {name} does not say that its starts are (its `support`): '
-                "the smallest imbalance decides where the flow ends in the long run. Leave kind out"
+                f'kind="balanced" is about exactly balanced starts, and {name} does not say that its starts are (its '
+                "`invariant_set`): the smallest imbalance decides where the flow ends in the long run. Leave kind out"
             )
         problem.check_full_row_rank()
     if kind == "exact" and law.balanced and _sign_decides(problem, law.widths):
