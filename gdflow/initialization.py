@@ -2,7 +2,6 @@
 
 import enum
 import functools
-import numbers
 import operator
 from abc import abstractmethod
 from collections.abc import Sequence
