@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from rich.console import RenderableType
+from rich.text import Text
 
 from gdflow.certificates import LevelCertificate
 from gdflow.invariants import drift
@@ -18,7 +19,12 @@ from gdflow.problem import Problem
 from gdflow.tables import Printable, key_value_table
 
 
-class Trajectory(eqx.Module, Printable):
+def is_concrete(tree: object) -> bool:
+    """Whether all leaves of a tree are arrays of known values, as they are not inside `jax.jit` and its like."""
+    return all(eqx.is_array(leaf) and not isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+class Trajectory(Printable, eqx.Module):
     """A solution of the gradient flow, from `gdflow.simulate`.
 
     For a batch of starts every array has a leading batch axis and shorter trajectories are padded with NaN.
@@ -52,13 +58,10 @@ class Trajectory(eqx.Module, Printable):
     @property
     def status(self) -> str | list[str]:
         """How it ended, in words; a list for a batch."""
+        ends = [np.asarray(x) for x in (self.reached, self.finite, self.solved, self.exhausted)]
         if self.final_time.ndim:
-            return [self._status(*row) for row in zip(*self._ends, strict=True)]
-        return self._status(*self._ends)
-
-    @property
-    def _ends(self) -> tuple[np.ndarray, ...]:
-        return tuple(map(np.asarray, (self.reached, self.finite, self.solved, self.exhausted)))
+            return [self._status(*row) for row in zip(*map(np.ravel, ends), strict=True)]
+        return self._status(*ends)
 
     def _status(self, reached, finite, solved, exhausted) -> str:
         if not finite:
@@ -118,6 +121,8 @@ class Trajectory(eqx.Module, Printable):
         return crossing(self.problem, jnp.asarray(levels), self.interpolation, self.final_time, self.final)
 
     def __rich__(self) -> RenderableType:
+        if not is_concrete(self):
+            return Text(eqx.tree_pformat(self))
         if self.final_time.ndim:
             counts: dict[str, int] = {}
             for status in self.status:

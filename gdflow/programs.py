@@ -1,0 +1,17 @@
+"""Compiled programs: how many a process may hold."""
+
+import jax
+
+
+def forget_old_programs() -> None:
+    """Clears JAX's caches when the process is about to run out of memory maps, which would crash the compiler.
+
+    On CPU a compiled program holds a map for each of its kernels, some hundreds here, and Linux allows 65 530 by default.
+    """
+    try:
+        with open("/proc/sys/vm/max_map_count", encoding="ascii") as limit, open("/proc/self/maps", "rb") as maps:
+            crowded = sum(1 for _ in maps) > int(limit.read()) // 2
+    except (OSError, ValueError):
+        return  # not Linux, or not ours to read
+    if crowded:
+        jax.clear_caches()
