@@ -80,7 +80,7 @@ def hitting_time(a, b, s, u):
             p, q, s, u = q, p, -s, -u
         delta, x = mpmath.sqrt(s**2 + p * q), u + mpmath.sqrt(u**2 + p * q)
         high, low = s + delta, s - delta
-        if p == 0 or not 0 < (x - p) / (high - x):
+        if p == 0 or not (x - p) / (high - x) > 0:
             return mpmath.inf
         if delta == 0:
             return 1 / x - 1 / p

@@ -104,7 +104,8 @@ def simulate(
         solver = diffrax.Tsit5() if step is None else RK4()
     check_solver(solver, adaptive=step is None)
 
-    forget_old_programs()
+    if not traced:
+        forget_old_programs(pause=1.0)
     controller = diffrax.ConstantStepSize() if step is not None else step_control(rtol, atol)
     meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter()
     if progress and not traced and np.isfinite(t1):

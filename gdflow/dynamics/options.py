@@ -30,7 +30,7 @@ def save_times(ts: ArrayLike | Sequence[float] | float, t0: float, t1: float) ->
     if np.ndim(ts) == 0:
         count = check_count("the number of save times ts", ts)
         if is_traced(t1) or not (count >= 2 and math.isfinite(t1)):
-            raise ValueError(f"{count} equidistant times up to t1={t1}: give at least two, and a finite t1")
+            raise ValueError(f"{count} equidistant times up to t1={t1}: give at least 2, and a finite t1")
         return jnp.linspace(t0, t1, count)
     values = np.asarray(ts)
     if values.dtype.kind not in "iuf":

@@ -231,7 +231,8 @@ def riemannian_flow(
         raise ValueError(f"form must be one of {FORMS}, got {form!r}")
     check_solver(solver)
     span = jnp.asarray(t1, dtype=float)
-    forget_old_programs()
+    if not is_traced(problem, start):
+        forget_old_programs(pause=1.0)
     if form == "graded":
         if boundary is not None or adjoint is not None:
             raise ValueError(
@@ -276,7 +277,7 @@ def _check_rank(W: np.ndarray, rank: int | None) -> int:
         raise ValueError("W(0) is zero: it has rank 0 and never moves")
     if rank is not None and rank > found:
         raise ValueError(
-            f"W(0) has numerical rank {found}, not the {rank} asked for: its singular value {rank} is {values[rank - 1]:.2g} beside "
+            f"W(0) has numerical rank {found}, not the {rank} asked for: singular value {rank} is {values[rank - 1]:.2g} beside "
             f"{values[0]:.2g}; the flow keeps its rank, so leave rank out"
         )
     return found if rank is None else rank

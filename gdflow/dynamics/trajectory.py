@@ -129,19 +129,27 @@ class Trajectory(Printable, eqx.Module):
                 counts[status] = counts.get(status, 0) + 1
             rows = [("trajectories", str(len(self.status))), *((status, str(n)) for status, n in counts.items())]
             return key_value_table("Trajectories", rows)
-        end = self.final
-        s = np.linalg.svd(np.asarray(end.end_to_end), compute_uv=False)
-        loss = self.problem.effective_loss(end)
+        first, last, slope, moved, values = map(
+            np.asarray, _summary(self.problem.without_info(), self.start, self.final)
+        )
         rows = [
             ("widths", "-".join(map(str, self.start.widths)) + f" ({self.problem.coordinates} coordinates)"),
             ("status", str(self.status)),
             ("time", f"{float(self.final_time):.6g} after {int(self.num_steps)} steps, {self.ts.shape[-1]} saved"),
-            ("effective loss", f"{float(self.problem.effective_loss(self.start)):.6g} → {float(loss):.6g}"),
-            ("gradient norm", f"{float(self.problem.gradient(end).norm()):.3g}"),
-            ("singular values", ", ".join(f"{v:.6g}" for v in s[:8]) + (" …" if len(s) > 8 else "")),
-            ("drift of C_j", f"{float(drift(end, self.start)):.2e} (relative; zero for the exact flow)"),
+            ("effective loss", f"{first:.6g} → {last:.6g}"),
+            ("gradient norm", f"{slope:.3g}"),
+            ("singular values", ", ".join(f"{v:.6g}" for v in values[:8]) + (" …" if len(values) > 8 else "")),
+            ("drift of C_j", f"{moved:.2e} (relative; zero for the exact flow)"),
         ]
         return key_value_table("Trajectory", rows)
+
+
+@eqx.filter_jit
+def _summary(problem: Problem, start: LayerTuple, end: LayerTuple) -> tuple[Array, ...]:
+    """Losses at both ends, and gradient norm, drift and singular values at the last: in one program, not one for each product."""
+    values = jnp.linalg.svd(end.end_to_end, compute_uv=False)
+    losses = problem.effective_loss(start), problem.effective_loss(end)
+    return *losses, problem.gradient(end).norm(), drift(end, start), values
 
 
 @eqx.filter_jit
