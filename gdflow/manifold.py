@@ -199,30 +199,35 @@ def metric(
 def metric_by_integral(W: ArrayLike, Z_1: ArrayLike, Z_2: ArrayLike, depth: float) -> float:
     """The metric by its integral, `(sin(π/N)/π)∫_0^∞ tr((tI + WWᵀ)^{-1}Z_1(tI + WᵀW)^{-1}Z_2ᵀ) t^{1/N} dt`, on the host.
 
-    A check of `metric` that uses resolvents, not powers: quadrature over `ln t`, for tangent vectors, to about 1e-10.
+    A check of `metric` that uses resolvents, not powers: quadrature over `ln t`, for tangent vectors, to about 1e-10, at any
+    depth.
     """
     if math.isinf(check_depth(depth)) or depth == 1:
         raise ValueError(f"the integral is for finite N ≥ 2, got {depth}")
     W, Z_1, Z_2 = (np.asarray(x, dtype=np.float64) for x in (W, Z_1, Z_2))
     U, sigma, Vt = np.linalg.svd(W)
     rank = decide_rank(sigma, size=max(W.shape)).rank
-    positive = sigma[:rank] ** 2
+    if rank == 0:
+        return 0.0
+    # In units of σ_1: the metric is homogeneous of degree 2/N − 2 in W.
+    positive = (sigma[:rank] / sigma[0]) ** 2
     a, b = (np.concatenate([positive, np.zeros(n - rank)]) for n in W.shape)
     products = (U.T @ Z_1 @ Vt.T) * (U.T @ Z_2 @ Vt.T)
     products[rank:, rank:] = 0.0  # round-off of tangent vectors, of which the integral would be infinite
+    both = np.outer(a, b) > 0
 
     def integrand(u):
         t = np.exp(u)
         # The factor 1/t of a zero eigenvalue cancels the t of dt = t du.
         left, right = (np.where(x > 0, 1 / np.where(x > 0, t + x, 1.0), 1.0) for x in (a, b))
-        measure = np.where(np.outer(a, b) > 0, t, 1.0)
-        return np.sum(products * np.outer(left, right) * measure) * t ** (1 / depth)
+        return np.sum(products * np.outer(left, right) * np.where(both, t, 1.0)) * np.exp(u / depth)
 
-    # Beyond these ends the integrand falls off like t^{1/N} below and t^{1/N − 1} above.
-    low, high = np.log(positive.min()) - 26 * depth, np.log(positive.max()) + 26 * depth / (depth - 1)
+    # Beyond these ends the integrand is t^{1/N} below and t^{1/N − 1} above, but for a share of e^{−40}.
     points = np.log(positive)
-    value, _ = scipy.integrate.quad(integrand, low, high, points=points, limit=2000, epsabs=0.0, epsrel=1e-11)
-    return float(np.sin(np.pi / depth) / np.pi * value)
+    low, high = points.min() - 40.0, 40.0
+    inner, _ = scipy.integrate.quad(integrand, low, high, points=points, limit=2000, epsabs=0.0, epsrel=1e-12)
+    value = depth * integrand(low) + inner + integrand(high) / (1 - 1 / depth)
+    return float(np.sin(np.pi / depth) / np.pi * value * sigma[0] ** (2 / depth - 2))
 
 
 def balanced_factors(W: Float[Array, "d_y d_x"], depth: int, rank: int) -> LayerTuple:

@@ -5,6 +5,7 @@ Layers are numbered from 1 as in the papers: `net.product(j, k)` is `(ΠW)_j^k =
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,13 +22,15 @@ class LayerTuple(eqx.Module):
 
     **Arguments:**
 
-    - `weights`: `W_1, …, W_N`, `W_j` of shape `(d_j, d_{j-1})`, all floating point. Leading batch axes, equal in all
-      layers, are allowed for use with `jax.vmap`; the products below are of one network.
+    - `weights`: `W_1, …, W_N`, `W_j` of shape `(d_j, d_{j-1})`, all floating point; what is not of JAX is made so, integers
+      included. Leading batch axes, equal in all layers, are allowed for use with `jax.vmap`; the products below are of one
+      network.
 
-    **Raises:** `ValueError` if the shapes do not chain, `TypeError` if a weight is not real floating point.
+    **Raises:** `ValueError` if the shapes do not chain or entries are masked, `TypeError` if a weight is not real floating
+    point.
 
     A layer tuple is a point *and* a tangent vector: `+`, `-`, scalar `*`, `inner` and `norm` are those of the space
-    `R^{d_1×d_0} × … × R^{d_N×d_{N-1}}`.
+    `R^{d_1×d_0} × … × R^{d_N×d_{N-1}}`, for two of the same shapes.
 
     ```python
     >>> net = LayerTuple([jnp.ones((2, 3)), jnp.ones((1, 2))])
@@ -41,9 +44,7 @@ class LayerTuple(eqx.Module):
     weights: tuple[Float[Array, "..."], ...]
 
     def __init__(self, weights: Iterable):
-        self.weights = tuple(
-            jnp.asarray(w, dtype=float) if isinstance(w, np.ndarray | list | tuple) else w for w in weights
-        )
+        self.weights = tuple(_as_weight(j, w) for j, w in enumerate(weights, 1))
 
     def __check_init__(self):
         if not self.weights:
@@ -141,11 +142,21 @@ class LayerTuple(eqx.Module):
                 left = matmul(w.T, left)
         return LayerTuple(reversed(layers))
 
+    def _pairs(self, other: "LayerTuple") -> list[tuple[Array, Array]]:
+        """The layers of both, which must have the same shapes: broadcast, different networks would add silently."""
+        shapes = [tuple(w.shape for w in net.weights) for net in (self, check_layer_tuple(other))]
+        if shapes[0] != shapes[1]:
+            widths = [
+                f"widths {n.widths}" + f" in a batch {n.batch_shape}" * bool(n.batch_shape) for n in (self, other)
+            ]
+            raise ValueError(f"layer tuples of different shapes do not combine: {' and '.join(widths)}")
+        return list(zip(self.weights, other.weights, strict=True))
+
     def __add__(self, other: "LayerTuple") -> "LayerTuple":
-        return LayerTuple(a + b for a, b in zip(self.weights, other.weights, strict=True))
+        return LayerTuple(a + b for a, b in self._pairs(other))
 
     def __sub__(self, other: "LayerTuple") -> "LayerTuple":
-        return LayerTuple(a - b for a, b in zip(self.weights, other.weights, strict=True))
+        return LayerTuple(a - b for a, b in self._pairs(other))
 
     def __neg__(self) -> "LayerTuple":
         return LayerTuple(-a for a in self.weights)
@@ -160,10 +171,7 @@ class LayerTuple(eqx.Module):
 
     def inner(self, other: "LayerTuple") -> Float[Array, ""]:
         """`⟨W,V⟩ = Σ_j tr(W_jᵀV_j)`."""
-        return sum(
-            (jnp.sum(a * b) for a, b in zip(self.weights, other.weights, strict=True)),
-            start=jnp.zeros((), self.weights[0].dtype),
-        )
+        return sum((jnp.sum(a * b) for a, b in self._pairs(other)), start=jnp.zeros((), self.weights[0].dtype))
 
     def norm(self) -> Float[Array, ""]:
         """`√⟨W,W⟩`; its derivative at the zero tuple is taken to be zero."""
@@ -174,6 +182,32 @@ class LayerTuple(eqx.Module):
     def layer_norms(self) -> Float[Array, " N"]:
         """`‖W_j‖_F` of every layer."""
         return jnp.stack([jnp.linalg.norm(w) for w in self.weights])
+
+
+def _as_weight(j: int, w: Any) -> Any:
+    """A weight given as numbers of another kind as an array; arrays of JAX (and stand-ins for them) as they are."""
+    if isinstance(w, jax.Array | jax.ShapeDtypeStruct) or not (
+        isinstance(w, list | tuple | np.ndarray) or hasattr(w, "__array__")
+    ):
+        return w
+    if np.ma.is_masked(w):
+        raise ValueError(f"W_{j} has masked entries, which have no values: fill them, e.g. by w.filled(0.0)")
+    try:
+        array = np.asarray(w)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"W_{j} is no matrix: {error}") from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"W_{j} must be real floating point, got dtype {array.dtype}")
+    return jnp.asarray(array, dtype=float)
+
+
+def check_layer_tuple(net: object) -> LayerTuple:
+    """`net`, or a `TypeError` where it is no network, such as a plain list of matrices."""
+    if not isinstance(net, LayerTuple):
+        raise TypeError(
+            f"a network must be a gdflow.LayerTuple, got {type(net).__name__}: gf.LayerTuple(weights) makes one"
+        )
+    return net
 
 
 #: Networks with more parameters than this (8 GiB in double precision) are taken for a mistake.

@@ -186,6 +186,59 @@ def test_degenerate_limits_say_so():
 # Times.
 
 
+def test_forward_mode_without_its_adjoint_says_what_to_do():
+    problem, net = scalar(0.3, 1.1, 2.0)
+    for f, x in (
+        (lambda net: gf.simulate(problem, net, 1.0, ts=2).losses[-1], net),
+        (lambda net: gf.limit(problem, net).weights[0][0, 0], net),
+        (lambda W: gf.riemannian_flow(problem, W, 2, 1.0, rank=1, ts=2).losses[-1], jnp.eye(1)),
+    ):
+        with pytest.raises(TypeError, match=r"need adjoint=diffrax\.ForwardMode\(\)"):
+            jax.jvp(f, (x,), (x,))
+
+
+@pytest.mark.parametrize("stop", ["certificate", "gradient norm"])
+def test_times_of_stops_already_met_do_not_move(stop):
+    """Certified at the start, or at a critical point: the flow ends where it starts, at time 0 whatever the start is."""
+    problem = gf.Problem.from_singular_values([2.0, 1.0])
+    net = LayerTuple([jnp.diag(jnp.array([1.2, 0.9])), jnp.diag(jnp.array([1.5, 0.8]))])
+    condition = gf.AtCertificate() if stop == "certificate" else gf.AtGradientNorm(0.1)
+    if stop == "certificate":
+        assert 0.01 < problem.effective_loss(net) < 0.4  # below the second-lowest level, ½
+    else:
+        net = 0.0 * net
+
+    def ends(net, s):
+        run = gf.simulate(with_singular_values(problem, s), net, jnp.inf, ts=[0.0], stop=condition, max_steps=50)
+        return run.final_time, run.final
+
+    s = problem.singular_values
+    time, final = ends(net, s)
+    assert time == 0
+    assert eqx.tree_equal(final, net)
+    direction = like(net, 7)
+    gradients = jax.grad(lambda net, s: ends(net, s)[0] + ends(net, s)[1].inner(direction), argnums=(0, 1))(net, s)
+    assert eqx.tree_equal(gradients[0], direction)
+    np.testing.assert_array_equal(gradients[1], 0.0)
+
+
+def test_levels_above_the_start_are_crossed_at_once_whatever_the_start():
+    problem = gf.Problem.from_singular_values([2.0, 1.0])
+    net = LayerTuple([jnp.diag(jnp.array([0.2, 0.1])), jnp.diag(jnp.array([0.3, 0.1]))])
+    loss = float(problem.effective_loss(net))
+    levels = jnp.array([10 * loss, loss + 1e-6, loss, 0.5 * loss])
+
+    def times(net):
+        return gf.simulate(problem, net, 5.0, ts=[5.0], dense=True, max_steps=300).crossing_times(levels)
+
+    found = times(net)
+    np.testing.assert_array_equal(found[:3], 0.0)
+    assert found[3] > 0.1
+    for gradient in jax.tree.leaves(jax.jacrev(times)(net)):
+        np.testing.assert_array_equal(gradient[:3], 0.0)
+        assert np.any(gradient[3] != 0)
+
+
 def test_crossing_times_have_the_derivatives_of_the_closed_form():
     a, b = jnp.array([0.3, -0.2]), jnp.array([1.1, 0.4])
     levels = jnp.array([0.5 * (2.0 - u) ** 2 for u in (1.0, 1.3)])

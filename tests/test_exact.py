@@ -71,6 +71,99 @@ def test_hitting_time_and_its_derivatives(seed):
     np.testing.assert_allclose(jax.grad(exact.width_h_hitting_time)(a, b, s, u), -moved / rate, rtol=1e-9)
 
 
+def hitting_time(a, b, s, u):
+    """The closed form as it stands in the literature, in 700 digits, of the numbers that the floats are."""
+    with mpmath.workdps(700):
+        a, b, s, u = mpmath.mpf(a), mpmath.mpf(b), mpmath.mpf(s), mpmath.mpf(u)
+        p, q = (a + b) ** 2 / 2, (a - b) ** 2 / 2
+        if p == 0:  # the flow of (a, −b) towards −s
+            p, q, s, u = q, p, -s, -u
+        delta, x = mpmath.sqrt(s**2 + p * q), u + mpmath.sqrt(u**2 + p * q)
+        high, low = s + delta, s - delta
+        if p == 0 or not (x - p) / (high - x) > 0:
+            return mpmath.inf
+        if delta == 0:
+            return 1 / x - 1 / p
+        return mpmath.log((x - low) * (high - p) / ((high - x) * (p - low))) / (2 * delta)
+
+
+HITS = [
+    (3.0, -3 + 1e-8, 2.0, -4.0),  # 16 digits of x lost
+    (3.0, -3 + 1e-7, 2.0, -4.0),
+    (3.0, -3 + 1e-15, 2.0, 1.9),
+    (3.0, -3.0, 2.0, -4.0),  # on the stable manifold of the saddle, which it approaches
+    (3.0, 3.0, -2.0, 4.0),
+    (0.2, 0.1, 2.0, 2 - 1e-13),
+    (0.2, 0.1, 2.0, 0.02 + 1e-9),
+    (2.0, 1.5, 1.0, 1 + 1e-10),  # falling
+    (2.0, 1.5, -1.0, 1.0),
+    (2.0, -1.5, -5.0, -4.999),
+    (1e-9, 2e-9, 1e-3, 5e-4),
+    (1e-160, 3e-161, 1.0, 0.5),
+    (1e-170, -1e-170, -1.0, -0.5),
+    (1e-200, 0.0, 1.0, 0.5),
+    (-1e-200, 1e-220, 3.0, 1e-3),
+    (1e80, -1e80, 1e160, -1e159),
+    (1e5, -1e-5, 3.0, 0.0),
+    (1.0, -1.0, 1e-12, -0.5),
+    (1e-6, 4.0, 1e-9, 1e-7),
+    (1.0, 1.0, 0.0, 0.25),
+    (2.0, 1.0, 0.0, 0.25),
+    (0.3, -1.1, 1e6, 9e5),
+]
+
+
+@pytest.mark.parametrize(("a", "b", "s", "u"), HITS)
+def test_hitting_times_in_high_precision(a, b, s, u):
+    """Of starts and values where differences cancel, squares under- or overflow, or a direction is missing."""
+    found = float(exact.width_h_hitting_time(jnp.array([a]), jnp.array([b]), s, u))
+    expected = hitting_time(a, b, s, u)
+    assert mpmath.isfinite(expected)
+    # A rounding error of a·b counts as much as one of u − a·b does.
+    tolerance = 2e-15 * (10 + abs(a * b) / abs(u - a * b))
+    np.testing.assert_allclose(found, float(expected), rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "s", "u"), [(3.0, -3.0, 2.0, 0.5), (3.0, -3.0, 2.0, 0.0), (1.0, 0.5, 2.0, 0.3), (1.0, 0.5, 2.0, 2.0),
+                           (0.0, 0.0, 2.0, 1.0), (1.0, 1.0, -2.0, 0.0), (1.0, 1.0, -2.0, -1.0), (1.0, 0.5, -1.0, -1.5)]
+)  # fmt: skip
+def test_values_that_are_never_reached_have_infinite_hitting_times(a, b, s, u):
+    assert exact.width_h_hitting_time(jnp.array([a]), jnp.array([b]), s, u) == np.inf
+    gradient = jax.grad(exact.width_h_hitting_time, argnums=(0, 1, 2, 3))(jnp.array([a]), jnp.array([b]), s, u)
+    assert np.all(np.isfinite(np.concatenate([np.ravel(g) for g in gradient])))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "s", "u"), [h for h in HITS if h[2] != 0 and abs(h[0]) > 1e-10 and abs(h[1]) < 1e50]
+)
+def test_derivatives_of_hitting_times_in_high_precision(a, b, s, u):
+    found = jax.grad(exact.width_h_hitting_time, argnums=(0, 1, 2, 3))(jnp.array([a]), jnp.array([b]), s, u)
+    point = (a, b, s, u)
+    with mpmath.workdps(700):
+        for k, g in enumerate(found):
+            h = mpmath.mpf(10) ** -200
+            up, down = ([mpmath.mpf(x) + sign * h * (i == k) for i, x in enumerate(point)] for sign in (1, -1))
+            expected = float((hitting_time(*up) - hitting_time(*down)) / (2 * h))
+            # Conditions: those of the differences of the arguments.
+            condition = 10 + abs(a * b) / abs(u - a * b) + max(abs(s), abs(u)) / abs(s - u)
+            size = abs(expected) + float(hitting_time(*point)) / max(abs(point[k]), 1e-3)
+            np.testing.assert_allclose(np.ravel(g)[0], expected, rtol=0, atol=2e-14 * condition * size)
+
+
+@pytest.mark.parametrize("s", [1.0, -1.0])
+def test_width_h_after_long_times(s):
+    """On the way out of the saddle, at the saddle and on its stable manifold, for times at which e^{2δt} is infinite."""
+    for a, b in ((jnp.array([1.0, -0.5]), jnp.array([0.3, 0.2])), (jnp.zeros(2), jnp.zeros(2))):
+        u, v = exact.width_h(a, b, s, 1e3)
+        np.testing.assert_allclose(u @ v, s if np.any(a) else 0.0, rtol=1e-12)
+        gradient = jax.grad(lambda a, b=b: exact.width_h(a, b, s, 1e3)[0] @ jnp.ones(2))(a)
+        assert np.all(np.isfinite(gradient))
+    a = jnp.array([1.0, -0.5])
+    for state in exact.width_h(a, -np.sign(s) * a, s, 1e3):
+        np.testing.assert_allclose(state, 0.0, atol=1e-150)
+
+
 @pytest.mark.slow
 def test_derivatives_of_crossing_times_agree_with_the_closed_form():
     problem = gf.Problem.from_singular_values([2.0])
@@ -98,6 +191,68 @@ def test_balanced_chains_against_integration(depth, s, u_0):
 
         expected = scipy.integrate.solve_ivp(field, (0, t), [u_0], "DOP853", rtol=3e-14, atol=1e-16).y[0, -1]
         np.testing.assert_allclose(exact.balanced_chain(s, u_0, depth, t), expected, rtol=1e-10, atol=1e-12)
+
+
+def chain_time(s, u_0, u, depth):
+    """When the chain is at `u`: the antiderivative of `1/(N|u|^{2−2/N}(s − u))`, hypergeometric, in 150 digits."""
+    with mpmath.workdps(150):
+        sign = 1 if u_0 > 0 else -1
+        c, m = sign * mpmath.mpf(s), 1 - mpmath.mpf(2) / depth
+
+        def antiderivative(v):
+            v = sign * mpmath.mpf(v)
+            if depth == 2:
+                return mpmath.log(v / abs(c - v)) / c
+            return -mpmath.re(mpmath.hyp2f1(1, -m, 1 - m, v / c)) / (m * c * v**m)
+
+        return (antiderivative(u) - antiderivative(u_0)) / depth
+
+
+CHAINS = [
+    (2.0, 1e-300, 1e-299), (2.0, 1e-4, 1.0), (2.0, 0.3, 2 - 1e-9), (2.0, 1.9, 1.95), (1e-8, 1e-12, 9e-9),
+    (2.0, 1e6, 2.1), (2.0, 3.5, 2 + 1e-9), (1e-9, 1.0, 1e-8), (1e-30, 1.0, 1e-9),
+    (2.0, -0.7, -0.69), (2.0, -0.7, -1e-4), (2.0, -0.7, -1e-12), (1e3, -1e-6, -1e-9), (-1e-7, 3.0, 1e-9), (2.0, -1e5, -1e-3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [2, 3, 7, 1000])
+@pytest.mark.parametrize(("s", "u_0", "u"), CHAINS)
+def test_balanced_chains_in_high_precision(depth, s, u_0, u):
+    """Tiny starts, long times, great depth and the wrong side, each at a value whose time is an integral."""
+    t = float(chain_time(s, u_0, u, depth))
+    assert 0 < t < math.inf
+    found = exact.balanced_chain(s, u_0, depth, t)
+    # A relative error of t by round-off moves u by t·u̇ times that.
+    moved = t * depth * abs(u) ** (2 - 2 / depth) * abs(s - u)
+    np.testing.assert_allclose(found, u, rtol=0, atol=1e-14 * (20 * abs(u) + 10 * moved))
+
+
+@pytest.mark.parametrize("depth", [3, 5, 20])
+def test_chains_on_the_wrong_side_after_long_times(depth):
+    """Where `|u|^{−m}`, `m = 1 − 2/N`, has grown at the rate `(N − 2)(|s| + |u|)` for so long that `|u|` no longer counts."""
+    m = 1 - 2 / depth
+    for t in (400.0, 1e6, 1e12):
+        found = exact.balanced_chain(2.0, -0.7, depth, t)
+        grown = (abs(found) ** -m - 0.7**-m) / ((depth - 2) * t)
+        # Between the rates at the end and at the start; the integral of |u| over time grows like t^{1 − 1/m} or ln t at most.
+        assert 2 * (1 - 1e-12) <= grown <= 2 + 0.7
+        assert t < 1e6 or grown == pytest.approx(2, rel=1e-3)
+    assert exact.balanced_chain(2.0, -0.7, depth, math.inf) == 0
+    assert exact.balanced_chain(2.0, 1e-300, depth, math.inf) == 2
+
+
+def test_chains_at_the_ends_of_the_range_of_doubles():
+    for depth in (2, 3, 50):
+        assert exact.balanced_chain(2.0, 1e-300, depth, 1.0) == pytest.approx(
+            1e-300 * math.exp(4.0) if depth == 2 else 1e-300, rel=1e-12
+        )
+        assert exact.balanced_chain(2.0, 0.3, depth, 1e9) == 2.0
+        assert exact.balanced_chain(2.0, 5.0, depth, 1e300) == 2.0
+        # Towards zero from s = 0: v̇ = −Nv^{1+2(1−1/N)} moves nothing below 1e-300, and forgets where it began.
+        assert exact.balanced_chain(0.0, 1e-300, depth, 1.0) == 1e-300
+        power = 2 - 2 / depth
+        assert exact.balanced_chain(0.0, 1e200, depth, 1.0) == pytest.approx((power * depth) ** (-1 / power), rel=1e-12)
+    assert exact.balanced_chain(2.0, -0.7, 2, 1e6) == 0.0
 
 
 @pytest.mark.parametrize(("widths", "lam"), [((3, 2, 4), 0.0), ((3, 2, 4), 0.6), ((4, 2, 2), 0.6), ((4, 3, 2), -0.5)])
@@ -161,6 +316,8 @@ def test_errors():
         exact.balanced_chain(1.0, 0.5, 0, 1.0)
     with pytest.raises(ValueError, match="t must not be negative"):
         exact.balanced_chain(1.0, 0.5, 2, -1.0)
+    with pytest.raises(ValueError, match="s and u_0 must be finite, got nan"):
+        exact.balanced_chain(math.nan, 0.5, 3, 1.0)
     with pytest.raises(ValueError, match="whitened coordinates are needed"):
         exact.lambda_balanced(problem.in_coordinates("data"), net, 1.0)
     with pytest.raises(ValueError, match="t must be finite"):

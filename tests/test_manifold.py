@@ -73,6 +73,17 @@ def test_inverse_and_both_forms_of_the_metric(shape, rank, depth):
     assert float(manifold.metric(W, T1, T1, depth)) > 0
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-120])
+@pytest.mark.parametrize("depth", [2, 40, 150, 1000, 1e4])
+def test_both_forms_of_the_metric_at_great_depth(depth, size):
+    """The integrand falls off over `26N` units of `ln t`: far beyond the range of doubles for `t` itself."""
+    W, Z1, Z2 = random_point((4, 3), 2, 9)
+    T1, T2 = (manifold.project_tangent(W, Z) for Z in (Z1, Z2))
+    # Of a scaled matrix by homogeneity, in degree 2/N − 2.
+    expected = float(manifold.metric(W, T1, T2, depth)) * size ** (2 / depth - 2)
+    np.testing.assert_allclose(manifold.metric_by_integral(size * W, T1, T2, depth), expected, rtol=1e-9)
+
+
 def test_real_depth_interpolates_and_tends_to_the_logarithmic_mean():
     W, Z, _ = random_point((4, 4), 4, 4)
     # The quotient form, used for real N, beside the sum, used for integer N: continuous in N.

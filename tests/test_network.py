@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gdflow.network import LayerTuple, check_widths
+from gdflow.network import LayerTuple, check_layer_tuple, check_widths
 
 # Depth 1 to 4; a bottleneck of width 1 in the last two.
 POOL = ((3, 2), (2, 4, 3), (4, 1, 3, 2), (2, 3, 1, 4, 2))
@@ -162,9 +162,20 @@ def test_vector_space_operations_act_on_all_entries(widths, rng):
     np.testing.assert_allclose(v.layer_norms(), [np.linalg.norm(a) for a in v.weights], rtol=ROUNDING)
 
 
-def test_layers_of_different_depth_do_not_add(rng):
-    with pytest.raises(ValueError, match="zip"):
-        random_net(rng, (2, 2)) + random_net(rng, (2, 2, 2))
+@pytest.mark.parametrize(
+    ("one", "other", "batch", "message"),
+    [
+        ((2, 2), (2, 2, 2), (), r"widths \(2, 2\) and widths \(2, 2, 2\)"),
+        ((2, 3, 2), (2, 1, 2), (), r"widths \(2, 3, 2\) and widths \(2, 1, 2\)"),  # would broadcast
+        ((1, 1), (3, 2), (), r"widths \(1, 1\) and widths \(3, 2\)"),
+        ((2, 2), (2, 2), (4,), r"widths \(2, 2\) and widths \(2, 2\) in a batch \(4,\)"),
+    ],
+)
+def test_networks_of_different_shapes_do_not_combine(one, other, batch, message, rng):
+    v, w = random_net(rng, one), random_net(rng, other, batch)
+    for combine in (lambda: v + w, lambda: v - w, lambda: v.inner(w)):
+        with pytest.raises(ValueError, match=f"different shapes do not combine: {message}"):
+            combine()
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
@@ -241,6 +252,33 @@ def test_shapes_that_make_no_network_are_refused(shapes, message):
 def test_weights_that_are_not_real_floating_point_are_refused(dtype):
     with pytest.raises(TypeError, match=f"W_2 must be real floating point, got dtype {jnp.dtype(dtype)}"):
         LayerTuple([jnp.ones((2, 3)), jnp.ones((2, 2), dtype=dtype)])
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "message"),
+    [
+        (np.ones((2, 2)) * 1j, TypeError, "W_2 must be real floating point, got dtype complex128"),
+        ([[1j, 0.0], [0.0, 1.0]], TypeError, "W_2 must be real floating point, got dtype complex128"),
+        ([["1", "2"], ["3", "4"]], TypeError, "W_2 must be real floating point, got dtype <U1"),
+        (np.ma.masked_less(np.eye(2), 0.5), ValueError, "W_2 has masked entries"),
+        ([[1.0, 2.0], [3.0]], ValueError, "W_2 is no matrix"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused_rather_than_cast(weight, error, message):
+    with pytest.raises(error, match=message):
+        LayerTuple([np.ones((2, 3)), weight])
+
+
+def test_masked_arrays_without_masked_entries_are_arrays():
+    net = LayerTuple([np.ma.masked_less(np.eye(2), -1.0)])
+    np.testing.assert_array_equal(net.weights[0], np.eye(2))
+
+
+def test_what_is_no_network_is_said_to_be_none():
+    net = LayerTuple([np.eye(2)])
+    assert check_layer_tuple(net) is net
+    with pytest.raises(TypeError, match=r"must be a gdflow.LayerTuple, got list: gf.LayerTuple\(weights\) makes one"):
+        check_layer_tuple([np.eye(2)])
 
 
 @pytest.mark.parametrize(

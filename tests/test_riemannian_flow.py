@@ -1,7 +1,9 @@
 """The flow on the matrices of rank k against the flow of balanced factors, its limits, its rank, its derivatives."""
 
+import inspect
 import math
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,12 +172,27 @@ def test_errors(problem):
     for options, message in (
         (dict(ts=jnp.array([0.5, 0.2])), "save times must increase"),
         (dict(ts=jnp.array([0.5, 1.2])), r"lie in \[0.0, 1.0\], got 0.5 … 1.2"),
-        (dict(ts=1), "at least two saved times"),
-        (dict(rtol=0.0), "rtol > 0"),
-        (dict(max_steps=0), "max_steps ≥ 1"),
+        (dict(ts=1), "1 equidistant times .* at least 2"),
+        (dict(ts=2.5), "save times ts must be an integer, got 2.5"),
+        (dict(rtol=0.0), "0 < rtol < 1, got rtol=0.0"),
+        (dict(rtol=1e300), "0 < rtol < 1"),
+        (dict(rtol=np.nan), "rtol must be a finite number, got nan"),
+        (dict(max_steps=0), "max_steps must be at least 1, got 0"),
+        (dict(max_steps=2.5), "max_steps must be an integer, got 2.5"),
+        (dict(rank=1.5), "rank must be an integer, got 1.5"),
+        (dict(boundary=np.nan), "boundary must be a finite number, got nan"),
+        (dict(solver=diffrax.KenCarp4()), "KenCarp4 is made for equations split into several terms"),
+        (dict(solver=diffrax.Euler()), "Euler has no error estimate"),
     ):
         with pytest.raises(ValueError, match=message):
             gf.riemannian_flow(problem, W, 2, 1.0, **options)
+    with pytest.raises(ValueError, match="t1 must be a finite number, got nan"):
+        gf.riemannian_flow(problem, W, 2, np.nan)
+    for start in (W * 1j, np.ones((3, 4)) * 1j):
+        with pytest.raises(TypeError, match="real"):
+            inspect.unwrap(gf.riemannian_flow)(problem, start, 2, 1.0)
+    with pytest.raises(TypeError, match=r"must be a matrix of real numbers, or a gdflow\.LayerTuple; got list"):
+        inspect.unwrap(gf.riemannian_flow)(problem, [W], 2, 1.0)
     with pytest.raises(ValueError, match="rank must lie between 1 and 3"):
         gf.riemannian_flow(problem, W, 2, 1.0, rank=4)
     unbalanced = gf.LayerTuple([jnp.ones((2, 4)), 2 * jnp.ones((3, 2))])
@@ -185,7 +202,51 @@ def test_errors(problem):
         gf.riemannian_flow(problem, unbalanced, 3, 1.0)
 
 
+@pytest.mark.parametrize("form", ["low rank", "graded"])
+def test_a_start_of_lower_rank_than_asked_for_is_refused(form):
+    problem, W = gf.Problem.from_singular_values([2.0, 1.0]), np.diag([1.0, 1e-18])
+    with pytest.raises(
+        ValueError, match=r"W\(0\) has numerical rank 1, not the 2 asked for: singular value 2 is 1e-18 beside 1"
+    ):
+        gf.riemannian_flow(problem, W, 2, 1.0, rank=2, form=form)
+    # Traced, the values cannot be looked at: then it is not solved.
+    run = jax.jit(lambda W: gf.riemannian_flow(problem, W, 2, 1.0, rank=2, ts=3, form=form, max_steps=1000))(
+        np.diag([1.0, 0.0])
+    )
+    assert not run.solved
+    assert np.all(np.isfinite(run.losses)) <= bool(run.solved)
+
+
+def test_a_trajectory_keeps_its_problem(problem):
+    net = Balanced((4, 2, 3)).sample(KEY, 5)
+    for flow in (
+        gf.riemannian_flow(problem, net, 2, 1.0, ts=2),
+        gf.riemannian_flow(problem, net, 2, 1.0, ts=2, form="graded"),
+        gf.simulate(problem, net, 1.0, ts=2, dense=False),
+    ):
+        assert flow.problem is problem
+        assert "m=12 samples" in str(flow.problem.report())
+
+
+@pytest.mark.parametrize("form", ["low rank", pytest.param("graded", marks=SLOW)])
+def test_the_first_step_knows_how_fast_the_flow_is(form):
+    """Data 10⁴ times as large, `N = 2`: the flow of `W` is 10⁴ times as fast, and needs no more steps."""
+    W, counts = np.array([[0.5, 0.1], [-0.2, 0.4]]), []
+    for size in (1.0, 1e4, 1e-4):
+        problem = gf.Problem.from_singular_values(size * np.array([2.0, 1.0]))
+        run = gf.riemannian_flow(
+            problem, size * W, 2, 1.0 / size, ts=[1.0 / size], form=form, rtol=1e-6, atol=1e-6 * size
+        )
+        assert run.solved
+        counts.append(int(run.num_steps))
+    # The tolerance of the bases, which have no size, is relative for large data and absolute for small ones.
+    assert max(counts) - min(counts) <= 2, counts
+
+
 def test_it_prints(problem):
-    text = str(gf.riemannian_flow(problem, Balanced((4, 2, 3)).sample(KEY, 5), 2, 1.0, ts=3))
+    flow = gf.riemannian_flow(problem, Balanced((4, 2, 3)).sample(KEY, 5), 2, 1.0, ts=3)
+    text = str(flow)
+    assert repr(flow) == text
+    assert "RiemannianTrajectory(" in repr(jax.tree.map(lambda _: None, flow))
     assert "Riemannian gradient flow" in text
     assert "singular values" in text

@@ -1,12 +1,17 @@
 """The methods that Diffrax lacks: orders, stability limits and error estimates against exact solutions."""
 
+import inspect
+
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gdflow as gf
+from gdflow.dynamics.runge_kutta import check_solver
+from gdflow.dynamics.step_control import step_control
 
 
 def step(solver, field, y, h):
@@ -66,3 +71,70 @@ def test_rkc_takes_fewer_steps_where_the_flow_is_stiff():
 def test_rkc_stage_numbers_out_of_range_are_refused(stages):
     with pytest.raises(ValueError, match=f"3 to 30 stages, got {stages}"):
         gf.RKC(stages)
+
+
+def all_solvers():
+    """Every solver of Diffrax and ours, and some of them halved."""
+    names = [n for n, c in vars(diffrax).items() if inspect.isclass(c) and issubclass(c, diffrax.AbstractSolver)]
+    names = [n for n in names if not n.startswith("Abstract") and n != "HalfSolver"]
+    solvers = {n: getattr(diffrax, n)() for n in names} | {
+        "RK4": gf.RK4(),
+        "RKC": gf.RKC(),
+        "Gauss": gf.GaussLegendre(2),
+    }
+    inside = ("Euler", "Tsit5", "ImplicitEuler", "KenCarp4", "EulerHeun", "RK4")
+    return solvers | {f"Half{n}": diffrax.HalfSolver(solvers[n]) for n in inside}
+
+
+@pytest.mark.parametrize("name", sorted(all_solvers()))
+def test_solvers_are_refused_exactly_where_diffrax_cannot_use_them(name):
+    solver = all_solvers()[name]
+
+    def works(controller):
+        def solve(y):
+            term = diffrax.ODETerm(lambda t, y, args: -y)
+            return diffrax.diffeqsolve(term, solver, 0.0, 1.0, 0.1, y, stepsize_controller=controller).ys
+
+        try:
+            eqx.filter_eval_shape(solve, jnp.ones(2))  # traced, not compiled
+        except Exception:
+            return False
+        return True
+
+    def accepted(adaptive):
+        try:
+            check_solver(solver, adaptive=adaptive)
+        except ValueError:
+            return False
+        return True
+
+    assert accepted(False) == works(diffrax.ConstantStepSize())
+    # Diffrax takes the error of RK4, which has no estimate, for zero.
+    assert accepted(True) == (works(step_control(1e-6, 1e-9)) and name != "RK4")
+
+
+def test_what_stands_for_no_solver_is_refused():
+    with pytest.raises(TypeError, match=r"must be an instance, not a class: Tsit5\(\) in place of Tsit5"):
+        check_solver(diffrax.Tsit5)
+    for other in ("Tsit5", None, 5):
+        with pytest.raises(TypeError, match="must be one of Diffrax's or gdflow's"):
+            check_solver(other)
+    for solver in (diffrax.KenCarp4(), diffrax.Sil3()):
+        with pytest.raises(ValueError, match=r"diffrax\.Kvaerno5\(\), Kvaerno4\(\), Kvaerno3\(\) or gdflow\.RKC\(\)"):
+            check_solver(solver)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in sorted(all_solvers()) if n not in ("LeapfrogMidpoint",)])
+def test_accepted_solvers_solve_the_flow(name):
+    """From `ab = 0.1`, `a = b`, towards 2: `u = 2/(1 + 19e^{−4t})`. The coarsest method, of order 1, has h/2 per unit of time."""
+    solver, problem = all_solvers()[name], gf.Problem.from_singular_values([2.0])
+    net = np.sqrt(0.1) * gf.LayerTuple([np.ones((1, 1)), np.ones((1, 1))])
+    for step in (None, 1e-3):
+        try:
+            check_solver(solver, adaptive=step is None)
+        except ValueError:
+            continue
+        run = gf.simulate(problem, net, 0.5, ts=[0.5], solver=solver, step=step, rtol=1e-5, atol=1e-8, dense=False)
+        assert run.status == "reached t1"
+        np.testing.assert_allclose(run.final.end_to_end, 2 / (1 + 19 * np.exp(-2.0)), rtol=1e-2)

@@ -20,11 +20,33 @@ Integrated backwards, a flow that contracts towards its limit expands: errors gr
 the Hessian, and what is recomputed has little to do with the trajectory.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import diffrax
 
 
+@contextlib.contextmanager
+def explain_forward_mode() -> Iterator[None]:
+    """Says what to do where `jax.jvp` or `jax.jacfwd` meets an adjoint for backward mode, the default one among them."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise TypeError(
+            "forward-mode derivatives (jax.jvp, jax.jacfwd, jax.hessian) need adjoint=diffrax.ForwardMode(): the default adjoint "
+            "is for backward mode (jax.grad, jax.jacrev)"
+        ) from error
+
+
 def check_adjoint(adjoint: diffrax.AbstractAdjoint | None) -> None:
-    """`ValueError`, with the reason, for ways of differentiating that give wrong derivatives of a flow to its limit."""
+    """`ValueError`, with the reason, for ways of differentiating that give wrong derivatives of a flow to its limit.
+
+    `TypeError` for what is no adjoint.
+    """
+    if not isinstance(adjoint, diffrax.AbstractAdjoint | None):
+        raise TypeError(f"the adjoint must be one of Diffrax's, such as diffrax.ForwardMode(); got {adjoint!r}")
     if isinstance(adjoint, diffrax.ImplicitAdjoint):
         raise ValueError(
             "ImplicitAdjoint differentiates ∇L = 0 at the end, as if limits were isolated: they form manifolds, and which "

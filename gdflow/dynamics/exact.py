@@ -7,12 +7,13 @@
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.integrate
 import scipy.optimize
+import scipy.special
 from jaxtyping import Array, Float
 
 from gdflow.invariants import check_balanced, conserved
@@ -48,12 +49,22 @@ def width_h(
     T = jnp.where(still, t, jnp.tanh(delta * t) / delta)
     # 1 − sT without cancellation: 1 − tanh(x) = 2/(e^{2x} + 1), and δ − s = PQ/(δ + s) for s > 0.
     size = jnp.abs(s)
-    rest = (size * 2 / (jnp.exp(2 * delta * t) + 1) + P * Q / (delta + size)) / delta
+    rest = (size * 2 * jax.nn.sigmoid(-2 * delta * t) + P * Q / (delta + size)) / delta
     above = jnp.where(still, 1.0, jnp.where(s > 0, rest, 1 - s * T))
     below = jnp.where(still, 1.0, jnp.where(s < 0, rest, 1 + s * T))
-    f = jnp.sqrt((below + Q * T) / (above + P * T))
-    p, q = f * p, q / f
+    top, bottom = below + Q * T, above + P * T
+    p, q = _scaled(p, P, top, bottom), _scaled(q, Q, bottom, top)
     return (p + q) / math.sqrt(2.0), (p - q) / math.sqrt(2.0)
+
+
+def _scaled(x: Array, square: Array, top: Array, bottom: Array) -> Array:
+    """`x√(top/bottom)`, `bottom` zero at most where `square = |x|²` is.
+
+    There it is `e^{−2δt}`, which underflows at last, and depends on `x` to second order only.
+    """
+    tiny = jnp.finfo(jnp.result_type(bottom, float)).tiny
+    fixed = jnp.maximum(jax.lax.stop_gradient(bottom), tiny)
+    return x * (jnp.sqrt(jnp.where(top > 0, top, tiny)) / jnp.sqrt(jnp.where(square > 0, bottom, fixed)))
 
 
 def width_h_hitting_time(
@@ -61,70 +72,159 @@ def width_h_hitting_time(
 ) -> Float[Array, ""]:
     """When the product `a·b` of the flow of `width_h` reaches `u`: closed form, infinite where it never does.
 
-    `(1/2δ) ln[(x − P_−)(P_+ − P)/((P_+ − x)(P − P_−))]` with `x = u + √(u² + PQ)`, `P_± = s ± δ`. Differentiable where it
-    is finite.
+    `P` follows `Ṗ = −(P − P_+)(P − P_−)` with `P_± = s ± δ`, and is `x = u + √(u² + PQ)` where the product is `u`:
+
+        (1/2δ) ln(1 + 2δr),   r = (x − P)/((P_+ − x)(P − P_−)),
+
+    all differences from products without cancellation, `x − P = (u − a·b)(x + P)/(√(u² + PQ) + (P + Q)/2)` and
+    `P_+ − x = 2x(s − u)/(x − P_−)`. Differentiable where it is finite, for `s ≠ 0`.
     """
-    P, Q = 0.5 * jnp.sum((a + b) ** 2), 0.5 * jnp.sum((a - b) ** 2)
-    delta = jnp.sqrt(s**2 + P * Q)
-    x = u + jnp.sqrt(u**2 + P * Q)
-    # P_+ and P_−, the smaller one from their product −PQ
-    high = jnp.where(s < 0, P * Q / (delta + jnp.abs(s)), s + delta)
-    low = jnp.where(s > 0, -P * Q / (delta + jnp.abs(s)), s - delta)
-    quotient = (x - low) * (high - P) / ((high - x) * (P - low))
-    reached = (quotient >= 1) & (P > 0)
-    return jnp.where(reached, jnp.log(jnp.where(reached, quotient, 1.0)) / (2 * delta), jnp.inf)
+    s, u = jnp.asarray(s, dtype=float), jnp.asarray(u, dtype=float)
+    product = jnp.sum(a * b)
+    p, q = _norm((a + b) / math.sqrt(2.0)), _norm((a - b) / math.sqrt(2.0))
+    # The flow of (a, −b) towards −s exchanges P and Q: so u is not negative.
+    flip = u < 0
+    p, q = jnp.where(flip, q, p), jnp.where(flip, p, q)
+    s, u, product = (jnp.where(flip, -x, x) for x in (s, u, product))
+    end = jnp.where(((s > 0) & (p > 0)) | ((s < 0) & (q > 0)), s, 0.0)
+    reached = ((product < u) & (u < end)) | ((end < u) & (u < product)) | (u == product)
+
+    def positive(x, condition=True):
+        """The divisor `x` where it is one."""
+        return jnp.where(reached & condition & (x != 0), x, 1.0)
+
+    delta, root = _hypot(s, p * q), _hypot(u, p * q)
+    x = positive(u + root)
+    k = q**2 / positive(jnp.abs(s) + delta)  # P − P_− = P(1 + k) for s > 0
+    # (x − P_−)/(P − P_−); x/P overflows for the smallest starts, whose time is a logarithm of it.
+    huge = jnp.log(x) - 2 * jnp.log(positive(p)) > 575.0
+    share = jnp.where(
+        s > 0,
+        (x / positive(p, ~huge) / positive(p, ~huge) + k) / (1 + k),
+        (x + delta - s) / positive(p**2 + delta - s),
+    )
+    way = (u - product) / positive(s - u) * (1 + p**2 / x) / positive(2 * root + p**2 + q**2)
+    r = jnp.where(reached, way * jnp.where(huge, 1.0, share), 0.0)
+    growth = positive(2 * delta, huge)
+    logarithm = jnp.log(positive(growth * r, huge)) + jnp.log(x / (1 + k)) - 2 * jnp.log(positive(p))
+    time = jnp.where(huge, logarithm / growth, r * _logarithm_ratio(2 * delta * r))
+    return jnp.where(reached, time, jnp.inf)
+
+
+def _logarithm_ratio(z: Array) -> Array:
+    """`ln(1 + z)/z`, with its derivative, down to `z = 0`."""
+    near = jnp.abs(z) < 1e-2
+    far = jnp.where(near, 1.0, z)
+    series = jnp.polyval(jnp.array([(-1) ** k / (k + 1) for k in range(9, -1, -1)]), jnp.where(near, z, 0.0))
+    return jnp.where(near, series, jnp.log1p(far) / far)
+
+
+def _norm(x: Array) -> Array:
+    """`|x|` where the square of it would under- or overflow, too; its derivative at zero is taken to be zero."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    return jnp.where(largest > 0, scale * jnp.sqrt(jnp.where(largest > 0, jnp.sum((x / scale) ** 2), 1.0)), 0.0)
+
+
+def _hypot(x: Array, y: Array) -> Array:
+    """`√(x² + y²)`, as `_norm`."""
+    return _norm(jnp.stack([x, y]))
+
+
+#: Gauss's rule for integrands that are analytic in a strip of half-width π, in pieces of length 2 at most: exact to round-off.
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
+#: Closer to its limit than e^{-45} of it a chain is there.
+_AT_LIMIT = 45.0
 
 
 def balanced_chain(s: float, u_0: float, depth: int, t: float) -> float:
     """The product `u = w_N…w_1` of a scalar chain from a balanced start: the solution of `u̇ = N|u|^{2−2/N}(s − u)`.
 
-    Closed for `N = 1, 2`; for deeper chains time is the integral of `1/(w^{N−1}(s − w^N))`, `w = |u|^{1/N}`, inverted. A
-    start with `u_0 < 0 < s` tends to zero from below.
+    Closed for `N = 1, 2` and for `s = 0`; for deeper chains time is an integral over the logarithm of `u` or of its distance
+    from the limit, inverted. A start with `u_0 < 0 < s` tends to zero from below.
 
-    **Arguments:** floats, on the host; not differentiable. `t ≥ 0`.
+    **Arguments:** floats, on the host; not differentiable. `t ≥ 0`, also infinite.
 
-    **Raises:** `ValueError` for negative times or depths below 1.
+    **Raises:** `ValueError` for negative times, depths below 1, and `s` or `u_0` that are not finite.
     """
     if depth < 1 or depth != int(depth):
         raise ValueError(f"depth must be a positive integer, got {depth}")
     if not t >= 0:
         raise ValueError(f"t must not be negative, got {t}")
+    if not (math.isfinite(s) and math.isfinite(u_0)):
+        raise ValueError(f"s and u_0 must be finite, got {s} and {u_0}")
     if depth == 1:
         return s + (u_0 - s) * math.exp(-t)
     if u_0 == 0 or u_0 == s or t == 0:
         return float(u_0)
-    # v = |u| follows v̇ = N v^{2−2/N}(c − v) with c = ±s; in z = ln(v/|c − v|) time is the integral of v^{2/N−1}/(Nc), smooth.
-    sign, v_0 = math.copysign(1.0, u_0), abs(u_0)
+    # v = |u| follows v̇ = N v^{1+m}(c − v) with c = ±s and m = 1 − 2/N, and does not change sides.
+    sign, v = math.copysign(1.0, u_0), abs(float(u_0))
     c = sign * s
+    if math.isinf(t):
+        return sign * max(c, 0.0)
     if c == 0:
-        return sign * (v_0 ** (2 / depth - 2) + 2 * (depth - 1) * t) ** (depth / (2 - 2 * depth))
-    z_0 = math.log(v_0 / abs(c - v_0))
+        power = 2 - 2 / depth
+        grown = np.logaddexp(0.0, math.log(power * depth) + math.log(t) + power * math.log(v))
+        return sign * v * math.exp(-grown / power)
+    return sign * (_two_layers(v, c, t) if depth == 2 else _deep(v, c, depth, t))
 
-    def v(z):
-        e = math.exp(-abs(z))
-        if c < 0:  # z < 0: v = |c| e^z/(1 − e^z)
-            return -c * e / -math.expm1(z)
-        if v_0 > c:  # z > 0: v = c/(1 − e^{−z})
-            return c / -math.expm1(-z)
-        return c / (1 + e) if z > 0 else c * e / (1 + e)
 
-    def time(z):
-        if depth == 2:
-            return (z - z_0) / (2 * c)
-        value, _ = scipy.integrate.quad(
-            lambda x: v(x) ** (2 / depth - 1) / (depth * c), z_0, z, epsabs=0.0, epsrel=1e-13, limit=500
-        )
-        return value
+def _two_layers(v: float, c: float, t: float) -> float:
+    """`v̇ = 2v(c − v)`: `ln(v/|c − v|)` grows at the rate `2c`."""
+    z = math.log(v) - math.log(abs(c - v))
+    if 0 < v < c:
+        return c * float(scipy.special.expit(z + 2 * c * t))
+    if v > abs(c):
+        z = -math.log1p(-c / v)  # small beside the logarithms
+    z = abs(z) + 2 * abs(c) * t
+    if z == 0:
+        return v / (1 + 2 * v * t)
+    return (c if c > 0 else -c * math.exp(-z)) / -math.expm1(-z)
 
-    end = z_0 + 2 * c * t
-    if depth > 2:
-        step = math.copysign(1.0, c)
-        while time(end) < t:
-            end += step
-            step *= 2
-        bracket = sorted((z_0, end)) if c > 0 or end < z_0 else [z_0, end]
-        end = scipy.optimize.brentq(lambda z: time(z) - t, *bracket, xtol=1e-14, rtol=1e-14)
-    return sign * v(end)
+
+def _deep(v: float, c: float, depth: int, t: float) -> float:
+    """`v̇ = N v^{1+m}(c − v)` for `N > 2`, in units of the larger of `v` and `|c|`, as `d(t)` with `ḋ > 0` and `d(0) = 0`.
+
+    What is integrated over `d` is analytic and positive, and differential inequalities bracket the solution.
+    """
+    m = 1 - 2 / depth
+    scale = max(v, abs(c))
+    nu, gamma = v / scale, c / scale
+    with np.errstate(over="ignore"):
+        tau = float(np.float64(depth) * scale * np.power(v, m) * t)
+    if not math.isfinite(tau):
+        return max(c, 0.0)
+    if 0 < v < c:  # γ = 1: e^d is the growth of ν/(1 − ν)
+        rest = (c - v) / c
+        far = min(tau / nu**m, max(_AT_LIMIT - math.log(nu) + math.log(rest), 0.0))
+        d = _invert(lambda d: (nu + rest * np.exp(-d)) ** m, tau, far, tau)
+        return v / (nu + rest * math.exp(-d))
+    if c > 0:  # ν = 1 at the start: e^{−d} is the decay of ν − γ, and ν stays above the solution for γ = 0
+        rest = (v - c) / v
+        below = math.exp(-math.log1p((1 + m) * tau) / (1 + m))
+        lowest = math.log(below - gamma) if below > gamma else math.log(gamma) - _AT_LIMIT
+        far = min(tau, max(math.log(rest) - lowest, 0.0))
+        d = _invert(lambda d: (gamma + rest * np.exp(-d)) ** (-1 - m), gamma ** (1 + m) * tau, far, tau)
+        return c + (v - c) * math.exp(-d)
+    # e^{−d} is the decay of ν, and ν^{−m} grows at rates between m|γ| and m(ν + |γ|).
+    near, far = (math.log1p(m * rate * tau) / m for rate in (-gamma, nu - gamma))
+    d = _invert(lambda d: np.exp(m * d) / (nu * np.exp(-d) - gamma), near, far, tau)
+    return v * math.exp(-d)
+
+
+def _invert(rate: Callable[[np.ndarray], np.ndarray], near: float, far: float, tau: float) -> float:
+    """The `d` between two bounds to which the integral of `rate` from 0 is `tau`."""
+
+    def excess(d):
+        ends = np.linspace(0.0, d, max(1, math.ceil(d / 2)) + 1)
+        half = 0.5 * np.diff(ends)[:, None]
+        return float(np.sum(half * _WEIGHTS * rate(ends[:-1, None] + half * (1 + _NODES)))) - tau
+
+    if excess(far) <= 0:
+        return far
+    if excess(near) >= 0:
+        return near
+    return float(scipy.optimize.brentq(excess, near, far, xtol=1e-15, rtol=1e-15))
 
 
 def aligned_modes(problem: Problem, start: LayerTuple, t: float, *, tolerance: float = 1e-9) -> np.ndarray:

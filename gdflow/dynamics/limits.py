@@ -22,7 +22,8 @@ from jaxtyping import Array
 from gdflow.dynamics.gradient_flow import simulate
 from gdflow.dynamics.stopping import AtGradientNorm
 from gdflow.losses import SquaredError
-from gdflow.network import LayerTuple, matmul
+from gdflow.network import LayerTuple, check_layer_tuple, matmul
+from gdflow.perturbation import is_traced
 from gdflow.problem import Problem
 
 #: Hessians of more parameters than this are not decomposed.
@@ -38,7 +39,7 @@ def limit(
     gradient_norm: float = 1e-8,
     rtol: float = 1e-10,
     atol: float = 1e-12,
-    max_steps: int = 100_000,
+    max_steps: float = 100_000,
     **options,
 ) -> LayerTuple:
     """The global minimum to which the flow from a start (or a batch of starts) converges, differentiably.
@@ -49,15 +50,23 @@ def limit(
     **Arguments:** `gradient_norm`: also says how far along the manifold the limit is known, about `gradient_norm/λ` with the
     smallest positive eigenvalue `λ` of the Hessian, squared; other options are those of `gdflow.simulate`.
 
-    **Raises:** `ValueError` for other losses than the squared error and more than 2¹² parameters. At run time, also inside
-    `jax.jit`, an `equinox.EquinoxRuntimeError` where the integration does not get to a nondegenerate minimum: at a saddle, and
-    at minima which more directions leave flat than are tangent to them, as with singular values `s_i = 0` or, at the
-    bottleneck, `s_r = s_{r+1}`. There the limit has no such derivative.
+    **Raises:** `ValueError` for other losses than the squared error, more than 2¹² parameters, networks that do not fit, and
+    options of `simulate` that have no meaning here. At run time, also inside `jax.jit`, an `equinox.EquinoxRuntimeError` where
+    the integration does not get to a nondegenerate minimum: at a saddle, and at minima which more directions leave flat than
+    are tangent to them, as with singular values `s_i = 0` or, at the bottleneck, `s_r = s_{r+1}`. There the limit has no such
+    derivative.
 
     ```python
     >>> jax.grad(lambda net: limit(problem, net).weights[0][0, 0])(start)
     ```
     """
+    check_layer_tuple(start)
+    for name in sorted({"stop", "ts", "t0", "t1", "dense"} & set(options)):
+        raise ValueError(
+            f"limit runs until the gradient norm has fallen, and keeps nothing on the way: leave {name} out"
+        )
+    if not is_traced(problem, start):
+        problem.check_network(start, batch=True)
     if not isinstance(problem.loss, SquaredError):
         raise ValueError(f"the minima of {type(problem.loss).__name__} are not known: limit is for the squared error")
     size = start.num_parameters

@@ -22,6 +22,7 @@ for good: it holds singular values to relative accuracy. `benchmarks/structure.p
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
@@ -29,18 +30,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from rich.console import RenderableType
+from rich.text import Text
 
-from gdflow.dynamics.adjoints import check_adjoint
+from gdflow.checks import check_count, check_number
+from gdflow.dynamics.adjoints import check_adjoint, explain_forward_mode
 from gdflow.dynamics.graded import Graded, GradedSolver
-from gdflow.dynamics.gradient_flow import check_times, check_tolerances
-from gdflow.dynamics.step_control import step_control
+from gdflow.dynamics.options import check_tolerances, save_times
+from gdflow.dynamics.runge_kutta import check_solver
+from gdflow.dynamics.step_control import first_step, step_control
+from gdflow.dynamics.trajectory import is_concrete
 from gdflow.invariants import check_balanced
 from gdflow.manifold import apply_operator, check_depth, homogeneous_sum
 from gdflow.network import LayerTuple, matmul
 from gdflow.perturbation import is_traced
 from gdflow.problem import Problem
+from gdflow.programs import forget_old_programs
 from gdflow.ranks import decide_rank
 from gdflow.tables import Printable, key_value_table
 
@@ -85,13 +91,13 @@ class LowRank(eqx.Module):
         return matmul(matmul(self.U, self.S), jnp.swapaxes(self.V, -1, -2))
 
 
-class RiemannianTrajectory(eqx.Module, Printable):
+class RiemannianTrajectory(Printable, eqx.Module):
     """A solution of the Riemannian gradient flow, from `gdflow.riemannian_flow`.
 
     - `ts`: saved times, `(T,)`; `factors`: `W = USVᵀ` there; `losses`: effective losses `L¹` there.
     - `final_time`, `last`: the end: `t1`, or where the boundary of `M_k` was met; saved times after it are NaN.
     - `at_boundary`: whether the smallest singular value fell below `boundary` times the largest.
-    - `num_steps`: accepted and rejected; `solved`: whether the solver got to its end.
+    - `num_steps`: accepted and rejected; `solved`: whether the solver got to its end, and that is finite.
     """
 
     problem: Problem
@@ -126,6 +132,8 @@ class RiemannianTrajectory(eqx.Module, Printable):
         return self.factors.S.shape[-1]
 
     def __rich__(self) -> RenderableType:
+        if not is_concrete(self):
+            return Text(eqx.tree_pformat(self))
         sigma = np.linalg.svd(np.asarray(self.last.S), compute_uv=False)
         end = "" if bool(self.solved) else ": NOT SOLVED to the end"
         if bool(self.at_boundary):
@@ -146,16 +154,16 @@ class RiemannianTrajectory(eqx.Module, Printable):
 
 def riemannian_flow(
     problem: Problem,
-    start: Float[Array, "d_y d_x"] | LayerTuple,
+    start: Float[ArrayLike, "d_y d_x"] | LayerTuple,
     depth: float,
     t1: float,
     *,
-    rank: int | None = None,
-    ts: Float[Array, " T"] | int = 101,
+    rank: float | None = None,
+    ts: ArrayLike | Sequence[float] | float = 101,
     rtol: float = 1e-8,
     atol: float = 1e-11,
     solver: diffrax.AbstractSolver = diffrax.Tsit5(),
-    max_steps: int = 100_000,
+    max_steps: float = 100_000,
     form: str = "low rank",
     boundary: float | None = None,
     balance_tolerance: float = 1e-9,
@@ -172,20 +180,21 @@ def riemannian_flow(
 
     - `start`: `W(0)` in the problem's coordinates, or balanced factors, whose product is taken.
     - `depth`: `N`, a real number from 2 on. `math.inf`: the flow in the time `Nt`, whose row and column spaces stand still.
-    - `rank`: `k`, if the numerical rank of the start is not to be trusted: smaller singular values are dropped.
+    - `rank`: `k`, by default the numerical rank of the start; if it is less, smaller singular values are dropped.
     - `ts`: saved times, or how many from 0 to `t1`.
     - `form`: `"low rank"`, or `"graded"` for flows that come close to the boundary of `M_k`: that keeps small singular values,
       and the sign of the determinant, for all times, is slower and has no derivatives.
     - `boundary`: (low-rank form only) the flow stops where `σ_k < boundary·σ_1`, by default at `100·rtol`: there the
       integration can no longer tell on which side of the boundary of `M_k` it is. 0 to go on regardless.
     - `balance_tolerance`: factors are refused if `max_j ‖C_j‖` exceeds this multiple of the largest `‖W_j‖²`.
-
     - `adjoint`: how to differentiate, as in `gdflow.simulate`.
 
     Differentiable in `W(0)` along the manifold and in the data (`gdflow.perturbation`), for integer `N`.
 
-    **Raises:** `ValueError` for a start of rank zero (it never moves), of the wrong shape or not finite, `X` not of full row
-    rank, depths below 2, unbalanced factors or factors whose number is not `N`, and options out of range.
+    **Raises:** `ValueError` for a start of rank zero (it never moves), of lower rank than `rank`, of the wrong shape or not
+    finite, `X` not of full row rank, depths below 2, unbalanced factors or factors whose number is not `N`, solvers that do not
+    fit, and options out of range. Under a transformation the rank of the start is not checked: if it is lower, the trajectory is
+    not `solved`.
 
     ```python
     >>> flow = riemannian_flow(problem, W0, 3, 50.0)
@@ -201,33 +210,29 @@ def riemannian_flow(
             raise ValueError(f"{start.depth} factors were given for N = {depth}")
         check_balanced(start, balance_tolerance)
         start = start.end_to_end
+    start = _as_matrix(start)
     if start.shape != (problem.d_out, problem.d_in):
         raise ValueError(
             f"W(0) must have shape {(problem.d_out, problem.d_in)} in these coordinates, got {start.shape}"
         )
-    if not (t1 > 0 and math.isfinite(t1)):
+    if not check_number("t1", t1) > 0:
         raise ValueError(f"t1 must be positive and finite, got {t1}")
-    if isinstance(ts, int):
-        if ts < 2:
-            raise ValueError(f"at least two saved times are needed, got {ts}")
-        ts = jnp.linspace(0.0, t1, ts)
-    if not is_traced(ts):
-        check_times(0.0, t1, ts)
-    check_tolerances(rtol, atol, max_steps)
+    times = save_times(ts, 0.0, t1)
+    max_steps = check_tolerances(rtol, atol, max_steps)
+    if rank is not None:
+        rank = check_count("rank", rank)
+        if rank > min(start.shape):
+            raise ValueError(f"rank must lie between 1 and {min(start.shape)}, got {rank}")
     if not is_traced(start):
-        values = np.linalg.svd(np.asarray(start), compute_uv=False) if np.all(np.isfinite(start)) else None
-        if values is None:
-            raise ValueError("W(0) has entries that are not finite")
-        found = decide_rank(values, size=max(start.shape)).rank
-        if found == 0:
-            raise ValueError("W(0) is zero: it has rank 0 and never moves")
-        rank = found if rank is None else rank
+        rank = _check_rank(np.asarray(start), rank)
     if rank is None:
         raise ValueError("under a transformation the rank of W(0) cannot be found: pass rank=")
-    if not 1 <= rank <= min(start.shape):
-        raise ValueError(f"rank must lie between 1 and {min(start.shape)}, got {rank}")
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+    check_solver(solver)
+    span = jnp.asarray(t1, dtype=float)
+    if not is_traced(problem, start):
+        forget_old_programs(pause=1.0)
     if form == "graded":
         if boundary is not None or adjoint is not None:
             raise ValueError(
@@ -235,13 +240,47 @@ def riemannian_flow(
             )
         if not isinstance(solver, diffrax.AbstractERK):
             raise ValueError(f"the graded form steps by explicit Runge–Kutta methods, not by {type(solver).__name__}")
-        return _solve_graded(problem.without_info(), start, depth, t1, rank, ts, rtol, atol, solver, max_steps)
-    if boundary is None:
-        boundary = 100 * rtol
+        parts = _solve_graded(problem.without_info(), start, depth, span, rank, times, rtol, atol, solver, max_steps)
+        return RiemannianTrajectory(problem=problem, depth=depth, ts=times, **parts)
+    boundary = 100 * rtol if boundary is None else check_number("boundary", boundary)
     if not 0 <= boundary < 1:
         raise ValueError(f"boundary must lie between 0 and 1, got {boundary}")
     adjoint = adjoint or diffrax.RecursiveCheckpointAdjoint()
-    return _solve(problem.without_info(), start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary, adjoint)
+    with explain_forward_mode():
+        parts = _solve(
+            problem.without_info(), start, depth, span, rank, times, rtol, atol, solver, max_steps, boundary, adjoint
+        )
+    return RiemannianTrajectory(problem=problem, depth=depth, ts=times, **parts)
+
+
+def _as_matrix(start: ArrayLike) -> Array:
+    """`W(0)` as an array of floats; `TypeError` for what holds no real numbers."""
+    if not isinstance(start, jax.Array):
+        start = np.asarray(start) if hasattr(start, "__array__") else start
+        if not isinstance(start, np.ndarray) or start.dtype.kind not in "fiub":
+            raise TypeError(
+                f"W(0) must be a matrix of real numbers, or a gdflow.LayerTuple; got {type(start).__name__}"
+            )
+        start = jnp.asarray(start, dtype=float)
+    if not jnp.issubdtype(start.dtype, jnp.floating):
+        raise TypeError(f"W(0) must be real floating point, got dtype {start.dtype}")
+    return start
+
+
+def _check_rank(W: np.ndarray, rank: int | None) -> int:
+    """The rank to flow with: the numerical rank of a start, or a lower one; `ValueError` for zero and for higher ones."""
+    if not np.all(np.isfinite(W)):
+        raise ValueError("W(0) has entries that are not finite")
+    values = np.linalg.svd(W, compute_uv=False)
+    found = decide_rank(values, size=max(W.shape)).rank
+    if found == 0:
+        raise ValueError("W(0) is zero: it has rank 0 and never moves")
+    if rank is not None and rank > found:
+        raise ValueError(
+            f"W(0) has numerical rank {found}, not the {rank} asked for: singular value {rank} is {values[rank - 1]:.2g} beside "
+            f"{values[0]:.2g}; the flow keeps its rank, so leave rank out"
+        )
+    return found if rank is None else rank
 
 
 def _factor(W: Array, rank: int) -> LowRank:
@@ -274,27 +313,29 @@ def _field(t: Any, y: LowRank, args: tuple[Problem, float]) -> LowRank:
 
 
 @eqx.filter_jit
-def _solve(
-    problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary, adjoint
-) -> RiemannianTrajectory:
+def _solve(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps, boundary, adjoint) -> dict[str, Any]:
+    """The fields of a trajectory that the solver determines."""
     y0 = _factor(start, rank)
+    term = diffrax.ODETerm(lambda t, y, p: _field(t, y, (p, depth)))
+    controller = step_control(rtol, atol)
+    dt0 = first_step(term, solver, controller, jnp.zeros_like(t1), t1, y0, problem)
 
     def near_boundary(t, y, args, **_):
         sigma = jnp.linalg.svd(jax.lax.stop_gradient(y.S), compute_uv=False)
         return sigma[-1] < boundary * sigma[0]
 
     solution: Any = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, y, p: _field(t, y, (p, depth))),
+        term,
         solver,
         0.0,
         t1,
-        None,
+        dt0,
         y0,
         args=problem,
         saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)]),
         event=diffrax.Event(near_boundary),
         adjoint=adjoint,
-        stepsize_controller=step_control(rtol, atol),
+        stepsize_controller=controller,
         max_steps=max_steps,
         throw=False,
     )
@@ -306,18 +347,21 @@ def _solve(
 
     factors = jax.tree.map(blank, saved)
     losses = jax.vmap(lambda y: problem.end_to_end_loss(y.matrix))(factors)
-    return RiemannianTrajectory(
-        problem=problem,
-        depth=depth,
-        ts=ts,
+    last = jax.tree.map(lambda x: x[0], ends)
+    ended = (solution.result == diffrax.RESULTS.successful) | (solution.result == diffrax.RESULTS.event_occurred)
+    return dict(
         factors=factors,
         losses=losses,
         final_time=solution.ts[1][0],
-        last=jax.tree.map(lambda x: x[0], ends),
+        last=last,
         at_boundary=solution.result == diffrax.RESULTS.event_occurred,
         num_steps=solution.stats["num_steps"],
-        solved=(solution.result == diffrax.RESULTS.successful) | (solution.result == diffrax.RESULTS.event_occurred),
+        solved=ended & _is_finite(last),
     )
+
+
+def _is_finite(tree: Any) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 @jax.custom_jvp
@@ -336,52 +380,54 @@ def _without_derivatives(tree: Any) -> Any:
 
 
 @eqx.filter_jit
-def _solve_graded(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps) -> RiemannianTrajectory:
+def _solve_graded(problem, start, depth, t1, rank, ts, rtol, atol, solver, max_steps) -> dict[str, Any]:
+    """The fields of a trajectory that the solver determines."""
     problem, start, ts = _without_derivatives((problem, start, ts))
     U, sigma, Vt = jnp.linalg.svd(start, full_matrices=False)
     first = Graded(U[:, :rank], sigma[:rank], Vt[:rank].T)
-    term = diffrax.ODETerm(lambda t, y, args: GradedSolver(solver).func(None, t, y, args))
+    graded = GradedSolver(solver)
+    term = diffrax.ODETerm(lambda t, y, args: graded.func(None, t, y, args))
+    controller = step_control(rtol, atol)
 
     def advance(carry, end):
-        """From one saved time to the next, since between steps there is nothing to interpolate."""
+        """From one saved time to the next, since between steps there is nothing to interpolate; no further than it gets."""
         y, t, dt, steps, solved = carry
 
         def go():
             solution: Any = diffrax.diffeqsolve(
                 term,
-                GradedSolver(solver),
+                graded,
                 t,
                 end,
                 jnp.minimum(dt, end - t),
                 y,
                 args=(problem, depth),
                 saveat=diffrax.SaveAt(t1=True),
-                stepsize_controller=step_control(rtol, atol),
+                stepsize_controller=controller,
                 max_steps=max_steps,
                 throw=False,
             )
-            y1 = jax.tree.map(lambda x: x[0], solution.ys)
-            done = solution.result == diffrax.RESULTS.successful
-            return y1, solution.stats["num_steps"], done
+            y1, reached = jax.tree.map(lambda x: x[0], (solution.ys, solution.ts))
+            done = (solution.result == diffrax.RESULTS.successful) & _is_finite(y1)
+            return y1, reached, solution.stats["num_steps"], done
 
-        y1, count, done = jax.lax.cond(end > t, go, lambda: (y, jnp.asarray(0), jnp.asarray(True)))
+        y1, reached, count, done = jax.lax.cond(solved & (end > t), go, lambda: (y, t, jnp.asarray(0), solved))
         dt = jnp.where(count > 0, (end - t) / jnp.maximum(count, 1), dt)
-        return (y1, end, dt, steps + count, solved & done), y1
+        shown = jax.tree.map(lambda x: jnp.where(done, x, jnp.nan), y1)
+        return (y1, reached, dt, steps + count, done), shown
 
-    carry = (first, jnp.zeros(()), jnp.asarray(0.01), jnp.asarray(0), jnp.asarray(True))
+    dt0 = first_step(term, graded, controller, jnp.zeros_like(t1), t1, first, (problem, depth))
+    carry = (first, jnp.zeros_like(t1), dt0, jnp.asarray(0), jnp.asarray(True))
     carry, states = jax.lax.scan(advance, carry, ts)
-    (last, _, _, steps, solved), _ = advance(carry, jnp.asarray(t1, float))
+    (last, final_time, _, steps, solved), _ = advance(carry, t1)
 
     def low_rank(y):
         return LowRank(y.U, jnp.vectorize(jnp.diag, signature="(k)->(k,k)")(y.sigma), y.V)
 
-    return RiemannianTrajectory(
-        problem=problem,
-        depth=depth,
-        ts=ts,
+    return dict(
         factors=low_rank(states),
         losses=jax.vmap(lambda y: problem.end_to_end_loss(y.matrix))(states),
-        final_time=jnp.asarray(t1, float),
+        final_time=final_time,
         last=low_rank(last),
         at_boundary=jnp.asarray(False),
         num_steps=steps,

@@ -164,4 +164,46 @@ class GaussLegendre(diffrax.AbstractSolver):
 
 def has_error_estimate(solver: diffrax.AbstractSolver) -> bool:
     """Whether a solver can choose its own steps."""
-    return isinstance(solver, diffrax.AbstractAdaptiveSolver) and not isinstance(solver, RK4)
+    # HalfSolver, which estimates errors by halving steps, passes for an instance of the class of the solver inside.
+    halved = type(solver) is diffrax.HalfSolver
+    return halved or (isinstance(solver, diffrax.AbstractAdaptiveSolver) and not isinstance(solver, RK4))
+
+
+def check_solver(solver: object, *, adaptive: bool = True) -> None:
+    """Whether a solver can integrate the gradient flow, an ordinary differential equation of one term.
+
+    **Arguments:** `adaptive`: whether it is to choose its own steps.
+
+    **Raises:** `TypeError` for what is no solver, a class of solvers included; `ValueError`, with what to take instead, for
+    solvers of split and of stochastic equations, for implicit ones where Diffrax lacks their tolerances, and for those without
+    an error estimate that are to choose their steps.
+    """
+    if isinstance(solver, type) and issubclass(solver, diffrax.AbstractSolver):
+        raise TypeError(
+            f"the solver must be an instance, not a class: {solver.__name__}() in place of {solver.__name__}"
+        )
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise TypeError(f"the solver must be one of Diffrax's or gdflow's, such as diffrax.Tsit5(); got {solver!r}")
+    name = type(solver).__name__
+    structure = solver.term_structure
+    if not (isinstance(structure, type) and issubclass(diffrax.ODETerm, structure)):
+        raise ValueError(
+            f"{name} is made for equations split into several terms (implicit-explicit, symplectic and stochastic methods); the "
+            "gradient flow has one. For stiff flows take diffrax.Kvaerno5(), Kvaerno4(), Kvaerno3() or gdflow.RKC(), otherwise "
+            "diffrax.Tsit5() or Dopri8()"
+        )
+    if isinstance(solver, diffrax.AbstractImplicitSolver):
+        if type(solver) is diffrax.HalfSolver:
+            raise ValueError(
+                "Diffrax does not hand on tolerances to an implicit solver inside HalfSolver: take the solver itself, "
+                "which estimates its errors, e.g. diffrax.Kvaerno5()"
+            )
+        finder = solver.root_finder
+        given = all(eqx.is_array_like(getattr(finder, tolerance, 0.0)) for tolerance in ("rtol", "atol"))
+        if not adaptive and not given:
+            raise ValueError(
+                f"{name} solves its equations to the tolerances of the step control, which a fixed step has none of: leave "
+                "step out, or take gdflow.GaussLegendre(), an implicit method for fixed steps"
+            )
+    if adaptive and not has_error_estimate(solver):
+        raise ValueError(f"{name} has no error estimate: give a fixed step=…, or take an adaptive solver")

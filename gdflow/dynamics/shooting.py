@@ -26,9 +26,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 from rich.console import RenderableType
 
+from gdflow.checks import check_number
 from gdflow.dynamics.gradient_flow import simulate
+from gdflow.dynamics.options import check_tolerances
 from gdflow.landscape import hessian, inertia
-from gdflow.network import LayerTuple, matmul
+from gdflow.network import LayerTuple, check_layer_tuple, matmul
 from gdflow.problem import Problem
 from gdflow.tables import Printable, key_value_table
 
@@ -75,7 +77,7 @@ def shoot_at_saddle(
     distance: float = 1e-6,
     rtol: float = 1e-13,
     atol: float = 1e-15,
-    max_steps: int = 4096,
+    max_steps: float = 4096,
 ) -> Shot:
     """Moves a start, as little as a few Newton steps do, until its trajectory passes within `distance` of a saddle.
 
@@ -94,11 +96,12 @@ def shoot_at_saddle(
     >>> print(shoot_at_saddle(problem, law.sample(key, 0), saddle))
     ```
     """
-    problem.check_network(start)
-    problem.check_network(saddle)
+    for net in (start, saddle):
+        problem.check_network(check_layer_tuple(net))
     if start.widths != saddle.widths:
         raise ValueError(f"the start has widths {start.widths}, the saddle {saddle.widths}")
-    if not distance > 0:
+    max_steps = check_tolerances(rtol, atol, max_steps)
+    if not check_number("distance", distance) > 0:
         raise ValueError(f"the distance must be positive, got {distance}")
     H = np.asarray(hessian(problem, saddle))
     scale = float(np.linalg.norm(H, 2))

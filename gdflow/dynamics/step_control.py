@@ -1,9 +1,11 @@
 """The choice of step sizes."""
 
+from typing import Any
+
 import diffrax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 def _norm(x: PyTree) -> Array:
@@ -20,3 +22,23 @@ def step_control(rtol: float, atol: float) -> diffrax.PIDController:
     is shortened and tried again.
     """
     return diffrax.PIDController(rtol=rtol, atol=atol, norm=_norm)
+
+
+def first_step(
+    terms: diffrax.ODETerm,
+    solver: diffrax.AbstractSolver,
+    controller: diffrax.AbstractAdaptiveStepSizeController,
+    t0: Float[Array, ""],
+    t1: Float[Array, ""],
+    y0: PyTree,
+    args: Any,
+) -> Float[Array, ""]:
+    """The length of the first step, chosen by the controller from the field at the start and after a trial step.
+
+    To be handed to `diffeqsolve`, which selects 0.01 whatever the field: it wraps the terms, and the selection leaves wrapped
+    terms alone.
+    """
+    order: Any = solver.error_order(terms)
+    end, _ = controller.init(terms, t0, t1, y0, None, args, solver.func, order)
+    # Where the start is critical the selection has nothing to go by and may return no number.
+    return jnp.where(jnp.isfinite(end) & (end > t0), end - t0, 0.01)

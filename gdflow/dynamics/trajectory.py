@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 from rich.console import RenderableType
+from rich.text import Text
 
 from gdflow.certificates import LevelCertificate
 from gdflow.invariants import drift
@@ -18,7 +19,12 @@ from gdflow.problem import Problem
 from gdflow.tables import Printable, key_value_table
 
 
-class Trajectory(eqx.Module, Printable):
+def is_concrete(tree: object) -> bool:
+    """Whether all leaves of a tree are arrays of known values, as they are not inside `jax.jit` and its like."""
+    return all(eqx.is_array(leaf) and not isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+class Trajectory(Printable, eqx.Module):
     """A solution of the gradient flow, from `gdflow.simulate`.
 
     For a batch of starts every array has a leading batch axis and shorter trajectories are padded with NaN.
@@ -52,13 +58,10 @@ class Trajectory(eqx.Module, Printable):
     @property
     def status(self) -> str | list[str]:
         """How it ended, in words; a list for a batch."""
+        ends = [np.asarray(x) for x in (self.reached, self.finite, self.solved, self.exhausted)]
         if self.final_time.ndim:
-            return [self._status(*row) for row in zip(*self._ends, strict=True)]
-        return self._status(*self._ends)
-
-    @property
-    def _ends(self) -> tuple[np.ndarray, ...]:
-        return tuple(map(np.asarray, (self.reached, self.finite, self.solved, self.exhausted)))
+            return [self._status(*row) for row in zip(*map(np.ravel, ends), strict=True)]
+        return self._status(*ends)
 
     def _status(self, reached, finite, solved, exhausted) -> str:
         if not finite:
@@ -118,25 +121,35 @@ class Trajectory(eqx.Module, Printable):
         return crossing(self.problem, jnp.asarray(levels), self.interpolation, self.final_time, self.final)
 
     def __rich__(self) -> RenderableType:
+        if not is_concrete(self):
+            return Text(eqx.tree_pformat(self))
         if self.final_time.ndim:
             counts: dict[str, int] = {}
             for status in self.status:
                 counts[status] = counts.get(status, 0) + 1
             rows = [("trajectories", str(len(self.status))), *((status, str(n)) for status, n in counts.items())]
             return key_value_table("Trajectories", rows)
-        end = self.final
-        s = np.linalg.svd(np.asarray(end.end_to_end), compute_uv=False)
-        loss = self.problem.effective_loss(end)
+        first, last, slope, moved, values = map(
+            np.asarray, _summary(self.problem.without_info(), self.start, self.final)
+        )
         rows = [
             ("widths", "-".join(map(str, self.start.widths)) + f" ({self.problem.coordinates} coordinates)"),
             ("status", str(self.status)),
             ("time", f"{float(self.final_time):.6g} after {int(self.num_steps)} steps, {self.ts.shape[-1]} saved"),
-            ("effective loss", f"{float(self.problem.effective_loss(self.start)):.6g} → {float(loss):.6g}"),
-            ("gradient norm", f"{float(self.problem.gradient(end).norm()):.3g}"),
-            ("singular values", ", ".join(f"{v:.6g}" for v in s[:8]) + (" …" if len(s) > 8 else "")),
-            ("drift of C_j", f"{float(drift(end, self.start)):.2e} (relative; zero for the exact flow)"),
+            ("effective loss", f"{first:.6g} → {last:.6g}"),
+            ("gradient norm", f"{slope:.3g}"),
+            ("singular values", ", ".join(f"{v:.6g}" for v in values[:8]) + (" …" if len(values) > 8 else "")),
+            ("drift of C_j", f"{moved:.2e} (relative; zero for the exact flow)"),
         ]
         return key_value_table("Trajectory", rows)
+
+
+@eqx.filter_jit
+def _summary(problem: Problem, start: LayerTuple, end: LayerTuple) -> tuple[Array, ...]:
+    """Losses at both ends, and gradient norm, drift and singular values at the last: in one program, not one for each product."""
+    values = jnp.linalg.svd(end.end_to_end, compute_uv=False)
+    losses = problem.effective_loss(start), problem.effective_loss(end)
+    return *losses, problem.gradient(end).norm(), drift(end, start), values
 
 
 @eqx.filter_jit
