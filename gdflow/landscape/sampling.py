@@ -178,7 +178,7 @@ def _string_layers(rng, widths, subset, kind, ranks) -> list[np.ndarray]:
     taken = [0] * N + [0]
     taken[0] = sizes[N]
     for string in strings:
-        places = {}
+        places: dict[int, int] = {}
         for before, v in zip([None, *string[:-1]], string, strict=True):
             if before == N:
                 places[v] = places[N]
