@@ -341,10 +341,10 @@ SCALED = {2: (4, 3, 3), 3: (4, 4, 4, 3), 4: (4, 4, 3, 4, 3)}
 
 
 @pytest.mark.parametrize("N", SCALED)
-@pytest.mark.parametrize("size", [1e-30, 1e-8, 1e8, 1e30])
+@pytest.mark.parametrize("size", [1e-100, 1e-8, 1e8, 1e30])
 def test_singular_values_of_any_size_give_the_same_verdict(size, N):
     """`W_j → cW_j`, `s → c^N s`: samples and verdicts are those of `s` of order one."""
-    s, widths = np.array([3.0, 2.0, 1.0]), SCALED[N]
+    s, widths, compared = np.array([3.0, 2.0, 1.0]), SCALED[N], 0
     rng = np.random.default_rng(N)
     for subset, kind in [((), "any"), ((1,), "strict"), ((2,), "any"), ((1, 2, 3), "minimum"), ((1,), "non-strict")]:
         if kind == "non-strict" and N == 2:
@@ -367,7 +367,10 @@ def test_singular_values_of_any_size_give_the_same_verdict(size, N):
         nearly = gf.classify(other, c * net, tolerance=1e-6)
         e, threshold = nearly.smallest_eigenvalue, nearly.eigenvalue_threshold
         factor = size ** (2 - 2 / N)
-        np.testing.assert_allclose(e, factor * expected.smallest_eigenvalue, rtol=1e-6, atol=1e-2 * threshold)
+        if set(nearly.factors) == set(expected.factors) == {1.0}:
+            np.testing.assert_allclose(e, factor * expected.smallest_eigenvalue, rtol=1e-6, atol=1e-2 * threshold)
+            compared += 1
+    assert compared >= 3
 
 
 @pytest.mark.parametrize("N", SCALED)

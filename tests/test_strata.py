@@ -88,6 +88,20 @@ def test_the_tangent_space_is_the_kernel_of_the_hessian(case):
         assert np.max(scipy.linalg.subspace_angles(T, kernel)) < 1e-8
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_tangent_space_for_singular_values_of_any_size(size):
+    problem = Problem.from_singular_values(np.array([3.0, 2.0, 1.0]) * size, d_x=4)
+    for subset in ((), (2,), (1, 3)):
+        net = sample_critical_point(problem, (4, 4, 3), subset, key=jax.random.key(5))
+        T = np.asarray(stratum_tangent_space(problem, net, subset))
+        np.testing.assert_allclose(T.T @ T, np.eye(T.shape[1]), atol=1e-12)
+        assert T.shape[1] == inertia(problem, net).zero
+        # The Hessian, of the order of the singular values, annihilates it up to round-off.
+        flat, unravel = ravel_pytree(net)
+        H = np.asarray(jax.jit(jax.hessian(lambda x, unravel=unravel: problem.effective_loss(unravel(x))))(flat))
+        assert np.linalg.norm(H @ T) <= 1e-12 * np.linalg.norm(H)
+
+
 def hessian_kernel(problem: Problem, net: LayerTuple) -> np.ndarray:
     """By `jax.hessian`."""
     flat, unravel = ravel_pytree(net)

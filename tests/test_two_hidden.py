@@ -326,3 +326,27 @@ def test_what_is_refused(problem, widths, subset, message):
         two_hidden_case(problem, net, subset)
     with pytest.raises(ValueError, match=message):
         second_variation_case_2_2(problem, net, net, subset)
+
+
+@pytest.mark.parametrize("name", ["3 wide", "3 data, more inputs"])
+def test_cases_and_descents_do_not_depend_on_the_norms_of_the_layers(name):
+    """`W_j → t_jW_j`, `∏t_j = 1`: the direction, carried back, descends from the point with norms alike."""
+    problem, widths = POOL[name]
+    cases = set()
+    for subset in admissible_subsets(problem, widths):
+        if len(subset) == r_max(problem, widths):
+            continue
+        for seed in range(6):
+            net = gf.sample_critical_point(problem, widths, subset, key=jax.random.key(seed))
+            expected = two_hidden_case(problem, net, subset)
+            H = derivatives(problem, [net], "hessian")[0]
+            for t in ([1e8, 1e-8, 1.0], [1e-7, 1e2, 1e5]):
+                apart = LayerTuple([a * w for a, w in zip(t, net.weights, strict=True)])
+                case = two_hidden_case(problem, apart, subset)
+                assert (case.name, case.index) == (expected.name, expected.index)
+                cases.add(case.name)
+                assert (case.direction is None) == (expected.direction is None)
+                if case.direction is not None:
+                    v = np.concatenate([np.ravel(w) / a for a, w in zip(t, case.direction.weights, strict=True)])
+                    assert v @ H @ v < -1e-9 * abs(v) @ abs(H) @ abs(v)
+    assert cases >= {"r_Z>r", "1.1"}

@@ -14,8 +14,9 @@ import numpy as np
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 
-#: Norms of layers are levelled where this many powers of two or more lie between the factors that it takes.
-LEVEL_FROM = 6
+#: Norms of layers are levelled where that multiplies one of them by this power of two or its inverse, or more: up to there the
+#: Hessian's blocks differ by a factor of a million, which its small eigenvalues survive, and it is the given network's own.
+LEVEL_FROM = 5
 
 
 def weight_exponent(singular_values: np.ndarray, depth: int) -> int:
@@ -96,7 +97,7 @@ def _levels(problem: Problem, norms: list[float], size: float) -> tuple[int, tup
     in proportion: a layer that ought to vanish is not blown up. Layers that do vanish take what is too much for the others.
     """
     none = 0, (0,) * len(norms)
-    inputs = 0 if problem.coordinates == "whitened" else -round(math.log2(_norm(problem.design)))
+    inputs = 0 if problem.coordinates == "whitened" else -round(math.log2(_norm(problem.design) or 1.0))
     logs = np.array([math.log2(n / size) if n > 0 else 0.0 for n in norms])
     alive = np.array([n > 0 for n in norms])
     if not alive.any():
@@ -113,6 +114,7 @@ def _levels(problem: Problem, norms: list[float], size: float) -> tuple[int, tup
     levels = np.floor(np.cumsum(exact) + 0.5)
     levels = np.diff(np.concatenate([[0.0], levels])).astype(int)
     levels[0] -= inputs
-    if np.ptp(levels) < LEVEL_FROM:
+    # The inputs' exponent counts, what a vanishing layer takes does not.
+    if np.max(abs(levels[alive | (np.arange(alive.size) == 0)])) < LEVEL_FROM:
         return none
     return inputs, tuple(int(e) for e in levels)

@@ -221,6 +221,9 @@ def stratum_tangent_space(problem: Problem, net: LayerTuple, subset: Iterable[in
     (d_1, d_x), r = W1.shape, len(subset)
     _, outside = subset_indices(subset, form.rank_bound)
     vectors = []
+    # Of order one beside the unit vectors below, whatever the size of the target: all get into one decomposition.
+    size = max(float(np.max(abs(W1))), float(np.max(abs(W2))), float(np.finfo(float).tiny))
+    W1, W2 = W1 / size, W2 / size
     for k in range(d_1 * d_1):
         K = np.zeros(d_1 * d_1)
         K[k] = 1.0

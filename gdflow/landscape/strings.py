@@ -43,6 +43,7 @@ class Strings:
 
     @classmethod
     def of_depth(cls, depth: int) -> "Strings":
+        """All strings for `N = depth`: `N²` of them."""
         start, length = (x.ravel() for x in np.mgrid[: depth + 1, 1 : depth + 1])
         allowed = (start + length - 1) % (depth + 1) != depth
         return cls(depth, start[allowed], length[allowed])
