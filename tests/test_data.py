@@ -82,7 +82,14 @@ def test_names_may_hold_spaces_and_non_ascii_letters(write):
 
 @pytest.mark.parametrize(
     ("content", "name"),
-    [('"a, in m",b\n1,2\n', "a, in m"), ('"a;b;c;d",b\n1,2\n', "a;b;c;d"), ('"say ""a""",b\n1,2\n', 'say "a"')],
+    [
+        ('"a, in m",b\n1,2\n', "a, in m"),
+        ('"a;b;c;d",b\n1,2\n', "a;b;c;d"),
+        ('"say ""a""",b\n1,2\n', 'say "a"'),
+        ('"a;\nin mm";b\n1;2\n', "a;\nin mm"),
+        ('"a,\rin mm",b\r1,2\r', "a,\rin mm"),
+        ('5" pipe,b\n1,2\n', '5" pipe'),
+    ],
 )
 def test_quoted_names_may_hold_separators_and_quotes(write, content, name):
     table = read_csv(write(content), "b")
