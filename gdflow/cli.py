@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import math
 import os
 import pathlib
@@ -32,9 +33,9 @@ def _ended_by_interrupts() -> Iterator[None]:
 with _ended_by_interrupts():
     import cyclopts
     import rich.console
-    import rich.markup
     from cyclopts import Parameter
     from cyclopts.validators import Number
+    from rich.text import Text
 
     from gdflow.tables import shortened, visible
 
@@ -84,14 +85,14 @@ def _say(what: rich.console.RenderableType) -> None:
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
             _failures.append(f"standard output cannot be written: {error.strerror}")
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (stays open to the end)
+        sys.stdout = io.StringIO()
 
 
 def _complain(message: str, style: str = "bold red") -> None:
     """Prints one message to standard error, safe to show."""
-    text = rich.markup.escape(visible(shortened(message, _LONGEST_MESSAGE), keep="\n"))
+    text = visible(shortened(message, _LONGEST_MESSAGE), keep="\n")
     with contextlib.suppress(OSError):
-        _Console(stderr=True).print(f"[{style}]gdflow:[/] {text}", soft_wrap=True, highlight=False)
+        _Console(stderr=True).print(Text.assemble(("gdflow:", style), " ", text), soft_wrap=True)
 
 
 def _save_picture(draw: "Callable[[], Figure]", path: pathlib.Path) -> bool:
@@ -107,7 +108,7 @@ def _save_picture(draw: "Callable[[], Figure]", path: pathlib.Path) -> bool:
 
 
 def _say_written(names: tuple[str, ...], folder: pathlib.Path) -> None:
-    _say(f"wrote {', '.join(names)} to {rich.markup.escape(visible(str(folder)))}{os.sep}")
+    _say(Text(f"wrote {', '.join(names)} to {visible(str(folder))}{os.sep}"))
 
 
 @Parameter(name="*")
@@ -473,7 +474,7 @@ def main() -> None:
     """Entry point: runs a command. Bad input, and what could not be saved, end with a message and exit code 2."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (stays open to the end)
+            setattr(sys, name, io.StringIO())
         elif hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # Σ in a terminal that knows ASCII only
     _failures.clear()

@@ -18,7 +18,7 @@ All three have the same critical values. Every form is `ℓ(WD; A)` for a target
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -307,8 +307,8 @@ class Problem(eqx.Module):
     def from_frame(
         cls,
         frame: Any,
-        targets: Iterable[str] | str,
-        features: Iterable[str] | str | None = None,
+        targets: Hashable | Iterable[Hashable],
+        features: Hashable | Iterable[Hashable] | None = None,
         *,
         center: bool = True,
         scale: bool = True,

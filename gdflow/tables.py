@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import rich.box
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 #: Lists of names are cut to so many, and single values to so many characters, where they are shown.
 MAX_NAMES, MAX_CHARACTERS = 12, 200
@@ -62,25 +62,30 @@ class Printable(abc.ABC):
         return console.export_html(inline_styles=True, code_format="<pre style='line-height:1.25'>{code}</pre>")
 
 
+def _plain(text: str, style: str = "") -> Text:
+    """Text that is shown as it is: not read as markup, nor `:x:` as a picture."""
+    return Text(visible(text), style=style)
+
+
 def key_value_table(title: str, rows: list[tuple[str, str]]) -> Table:
     """A two-column table of named facts; names and values are shown as they are, not read as markup."""
-    table = Table(title=escape(visible(title)), title_justify="left", box=rich.box.SIMPLE, show_header=False)
+    table = Table(title=_plain(title, "table.title"), title_justify="left", box=rich.box.SIMPLE, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for key, value in rows:
-        table.add_row(escape(visible(key)), escape(visible(value)))
+        table.add_row(_plain(key), _plain(value))
     return table
 
 
 def column_table(title: str, *columns: str, caption: str | None = None) -> Table:
     """An empty table with a header; the first column is left-aligned, the others are right-aligned.
 
-    Title, caption and header are shown as they are; cells are rich's, so that they may be coloured: `escape` their texts.
+    Title, caption and header are shown as they are. Cells are rich's and may be coloured: make texts from outside `Text`s.
     """
     table = Table(
-        title=escape(visible(title)), title_justify="left", box=rich.box.SIMPLE_HEAD,
-        caption=None if caption is None else escape(visible(caption, keep="\n")), caption_justify="left", pad_edge=False,
+        title=_plain(title, "table.title"), title_justify="left", box=rich.box.SIMPLE_HEAD,
+        caption=None if caption is None else _plain(caption, "table.caption"), caption_justify="left", pad_edge=False,
     )  # fmt: skip
     for k, column in enumerate(columns):
-        table.add_column(escape(visible(column)), justify="left" if k == 0 else "right")
+        table.add_column(_plain(column), justify="left" if k == 0 else "right")
     return table

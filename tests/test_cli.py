@@ -1,18 +1,27 @@
 """The command line: files it writes, repeatability, and the message for every kind of bad input."""
 
+import contextlib
+import io
 import json
 import os
 import pathlib
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 
 import jax
+import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pyarrow.parquet
 import pytest
 
-from gdflow import cli
+import gdflow as gf
+from gdflow import cli, plotting
+from gdflow.basins import estimate as estimate_module
 from gdflow.data import linnerud_path
 
 LINNERUD = str(linnerud_path())
@@ -239,3 +248,156 @@ def test_a_second_run_finds_its_programs_and_gives_the_same_outcomes(tmp_path):
     assert programs[0] == programs[1]
     assert_same_outcomes(*tables)
     assert "crossing_0" in tables[0].column_names
+
+
+# -- where the output goes ---------------------------------------------------------------------------------------------
+
+
+def broken_pipe():
+    """A text stream that nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return open(writing, "w", encoding="utf-8")
+
+
+@pytest.fixture
+def report(monkeypatch, capfd):
+    """`gdflow report` with another standard output: (exit code, standard error)."""
+
+    def report(stream):
+        monkeypatch.setattr(sys, "argv", ["gdflow", "report"])
+        monkeypatch.setenv("GDFLOW_CACHE", "")
+        monkeypatch.setattr(sys, "stdout", stream)
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, capfd.readouterr().err
+
+    return report
+
+
+def test_a_reader_that_leaves_is_no_error(report):
+    """`gdflow report | head -1`: rich would end the command, and so a computation."""
+    stream = broken_pipe()
+    assert report(stream) == (0, "")
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+
+
+def test_a_closed_output_is_no_error(report):
+    assert report(None) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_an_output_that_cannot_be_written_is_said_so(report):
+    stream = pathlib.Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 (its closing fails)
+    code, err = report(stream)
+    assert code == 2
+    assert err == "gdflow: standard output cannot be written: No space left on device\n"
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_outputs_of_any_encoding(report, encoding):
+    file = io.BytesIO()
+    stream = io.TextIOWrapper(file, encoding=encoding)
+    assert report(stream) == (0, "")
+    text = file.getvalue().decode(encoding)
+    assert "largest rank" in text
+    assert ("‖" in text) == (encoding == "utf-8")
+    assert (r"\u2016" in text) == (encoding != "utf-8")
+
+
+# -- before and after the computation ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_jax(tmp_path):
+    """Runs the command line in a process of its own, in which importing JAX does something else."""
+
+    def run(instead, *arguments):
+        (tmp_path / "jax.py").write_text(instead)
+        path = os.pathsep.join([str(tmp_path), str(pathlib.Path(cli.__file__).parents[1])])
+        return subprocess.run(
+            [sys.executable, "-m", "gdflow.cli", *arguments],
+            env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    return run
+
+
+def test_an_interrupt_amid_the_imports_leaves_no_traceback(without_jax):
+    done = without_jax("import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(10)", "report")
+    assert done.returncode in (130, -signal.SIGINT)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--help"], 0, "Gradient flow in deep linear networks"),
+        (["basins", "--help"], 0, "Number of random starts"),
+        (["--version"], 0, "."),
+        (["basins", "--nmu", "3"], 2, "Did you mean --num?"),
+    ],
+)
+def test_help_and_mistakes_do_not_wait_for_jax(without_jax, arguments, code, message):
+    done = without_jax("raise SystemError('JAX is imported')", *arguments)
+    assert done.returncode == code
+    assert message in done.stdout + done.stderr
+
+
+def test_a_note_is_one_line(gdflow, csv):
+    code, out, err = gdflow("report", csv("id,a,y\n0,2,3\n1,5,4\n2,6,7\n"), "--targets", "y")
+    assert code == 0
+    assert "id, a" in out
+    assert re.fullmatch(r"gdflow: note: \S*table.csv: column 'id' counts the rows; .* naming the feature columns ", err)
+
+
+SMALL = ["basins", "--num", 20, "--hidden", 2, "--no-staircase", "--audit", 0, "--no-progress", "--out", "x"]
+
+
+def test_numbers_are_printed_and_kept_if_the_picture_cannot_be_drawn(gdflow, tmp_path, monkeypatch):
+    monkeypatch.setattr(plotting, "plot_basins", lambda *_: (_ for _ in ()).throw(RuntimeError("no [red]ink")))
+    code, out, err = gdflow(*SMALL)
+    assert code == 2
+    assert "Basins of 20 starts" in out
+    assert "wrote outcomes.parquet, summary.json to x/" in out
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["outcomes.parquet", "summary.json"]
+    assert err == "gdflow: the picture x/basins.png could not be made: RuntimeError: no [red]ink "
+
+
+def test_numbers_are_printed_and_kept_if_the_folder_goes(gdflow, tmp_path, monkeypatch):
+    """The folder is removed while lanes run."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+
+    class Removing(estimate_module.Tally):
+        def add(self, ids, columns):
+            shutil.rmtree(tmp_path / "x", ignore_errors=True)
+            super().add(ids, columns)
+
+    monkeypatch.setattr(estimate_module, "Tally", Removing)
+    monkeypatch.setattr(plotting, "plot_basins", lambda *_: matplotlib.figure.Figure())
+    code, out, err = gdflow(*SMALL)
+    assert code == 2
+    assert "Basins of 20 starts" in out
+    assert "wrote" not in out
+    assert err.count("No such file or directory") == 2  # results, picture
+    (rescue,) = (tmp_path / "elsewhere").iterdir()
+    assert str(rescue) in err
+    assert pyarrow.parquet.read_table(rescue / "outcomes.parquet").num_rows == 20
+
+
+def test_all_public_names_are_there():
+    """They are imported on demand, as the stub lists them."""
+    names = set(re.findall(r"import \w+ as (\w+)", pathlib.Path(gf.__file__).with_suffix(".pyi").read_text()))
+    assert {"Problem", "basin_sizes", "landscape"} < names <= set(dir(gf))
+    for name in names:
+        assert getattr(gf, name).__name__ in (name, f"gdflow.{name}")
+    assert gf.dynamics.simulate is gf.simulate
+    with pytest.raises(AttributeError, match="no attribute 'Problems'"):
+        _ = gf.Problems

@@ -1,12 +1,20 @@
 """Reading tables: what is accepted, and that every refusal names the file, the column and the row."""
 
+import decimal
+import fractions
 import zipfile
 
+import jax
+import mpmath
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import scipy.sparse
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from gdflow.data import from_frame, linnerud_path, read_csv, read_npz
+from gdflow.data import check_array, from_frame, linnerud_path, read_csv, read_npz, standardize
 from gdflow.data.bundled import LINNERUD_TARGETS
 from gdflow.problem import Problem
 
@@ -74,7 +82,14 @@ def test_names_may_hold_spaces_and_non_ascii_letters(write):
 
 @pytest.mark.parametrize(
     ("content", "name"),
-    [('"a, in m",b\n1,2\n', "a, in m"), ('"a;b;c;d",b\n1,2\n', "a;b;c;d"), ('"say ""a""",b\n1,2\n', 'say "a"')],
+    [
+        ('"a, in m",b\n1,2\n', "a, in m"),
+        ('"a;b;c;d",b\n1,2\n', "a;b;c;d"),
+        ('"say ""a""",b\n1,2\n', 'say "a"'),
+        ('"a;\nin mm";b\n1;2\n', "a;\nin mm"),
+        ('"a,\rin mm",b\r1,2\r', "a,\rin mm"),
+        ('5" pipe,b\n1,2\n', '5" pipe'),
+    ],
 )
 def test_quoted_names_may_hold_separators_and_quotes(write, content, name):
     table = read_csv(write(content), "b")
@@ -330,3 +345,228 @@ def test_singular_values_of_whitened_linnerud_are_the_published_canonical_correl
     whitened = np.linalg.inv(np.linalg.cholesky(Y @ Y.T)) @ Y
     # The printed digits.
     np.testing.assert_allclose(Problem(X, whitened).singular_values, [0.795608, 0.200556, 0.072570], atol=5e-7, rtol=0)
+
+
+# -- columns that look like an index -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (",a,y\n7,2,3\n9,5,6\n", "column without a name has no name; it is taken as a feature"),
+        ("Unnamed: 0,a,y\n7,2,3\n9,5,6\n", "column 'Unnamed: 0' has no name of its own"),
+        ("a,Unnamed: 2,y\n7,2,3\n9,5,6\n", "column 'Unnamed: 2' has no name of its own"),
+        ("id,a,y\n1,2,3\n2,5,6\n", "column 'id' counts the rows"),
+        ("Index,a,y\n0,2,3\n1,5,6\n", "column 'Index' counts the rows"),
+    ],
+)
+def test_columns_that_look_like_an_index_are_features_with_a_warning(write, content, message):
+    path = write(content)
+    for read in (
+        lambda **names: read_csv(path, "y", **names),
+        lambda **names: from_frame(frame_of(path), "y", **names),
+    ):
+        with pytest.warns(UserWarning, match=f"{message}.*leave it out by naming the feature columns"):
+            assert len(read().features) == 2
+        read(features=["a"])  # warnings are errors here
+
+
+def frame_of(path):
+    """The frame with the names as they are in the file."""
+    names = path.read_text().split("\n")[0].split(",")
+    return pd.read_csv(path).set_axis(names, axis=1)
+
+
+@pytest.mark.parametrize("content", ["id,a,y\n1,2,3\n3,5,6\n", "a,b,y\n0,2,3\n1,5,6\n", "a,id,y\n1,1,3\n5,2,6\n"])
+def test_columns_that_are_no_index_raise_no_warning(write, content):
+    read_csv(write(content), "y")
+
+
+# -- frames of other kinds ---------------------------------------------------------------------------------------------
+
+
+class ArrowStream:
+    """What polars and others offer: nothing but the Arrow stream of a table."""
+
+    columns = ("a", "b", "c")
+
+    def __init__(self, table):
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"a": [1, 3], "b": (2.5, -4.0), "c": np.array([1000, 0])},
+        pa.table({"a": [1, 3], "b": [2.5, -4.0], "c": [1000, 0]}),
+        pa.record_batch({"a": [1, 3], "b": ["2.5", " -4.0"], "c": [1000, 0]}),
+        ArrowStream(pa.table({"a": [1, 3], "b": [2.5, -4.0], "c": [1000, 0]})),
+        FRAME.convert_dtypes(),
+        FRAME.astype("float32"),
+        FRAME.astype({"a": "category"}),
+        FRAME.astype(str),
+        FRAME.map(fractions.Fraction),
+        FRAME.map(decimal.Decimal),
+    ],
+    ids=["dict", "arrow", "batch", "stream", "nullable", "float32", "category", "text", "fractions", "decimals"],
+)
+def test_frames_of_other_kinds(frame):
+    check_small(from_frame(frame, "c"))
+
+
+@pytest.mark.parametrize(("targets", "features"), [([2], None), (2, None), ("2", [0, 1]), ([np.int64(2)], ["0", 1])])
+def test_columns_with_numbers_for_names(targets, features):
+    table = from_frame(pd.DataFrame([[5, 2.0, 6], [3, 4.0, 7]]), targets, features)
+    assert (table.features, table.targets) == (("0", "1"), ("2",))
+    np.testing.assert_array_equal(table.Y, [[6, 7]])
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([1, "1_000"], "'1_000'.*no number"),
+        ([1, "٣"], "'٣'.*no number"),
+        ([1, "nan"], "is nan"),
+        ([1, b"2"], "b'2'.*no number"),
+        ([1, 10**400], "inf in double precision"),
+        ([1, np.longdouble("1e400")], "is inf"),
+        ([1, np.complex64(2)], "no number"),
+        (np.ma.array([1, 2], mask=[0, 1]), "masked"),
+        (np.array(["2020-01-01", "2021-01-01"], dtype="M8[ns]"), "holds times"),
+        ([pd.Timestamp("2020-01-01"), 1], "Timestamp.*no number"),
+        ([[1, 2], [3, 4]], r"shape is \(2, 2\)"),
+        ([1, 2, 3], "different lengths"),
+        (pa.chunked_array([["1", None]]), "None.*no number"),
+    ],
+)
+def test_columns_of_a_dictionary_that_are_no_numbers(cells, message):
+    with pytest.raises(ValueError, match=f"the data frame.*{message}"):
+        from_frame({"a": cells, "c": [1, 2]}, "c")
+
+
+def test_what_is_no_frame():
+    with pytest.raises(TypeError, match=r"a data frame .* is needed, got list"):
+        from_frame([[1, 2]], "c")
+    levels = pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")]))
+    with pytest.raises(ValueError, match=r"several levels of labels, e.g. \('a', 'b'\): flatten them"):
+        from_frame(levels, "c")
+
+
+# -- arrays ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (np.ma.array([[1, 2], [3, 4]], mask=[[0, 0], [1, 0]]), ValueError, r"masked at entry \(1, 0\), 1 such entries"),
+        (np.array([[1, 2j]]), TypeError, "real numbers, got dtype complex"),
+        (np.array([[1, pd.NA]]), TypeError, "it holds <NA>"),
+        (np.array([[1, decimal.Decimal(2)]]), TypeError, r"it holds Decimal\('2'\)"),
+        (np.array([["1", "2"]]), TypeError, "got dtype <U1"),
+        (np.array([["2020-01-01"]], dtype="M8[D]"), TypeError, "got dtype datetime64"),
+        (scipy.sparse.csr_array(np.eye(2)), TypeError, r"X is a sparse matrix .*: give X.toarray\(\)"),
+        (scipy.sparse.csr_matrix(np.eye(2)), TypeError, r"give X.toarray\(\)"),
+        (FRAME, TypeError, r"X is a table \(DataFrame\), whose rows are samples.*from_frame"),
+        (pa.table({"a": [1, 2]}), TypeError, "from_frame"),
+        ({"a": [1, 2]}, TypeError, "from_frame"),
+        (
+            np.array([[1, np.longdouble("-1e400")]]),
+            ValueError,
+            "X is -inf in double precision at row 0, column .sample. 1",
+        ),
+        ([[1, 2], [3]], ValueError, "X is no matrix"),
+    ],
+)
+def test_arrays_that_are_refused(value, error, message):
+    with pytest.raises(error, match=message):
+        check_array("X", value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ma.array([[1, 0], [0, 1]]),
+        np.array([[True, False], [False, True]]),
+        np.eye(2, dtype=np.float16),
+        np.eye(2, dtype=np.longdouble),
+        np.eye(2, dtype=">f8"),
+        np.matrix([[1, 0], [0, 1]]),
+        np.eye(2, dtype=np.uint64),
+        [[1, 0.0], [0, True]],
+        jax.numpy.eye(2),
+    ],
+)
+def test_arrays_that_are_taken(value):
+    array = check_array("X", value)
+    assert type(array) is np.ndarray
+    assert array.dtype == np.float64
+    np.testing.assert_array_equal(array, np.eye(2))
+
+
+# -- standardising -----------------------------------------------------------------------------------------------------
+
+
+def exact_standard(row, center, scale):
+    """The standardised row in 60 digits."""
+    with mpmath.workdps(60):
+        row = [mpmath.mpf(float(x)) for x in row]
+        mean = sum(row) / len(row)
+        std = mpmath.sqrt(sum((x - mean) ** 2 for x in row) / len(row))
+        return np.array([float((x - mean if center else x) / (std if scale else 1)) for x in row])
+
+
+@given(
+    row=st.lists(st.integers(-1000, 1000), min_size=3, max_size=6).filter(lambda row: len(set(row)) > 1),
+    exponent=st.integers(-300, 300),
+    center=st.booleans(),
+    scale=st.booleans(),
+)
+def test_rows_of_any_magnitude_are_standardised(row, exponent, center, scale):
+    """Against 60 digits: squares of these numbers overflow above 1e154 and vanish below 1e-162."""
+    values = np.array([row]) * 10.0**exponent
+    expected = exact_standard(values[0], center, scale)
+    got = standardize("X", values, (), center, scale)[0]
+    # Means and deviations are sums of at most 6 numbers below 2000 that differ by 1: 1000·6·eps.
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12 * abs(expected).max())
+
+
+@given(row=st.lists(st.floats(-1, 1), min_size=3, max_size=6), power=st.integers(-1000, 1000))
+def test_standardised_rows_do_not_depend_on_the_unit(row, power):
+    """A power of two changes no digit, unless numbers get so small that they lose some."""
+    values = np.array([row])
+    scaled = np.ldexp(values, power)
+    assume(np.array_equal(np.ldexp(scaled, -power), values))
+    try:
+        expected = standardize("X", values, (), True, True)
+    except ValueError:
+        with pytest.raises(ValueError, match="constant"):
+            standardize("X", scaled, (), True, True)
+    else:
+        np.testing.assert_array_equal(standardize("X", scaled, (), True, True), expected)
+
+
+def test_one_huge_cell_among_small_ones():
+    """Of one cell `h` among `m` small ones all that counts is which it is: `√(m−1)` and `−1/√(m−1)`."""
+    got = standardize("X", np.array([[1.0, 1e200, -2, 3, 0]]), (), True, True)
+    np.testing.assert_allclose(got, [[-0.5, 2, -0.5, -0.5, -0.5]], rtol=1e-14)
+
+
+def test_the_largest_doubles():
+    top = np.finfo(np.float64).max
+    row = np.array([[top, -top, -top, -top]])
+    np.testing.assert_allclose(standardize("X", row, (), True, True), [[3**0.5] + [-(3**-0.5)] * 3], rtol=1e-14)
+    with pytest.raises(ValueError, match="'a' minus its mean exceeds the largest double"):
+        standardize("X", row, ("a",), True, False)
+    tiny = np.array([[0.0, 5e-324, 0.0, 0.0]])
+    np.testing.assert_allclose(
+        standardize("X", tiny, (), True, True), [[-(3**-0.5), 3**0.5] + [-(3**-0.5)] * 2], rtol=1e-14
+    )
+
+
+def test_missing_files_are_named_plainly(tmp_path):
+    for read in (lambda path: Problem.from_csv(path, "y"), Problem.from_npz):
+        with pytest.raises(FileNotFoundError, match=r"^there is no file '.*absent.csv'$"):
+            read(tmp_path / "absent.csv")

@@ -1,7 +1,14 @@
 """What is kept of a stream of outcomes: counts against NumPy's, files against memory, interrupts."""
 
+import contextlib
+import errno
 import json
 import math
+import os
+import pathlib
+import re
+import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -10,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import gdflow as gf
-from gdflow.basins import Status
+from gdflow.basins import Status, StorageWarning
 from gdflow.basins import estimate as estimate_module
 from gdflow.basins import tally as tally_module
 from gdflow.basins.outcomes import schema
+from gdflow.basins.storage import RowFile, prepare_folder
 from gdflow.basins.tally import BINS_PER_DECADE, DECADES, Tally
 from gdflow.initialization import Gaussian
 
@@ -290,3 +298,131 @@ def test_an_interrupt_leaves_what_was_computed(problem, whole, tmp_path, monkeyp
     assert {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.endswith(".partial")} == before
     sizes(problem, folder=folder, overwrite=True)
     assert sorted(p.name for p in folder.iterdir()) == ["outcomes.parquet", "summary.json"]
+
+
+# -- disks that fill up, folders that are gone -------------------------------------------------------------------------
+
+ROWS = pa.schema([("id", pa.uint64()), ("x", pa.float64())])
+
+
+def rows(first, rng, num=2000):
+    return pa.table({"id": np.arange(first, first + num, dtype=np.uint64), "x": rng.random(num)}, schema=ROWS)
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 256 KiB: a write fails as on a full disk, with another number."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no room can be taken in advance here")
+def test_rows_stay_readable_when_the_disk_is_full(tmp_path, rng, small_disk):
+    """All groups that `append` took are in the file, and only those; 2000 rows of random bits take 16 kB and more."""
+    file = RowFile(tmp_path / "rows", ROWS)
+    groups = [rows(2000 * k, rng) for k in range(20)]
+    with small_disk():
+        with pytest.raises(OSError, match="File too large") as caught:
+            any(file.append(group) for group in groups)  # each returns nothing
+        file.close()
+    assert caught.value.filename == str(tmp_path / "rows")
+    written = file.rows // 2000
+    assert 3 < written < 16  # 256 KiB, less the room for the directory, over at least 16 kB
+    assert pq.read_table(tmp_path / "rows").equals(pa.concat_tables(groups[:written]))
+    assert (tmp_path / "rows").stat().st_size < 2**18
+
+
+def test_rows_are_written_where_no_room_can_be_taken(tmp_path, rng, monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    file = RowFile(tmp_path / "rows", ROWS)
+    file.append(rows(0, rng))
+    file.close()
+    assert pq.read_table(tmp_path / "rows").num_rows == 2000
+
+
+def rescued(caught):
+    """The folder named by the one warning."""
+    (warning,) = caught
+    folder = re.search(r"are in (\S*gdflow-\w+)/ instead", str(warning.message))
+    return pathlib.Path(folder[1]), str(warning.message)
+
+
+def test_a_folder_that_is_removed_during_a_run(problem, whole, tmp_path, monkeypatch):
+    """The estimate is the same, and all is in a temporary folder that the warning names."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    class Removing(Tally):
+        def add(self, ids, columns):
+            shutil.rmtree(tmp_path / "x", ignore_errors=True)
+            super().add(ids, columns)
+
+    monkeypatch.setattr(estimate_module, "Tally", Removing)
+    with pytest.warns(StorageWarning, match=r"/x/: .*No such file or directory. .*all rows are in") as caught:
+        estimate = sizes(problem, folder=tmp_path / "x")
+    assert estimate.rows == whole.rows
+    assert_same(estimate.outcomes, whole.outcomes, **LAST_BITS)
+    folder, _ = rescued(caught)
+    assert_same(pq.read_table(folder / "outcomes.parquet"), estimate.outcomes)
+    assert json.loads((folder / "summary.json").read_text())["certified"] == whole.certified
+
+
+def test_a_disk_that_fills_up_during_a_run(problem, whole, tmp_path, monkeypatch):
+    """Of more rows than are kept in memory, those that were written can be read where the warning says, and are counted."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tally_module, "MAX_ROWS", 50)
+    monkeypatch.setattr(tally_module, "_GROUP", 16)
+    monkeypatch.setattr(estimate_module, "_POOL", 1)
+    room = iter(range(4))
+
+    def allocate(*_):
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate, raising=False)
+    with pytest.warns(StorageWarning, match=r"No space left on device.*the first 50 rows are in") as caught:
+        estimate = sizes(problem, lanes=4, folder=tmp_path / "x")
+    assert estimate.rows == whole.rows
+    folder, message = rescued(caught)
+    assert pq.read_table(folder / "outcomes.parquet").num_rows == 50
+    written = pq.read_table(tmp_path / "x" / "outcomes.parquet.partial")
+    assert 48 <= len(written) < 200  # three groups of 16 or more, after the room for the directory
+    assert f"; {len(written)} rows are in {tmp_path / 'x' / 'outcomes.parquet.partial'}." in message
+    expected = part_of(whole.outcomes, written["id"].to_numpy())
+    assert written["status"].to_pylist() == expected["status"].to_pylist()
+
+
+def test_nothing_can_be_written_anywhere(problem, whole, tmp_path, monkeypatch):
+    """The estimate is in memory, and the warning says that it is."""
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: (_ for _ in ()).throw(FileNotFoundError("no place")))
+    (tmp_path / "x" / "summary.json.partial").mkdir(parents=True)
+    with pytest.warns(StorageWarning, match=r"Is a directory.*held in memory alone.*no place"):
+        assert sizes(problem, folder=tmp_path / "x").rows == whole.rows
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("", ValueError, "name of the output folder is empty"),
+        ("a\0b", ValueError, r"a\\x00b cannot be .* null character"),
+        ("a" * 300, PermissionError, "cannot be made: File name too long"),
+        ("a/" * 3000, PermissionError, "cannot be made: File name too long"),
+        ("file/x", NotADirectoryError, "is a file"),
+        ("/proc/x", PermissionError, "cannot be made"),
+    ],
+)
+def test_folders_that_cannot_be(tmp_path, monkeypatch, name, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(error, match=message):
+        prepare_folder(name, ("a.txt",))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

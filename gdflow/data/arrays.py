@@ -1,10 +1,10 @@
 """Arrays that a problem is made of: what is accepted as a matrix of numbers, and how its rows are standardised."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from gdflow.tables import shortened, visible
 
@@ -40,7 +40,7 @@ def _not_real(name: str, array: np.ndarray) -> TypeError:
     )
 
 
-def check_array(name: str, value: ArrayLike) -> Float[np.ndarray, "rows samples"]:
+def check_array(name: str, value: Any) -> Float[np.ndarray, "rows samples"]:
     """A value as a matrix of finite float64 numbers, one column a sample.
 
     **Arguments:** `name`: what to call it in messages.

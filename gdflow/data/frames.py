@@ -3,7 +3,7 @@
 import itertools
 import numbers
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,8 @@ def _numbers(column: Any, name: str) -> Float[np.ndarray, " m"]:
     """A column as float64; the error names the first cell that is no finite number."""
     if np.ma.is_masked(column):
         raise ValueError(f"{_SOURCE}: column {label(name)} has masked entries: leave these rows out or fill them in")
-    cells = np.asarray(column)
+    # NumPy would make texts or complex numbers of all cells of a list if one of them is such.
+    cells = np.asarray(column, dtype=object if isinstance(column, list | tuple) else None)
     if cells.ndim != 1:
         raise ValueError(f"{_SOURCE}: column {label(name)} is no column of numbers: its shape is {cells.shape}")
     if cells.dtype.kind in "mM":
@@ -78,7 +79,9 @@ def _numbers(column: Any, name: str) -> Float[np.ndarray, " m"]:
     return values
 
 
-def from_frame(frame: Any, targets: Iterable[Any] | str, features: Iterable[Any] | str | None = None) -> Table:
+def from_frame(
+    frame: Any, targets: Hashable | Iterable[Hashable], features: Hashable | Iterable[Hashable] | None = None
+) -> Table:
     """Takes the columns of a data frame, one row a sample.
 
     **Arguments:**

@@ -3,7 +3,6 @@
 import csv
 import os
 import pathlib
-import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -50,38 +49,43 @@ def check_file(path: str | os.PathLike, kind: str) -> pathlib.Path:
     return path
 
 
+def _first_row(path: pathlib.Path, separator: str) -> tuple[list[str], int]:
+    """The names in the first line that is not blank, and the number of that line; lines end by CR, LF or both."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE), "")
+        # A name in quotes may go on in the next line.
+        reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+        for row in reader:
+            if len(row) > 1 or "".join(row).strip():
+                return [name.strip() for name in row], reader.line_num
+    return [], 0
+
+
 def _read_header(path: pathlib.Path, source: str) -> tuple[list[str], str, int]:
-    """Names of the columns, the separator, and how many lines to skip before the data; lines end by CR, LF or both."""
-    with path.open("rb") as raw:
-        start = raw.read(4)
+    """Names of the columns, the separator that makes most of them, and how many lines to skip before the data."""
+    with path.open("rb") as file:
+        start = file.read(4)
     for magic, what in _OTHER_FORMATS.items():
         if start.startswith(magic):
             raise ValueError(f"{source} is not a text file in UTF-8 but {what}")
-    header, skip = "", 0
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            # A name in quotes may go on in the next line.
-            while not header.strip() or header.count('"') % 2:
-                line = file.readline(_LONGEST_LINE)
-                if not line:
-                    break
-                header, skip = header + line if header.strip() else line, skip + 1
-                if len(header) >= _LONGEST_LINE:
-                    raise ValueError(
-                        f"{source}: its header is longer than {_LONGEST_LINE >> 20} MiB; is it a CSV file?"
-                    )
-    except UnicodeDecodeError:
-        raise ValueError(f"{source} is not a text file in UTF-8") from None
-    if not header.strip():
-        raise ValueError(f"{source} is empty")
-    if "\0" in header:
+    names: list[str] = []
+    separator, skip = ",", 0
+    error: csv.Error | None = None
+    for candidate in ",;\t":
+        try:
+            row, line = _first_row(path, candidate)
+        except UnicodeDecodeError:
+            raise ValueError(f"{source} is not a text file in UTF-8") from None
+        except csv.Error as unreadable:
+            error = error or unreadable
+            continue
+        if len(row) > len(names):
+            names, separator, skip = row, candidate, line
+    if not names:
+        raise ValueError(f"{source}: its header cannot be read as CSV: {error}" if error else f"{source} is empty")
+    if any("\0" in name for name in names):
         raise ValueError(f"{source} is not a text file in UTF-8: it holds null characters (UTF-16?)")
-    separator = max(",;\t", key=re.sub('"[^"]*"', "", header).count)
-    try:
-        rows = list(csv.reader([header.rstrip("\r\n")], delimiter=separator, skipinitialspace=True, strict=True))
-    except csv.Error as error:
-        raise ValueError(f"{source}: its header cannot be read as CSV: {error}") from None
-    return [name.strip() for name in rows[0]], separator, skip
+    return names, separator, skip
 
 
 def _numbers(cells: pa.ChunkedArray, name: str, source: str) -> Float[np.ndarray, " m"]:
@@ -103,7 +107,7 @@ def _numbers(cells: pa.ChunkedArray, name: str, source: str) -> Float[np.ndarray
 def read_csv(
     path: str | os.PathLike, targets: Iterable[str] | str, features: Iterable[str] | str | None = None
 ) -> Table:
-    """Reads a CSV file with a header; the separator (comma, semicolon or tab) is the commonest of the three in it.
+    """Reads a CSV file with a header; the separator (comma, semicolon or tab) is the one that makes most columns of it.
 
     **Arguments:**
 

@@ -206,10 +206,10 @@ class FigureResult(Printable):
     def save(self, folder: str | os.PathLike) -> list[pathlib.Path]:
         """Writes picture, numbers, runs and text into a folder; the names of `file_names`."""
         picture, numbers, runs, text = (pathlib.Path(folder) / name for name in file_names(self.name))
-        self.figure.savefig(picture, dpi=200)
         pyarrow.csv.write_csv(self.table, numbers)
         pyarrow.csv.write_csv(self.runs, runs)
         text.write_text(self.markdown, encoding="utf-8")
+        self.figure.savefig(picture, dpi=200)  # last: whatever happens to it, the numbers are kept
         return [picture, numbers, runs, text]
 
 
