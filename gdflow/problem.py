@@ -33,7 +33,7 @@ from gdflow.assumptions import Assumption, check_dimensions, check_distinct, che
 from gdflow.data import Table, check_array, from_frame, read_csv, read_npz, standardize
 from gdflow.levels import CriticalValues, Level, iterate_levels, list_levels, single_layer_level
 from gdflow.losses import AbstractLoss, SquaredError
-from gdflow.network import LayerTuple, check_widths, matmul
+from gdflow.network import LayerTuple, check_layer_tuple, check_widths, matmul
 from gdflow.ranks import RankDecision, decide_rank, equal_threshold
 from gdflow.tables import Printable, key_value_table, some_names
 
@@ -363,7 +363,7 @@ class Problem(eqx.Module):
 
     def check_network(self, net: LayerTuple, *, batch: bool = False) -> None:
         """`ValueError` unless `net` is one finite network (or, with `batch`, a batch) in these coordinates."""
-        self.check_widths(net.widths)
+        self.check_widths(check_layer_tuple(net).widths)
         if net.batch_shape and not batch:
             raise ValueError(f"one network is needed here, got a batch of shape {net.batch_shape}: use jax.vmap")
         for j, w in enumerate(net.weights, 1):

@@ -246,20 +246,20 @@ def _interval(bounds: tuple[float, float]) -> str:
 def basin_sizes(
     problem: Problem,
     initialization: AbstractInitialization,
-    num: int,
+    num: float,
     *,
     key: Key[Array, ""],
     t1: float = math.inf,
-    max_steps: int = 10_000,
+    max_steps: float = 10_000,
     rtol: float = 1e-6,
     atol: float = 1e-9,
     solver: diffrax.AbstractSolver | None = None,
     kind: str | None = None,
     confidence: float = 0.95,
-    audit: int | None = None,
-    lanes: int | None = None,
+    audit: float | None = None,
+    lanes: float | None = None,
     first_id: int = 0,
-    num_levels: int = 16,
+    num_levels: float = 16,
     crossings: str | Iterable[float] = "staircase",
     gradient_tolerance: float = 0.0,
     dwell: float = 0.0,
@@ -335,7 +335,7 @@ def basin_sizes(
     certificate = LevelCertificate(problem, widths, kind=kind, depth=num_levels, allow_float32=allow_float32)
     goals = _crossing_levels(problem, widths, certificate, crossings)
     solver = diffrax.Tsit5() if solver is None else solver
-    settings = LaneSettings(solver, rtol, atol, t1, max_steps, gradient_tolerance, dwell)
+    settings = LaneSettings(solver, rtol, atol, t1, max_steps, gradient_tolerance, dwell)  # type: ignore[arg-type]
     lanes = min(lanes or default_lanes(widths), num)
     parameters = count_parameters(widths)
     needed = lanes * parameters * problem.target.dtype.itemsize * _COPIES

@@ -20,8 +20,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from gdflow.basins.lanes import AbstractLaneState, AbstractProcess
 from gdflow.basins.outcomes import Status
 from gdflow.certificates import LevelCertificate
+from gdflow.checks import check_count, check_number
 from gdflow.dynamics import gradient_flow_field
-from gdflow.dynamics.runge_kutta import has_error_estimate
+from gdflow.dynamics.options import check_tolerances
+from gdflow.dynamics.runge_kutta import check_solver
 from gdflow.initialization import AbstractInitialization
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple, count_parameters
@@ -55,24 +57,21 @@ class LaneSettings(eqx.Module):
     rtol: float = 1e-6
     atol: float = 1e-9
     t1: float = np.inf
-    max_steps: int = eqx.field(static=True, default=10_000)
+    max_steps: int = eqx.field(static=True, default=10_000, converter=functools.partial(check_count, "max_steps"))
     gradient_tolerance: float = 0.0
     dwell: float = 0.0
     largest: float = 1e12
 
     def __check_init__(self):
-        if not has_error_estimate(self.solver):
-            raise ValueError(f"{type(self.solver).__name__} has no error estimate; take an adaptive solver")
-        if not (self.rtol > 0 and np.isfinite(self.rtol) and self.atol >= 0 and np.isfinite(self.atol)):
-            raise ValueError(f"need rtol > 0 and atol ≥ 0, got rtol={self.rtol}, atol={self.atol}")
+        check_solver(self.solver)
+        check_tolerances(self.rtol, self.atol, self.max_steps)
         for name in ("t1", "largest"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value != np.inf and not check_number(name, value) > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
         for name in ("gradient_tolerance", "dwell"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must be finite and not negative, got {getattr(self, name)}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+            if check_number(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 def _with_tolerances(solver: diffrax.AbstractSolver, controller: diffrax.PIDController) -> diffrax.AbstractSolver:

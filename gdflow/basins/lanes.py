@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from gdflow.checks import check_count
 from gdflow.initialization import split_ids
+from gdflow.programs import forget_old_programs
 
 #: Lanes hand in their rows and are refilled together, as soon as one in so many of them has finished …
 REFILL_SHARE = 4
@@ -175,20 +177,6 @@ def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array
 _advance: Callable[..., Any] = eqx.filter_jit(_work_off, compiler_options=COMPILER_OPTIONS)  # type: ignore[call-overload]
 
 
-def _forget_old_programs() -> None:
-    """Clears JAX's caches when the process is about to run out of memory maps, which would crash the compiler.
-
-    On CPU a compiled program holds a map for each of its kernels, some hundreds here, and Linux allows 65 530 by default.
-    """
-    try:
-        with open("/proc/sys/vm/max_map_count", encoding="ascii") as limit, open("/proc/self/maps", "rb") as maps:
-            crowded = sum(1 for _ in maps) > int(limit.read()) // 2
-    except (OSError, ValueError):
-        return  # not Linux, or not ours to read
-    if crowded:
-        jax.clear_caches()
-
-
 def run_lanes(
     process: AbstractProcess,
     ids: Sequence[int] | np.ndarray,
@@ -212,9 +200,8 @@ def run_lanes(
     An exception in one thread, an interrupt included, ends the others after their current pool.
     """
     for name, value in (("lanes", lanes), ("pool", pool), ("threads", threads)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    _forget_old_programs()
+        check_count(name, value)
+    forget_old_programs()
     queue = iter(range(0, len(ids), pool))
     lock = threading.Lock()
     stop = threading.Event()
