@@ -271,8 +271,7 @@ class Orthogonal(AbstractInitialization):
     def draw(self, key: Key[Array, ""]) -> LayerTuple:
         keys = jax.random.split(key, len(self.widths) - 1)
         return LayerTuple(
-            self.scale * _haar(k, rows, columns)
-            for k, (rows, columns) in zip(keys, _shapes(self.widths), strict=True)
+            self.scale * _haar(k, rows, columns) for k, (rows, columns) in zip(keys, _shapes(self.widths), strict=True)
         )
 
 

@@ -130,9 +130,7 @@ class _Groups:
 
     def value(self, counts: Sequence[int]) -> float:
         """The lowest of the values with these counts: that of the largest members of each group."""
-        return max(
-            math.fsum(self.halves) - math.fsum(gain[c] for gain, c in zip(self.gains, counts, strict=True)), 0.0
-        )
+        return max(math.fsum(self.halves) - math.fsum(gain[c] for gain, c in zip(self.gains, counts, strict=True)), 0.0)
 
     def spread(self, counts: Sequence[int]) -> float:
         """The highest of the values with these counts less the lowest; zero for exact ties."""

@@ -331,6 +331,8 @@ class Problem(eqx.Module):
 
     def widths(self, hidden: Iterable[int]) -> tuple[int, ...]:
         """`(d_0, *hidden, d_N)` for networks of this problem."""
+        if not isinstance(hidden, Iterable):
+            raise TypeError(f"the widths of the hidden layers must be a sequence, such as [5, 5]; got {hidden!r}")
         return check_widths((self.d_in, *hidden, self.d_out))
 
     def check_widths(self, widths: Iterable[int]) -> tuple[int, ...]:

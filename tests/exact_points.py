@@ -90,7 +90,9 @@ def exact_gradient_vanishes(weights: Sequence, target, design) -> bool:
     layers = [as_fractions(w) for w in weights]
     slope = exact_residual(weights, target, design).dot(as_fractions(design).T)
     for j in range(len(layers)):
-        after = reduce(lambda left, w: w.dot(left), layers[j + 1 :], np.eye(layers[j].shape[0], dtype=int).astype(object))
+        after = reduce(
+            lambda left, w: w.dot(left), layers[j + 1 :], np.eye(layers[j].shape[0], dtype=int).astype(object)
+        )
         before = reduce(lambda right, w: w.dot(right), layers[:j], np.eye(layers[0].shape[1], dtype=int).astype(object))
         if any(x != 0 for x in after.T.dot(slope).dot(before.T).ravel()):
             return False

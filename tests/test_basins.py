@@ -18,7 +18,7 @@ import systems
 import gdflow as gf
 from gdflow.basins import Status
 from gdflow.basins.storage import prepare_folder
-from gdflow.initialization import AbstractInitialization, Balanced, Gaussian
+from gdflow.initialization import AbstractInitialization, Balanced, Gaussian, LambdaBalanced, Orthogonal, check_law
 
 KEY = jax.random.key(11)
 
@@ -46,6 +46,16 @@ class Fixed(AbstractInitialization):
 
     def draw(self, key):
         return self.net
+
+
+class Chains(AbstractInitialization):
+    """Balanced scalar chains of two layers with a product of ±½, by a law that does not say that it is balanced."""
+
+    widths: tuple[int, ...] = eqx.field(static=True, default=(1, 1, 1))
+
+    def draw(self, key):
+        signs = jax.random.rademacher(key, (2,), float)
+        return gf.LayerTuple([np.sqrt(0.5) * s.reshape(1, 1) for s in signs])
 
 
 def fixed(problem, weights):
@@ -92,7 +102,7 @@ def test_crossing_times_equal_those_of_a_tight_trajectory(estimate, problem, law
 @pytest.mark.parametrize("lanes", [1, 7, 50])
 def test_results_do_not_depend_on_the_number_of_lanes(problem, law, estimate, lanes):
     num = 20 if lanes == 1 else 50
-    other = gf.basin_sizes(problem, law, num, key=KEY, lanes=lanes, progress=False).outcomes
+    other = gf.basin_sizes(problem, law, num, key=KEY, lanes=lanes, progress=False, audit=0).outcomes
     for name in ("id", "status", "verdict", "level"):
         assert other[name].to_pylist() == estimate.outcomes[name].to_pylist()[:num]
     assert np.mean(other["steps"].to_numpy() == estimate.outcomes["steps"].to_numpy()[:num]) >= 0.95
@@ -102,8 +112,8 @@ def test_results_do_not_depend_on_the_number_of_lanes(problem, law, estimate, la
 
 @pytest.mark.slow
 def test_ids_beyond_32_bits_are_fresh_starts(problem, law):
-    low = gf.basin_sizes(problem, law, 5, key=KEY, progress=False).outcomes["time"].to_numpy()
-    high = gf.basin_sizes(problem, law, 5, key=KEY, first_id=2**32, progress=False)
+    low = gf.basin_sizes(problem, law, 5, key=KEY, progress=False, audit=0).outcomes["time"].to_numpy()
+    high = gf.basin_sizes(problem, law, 5, key=KEY, first_id=2**32, progress=False, audit=0)
     assert high.outcomes["id"].to_pylist() == [2**32 + i for i in range(5)]
     assert not np.any(np.isclose(high.outcomes["time"].to_numpy(), low, rtol=1e-6))
 
@@ -117,7 +127,7 @@ def test_sojourn_law_of_the_scalar_network():
     s = 1.5
     problem = gf.Problem.from_singular_values([s])
     law = Gaussian((1, 2, 1), 1.0)
-    times = gf.basin_sizes(problem, law, 2000, key=KEY, progress=False, lanes=256).outcomes["time"].to_numpy()
+    times = gf.basin_sizes(problem, law, 2000, key=KEY, progress=False, lanes=256, audit=0).outcomes["time"].to_numpy()
     rng = np.random.default_rng(0)
     exact = []
     for a, b in rng.normal(size=(20000, 2, 2)):
@@ -136,8 +146,7 @@ def test_fraction_between_zero_and_one():
     tends to the saddle at zero and is never certified. With Haar signs that is every second start.
     """
     problem = gf.Problem.from_singular_values([1.0])
-    law = Balanced((1, 1, 1), singular_values=0.5)
-    estimate = gf.basin_sizes(problem, law, 400, key=KEY, t1=8.0, kind="exact", progress=False)
+    estimate = gf.basin_sizes(problem, Chains(), 400, key=KEY, t1=8.0, audit=0, progress=False)
     # Positive products start below the level ℓ = s²/2 at once; the others approach it and never pass it.
     assert estimate.statuses[Status.TIME_LIMIT] == estimate.undecided
     assert abs(estimate.fraction - 0.5) < 0.1  # 4 standard deviations: false alarm 6e-5
@@ -184,7 +193,7 @@ def test_statuses(problem):
 def test_problem_with_one_critical_value():
     """Where the target vanishes, zero is the only critical value, and every start is certified as it stands."""
     problem = gf.Problem.from_target(np.zeros((2, 3)))
-    estimate = gf.basin_sizes(problem, Gaussian((3, 2, 2)), 10, key=KEY, progress=False)
+    estimate = gf.basin_sizes(problem, Gaussian((3, 2, 2)), 10, key=KEY, progress=False, audit=0)
     assert estimate.certified == 10
     assert estimate.outcomes["time"].to_pylist() == [0.0] * 10
 
@@ -193,8 +202,8 @@ def test_problem_with_one_critical_value():
 def test_bottleneck_kinds(problem):
     """Behind a bottleneck the almost-sure certificate is at ℓ({1..k-1}), the exact one lower: it comes earlier, and says so."""
     law = Gaussian(problem.widths([2, 3]))
-    exact = gf.basin_sizes(problem, law, 40, key=KEY, progress=False)
-    almost = gf.basin_sizes(problem, law, 40, key=KEY, kind="almost sure", progress=False)
+    exact = gf.basin_sizes(problem, law, 40, key=KEY, progress=False, audit=0)
+    almost = gf.basin_sizes(problem, law, 40, key=KEY, kind="almost sure", progress=False, audit=0)
     assert exact.certified == almost.certified == 40
     assert np.all(almost.outcomes["time"].to_numpy() <= exact.outcomes["time"].to_numpy())
     assert set(almost.outcomes["verdict"].to_pylist()) == {"global minimum (almost surely)"}
@@ -206,7 +215,7 @@ def test_bottleneck_kinds(problem):
 @pytest.mark.slow
 def test_ties_and_zeros():
     problem = gf.Problem.from_singular_values([2, 2, 1, 0])
-    estimate = gf.basin_sizes(problem, Gaussian(problem.widths([2, 3])), 30, key=KEY, progress=False)
+    estimate = gf.basin_sizes(problem, Gaussian(problem.widths([2, 3])), 30, key=KEY, progress=False, audit=0)
     assert estimate.certified == 30
     assert estimate.rows[0].value == 0.5
     np.testing.assert_allclose(estimate.rows[1].value, 2.0)  # {1,3} and {2,3} are one level
@@ -229,7 +238,7 @@ def test_audit_catches_a_sloppy_integration():
 @pytest.mark.slow
 def test_other_solvers_give_the_same_labels(problem, law, estimate):
     for solver in (diffrax.Dopri8(), diffrax.Kvaerno3()):
-        other = gf.basin_sizes(problem, law, 4, key=KEY, solver=solver, rtol=1e-5, progress=False)
+        other = gf.basin_sizes(problem, law, 4, key=KEY, solver=solver, rtol=1e-5, progress=False, audit=0)
         assert other.outcomes["level"].to_pylist() == estimate.outcomes["level"].to_pylist()[:4]
         # Local errors of 1e-5 a step, fewer than 200 steps, most of them contracting.
         np.testing.assert_allclose(
@@ -245,12 +254,18 @@ def test_other_solvers_give_the_same_labels(problem, law, estimate):
         (dict(num=5, audit=6), "cannot audit 6 of 5"),
         (dict(num=5, audit=-1), "audit must be at least 0"),
         (dict(num=5, confidence=1.0), "confidence must lie between 0 and 1"),
-        (dict(num=5, rtol=0.0), "rtol > 0"),
+        (dict(num=5, rtol=0.0), "0 < rtol < 1"),
+        (dict(num=5, rtol=1e300), "0 < rtol < 1"),
+        (dict(num=5, max_steps=math.nan), "max_steps must be an integer, got nan"),
+        (dict(num=5, lanes=2.5), "lanes must be an integer, got 2.5"),
+        (dict(num=5.5), "num must be an integer, got 5.5"),
+        (dict(num=5, audit=3), "an audit of 3 starts says nothing"),
+        (dict(num=5, solver=diffrax.Sil3()), "Sil3 is made for equations split"),
         (dict(num=5, t1=-1.0), "t1 must be positive"),
         (dict(num=5, max_steps=0), "max_steps must be at least 1"),
         (dict(num=5, kind="certain"), "kind must be one of"),
         (dict(num=5, first_id=2**64 - 2), "do not lie between"),
-        (dict(num=5, num_levels=0), "depth must be at least 1"),
+        (dict(num=5, num_levels=0), "num_levels must be at least 1"),
         (dict(num=5, solver=gf.RK4()), "RK4 has no error estimate"),
         (dict(num=10**6, lanes=10**9), "GiB"),
     ],
@@ -260,17 +275,44 @@ def test_bad_options_are_refused_before_running(problem, law, options, message):
         gf.basin_sizes(problem, law, key=KEY, progress=False, **options)
 
 
+@pytest.mark.parametrize(
+    ("law", "kind", "message"),
+    [
+        (Balanced((3, 3, 3), singular_values="gaussian"), "exact", "would mislead for the exactly balanced starts"),
+        (Orthogonal((3, 3, 3)), "exact", "keeps the sign of det W"),
+        (Orthogonal((3, 3, 3)), "almost sure", "Lebesgue-almost every start"),
+        (LambdaBalanced((3, 3, 3), 0.1), "almost sure", "Lebesgue-almost every start"),
+        (LambdaBalanced((3, 3, 3), 1e-10), "balanced", "does not say that its starts are"),
+        (Gaussian((3, 3, 3)), "balanced", "does not say that its starts are"),
+        (Balanced((3, 3, 3), rank=2), "exact", "keeps the sign of det W|rank 2 in widths"),
+        (Balanced((3, 3, 3), rank=2), None, r"rank 2 in widths \(3, 3, 3\)"),
+    ],
+)
+def test_certificates_that_could_only_mislead_are_refused(law, kind, message):
+    square = gf.Problem.from_singular_values([3, 2, 1])
+    with pytest.raises(ValueError, match=message):
+        gf.basin_sizes(square, law, 10, key=KEY, kind=kind, progress=False, audit=0)
+
+
+@pytest.mark.parametrize("law", [gf.LayerTuple([np.ones((5, 4)), np.ones((3, 5))]), "gaussian", None, Gaussian])
+def test_what_is_no_law_is_refused(law):
+    with pytest.raises(TypeError, match=r"a law of starts is needed, got .*initialization"):
+        check_law(law)
+
+
 def test_misfits_are_refused(problem):
     with pytest.raises(ValueError, match="do not fit the problem"):
-        gf.basin_sizes(problem, Gaussian((3, 5, 3)), 5, key=KEY)
+        gf.basin_sizes(problem, Gaussian((3, 5, 3)), 5, key=KEY, audit=0)
     logistic = gf.Problem(np.ones((2, 3)), np.ones((1, 3)), gf.losses.Logistic())
     with pytest.raises(ValueError, match="Logistic has no finite set of critical values"):
-        gf.basin_sizes(logistic, Gaussian((2, 2, 1)), 5, key=KEY)
+        gf.basin_sizes(logistic, Gaussian((2, 2, 1)), 5, key=KEY, audit=0)
 
 
 def test_saving_and_reading_back(problem, law, estimate, tmp_path):
     folder = tmp_path / "a" / "b"
-    saved = gf.basin_sizes(problem, law, 200, key=KEY, lanes=64, progress=False, folder=folder, crossings="staircase")
+    saved = gf.basin_sizes(
+        problem, law, 200, key=KEY, lanes=64, progress=False, folder=folder, crossings="staircase", audit=0
+    )
     table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
     assert table.column_names == [
         "id", "status", "verdict", "level", "time", "steps", "loss", "gradient_norm", "drift", "crossing_0", "crossing_1",
@@ -299,8 +341,10 @@ def test_float32_is_refused_without_consent():
         law = Gaussian(problem.widths([4]))
         assert problem.target.dtype == jnp.float32
         with pytest.raises(ValueError, match="jax_enable_x64"):
-            gf.basin_sizes(problem, law, 5, key=KEY)
-        estimate = gf.basin_sizes(problem, law, 5, key=KEY, first_id=2**33, rtol=1e-4, atol=1e-6, allow_float32=True)
+            gf.basin_sizes(problem, law, 5, key=KEY, audit=0)
+        estimate = gf.basin_sizes(
+            problem, law, 5, key=KEY, first_id=2**33, rtol=1e-4, atol=1e-6, allow_float32=True, audit=0
+        )
         assert estimate.certified == 5
         assert estimate.outcomes["id"].to_pylist()[0] == 2**33
 

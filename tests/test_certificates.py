@@ -16,6 +16,7 @@ import gdflow as gf
 from gdflow.certificates import (
     LevelCertificate,
     certificate_levels,
+    certificate_threshold,
     certify,
     excludes_non_strict_saddles,
     exponential_rates,
@@ -89,10 +90,11 @@ def test_ladder_against_brute_force(s, max_rank, kind):
     expected = [0, *range(len(levels) - 1), len(levels) - 1]
 
     def level(losses):
-        return np.asarray(jax.vmap(certificate.level)(jnp.asarray(losses))).tolist()
+        return np.asarray(certificate.level(jnp.asarray(losses), jnp.zeros(len(losses)))).tolist()
 
     assert level(middles) == expected
-    assert jax.vmap(certificate.certified)(jnp.asarray(middles)).tolist() == [k == 0 for k in expected]
+    exact = jnp.zeros(len(middles))  # no round-off
+    assert certificate.certified(jnp.asarray(middles), exact).tolist() == [k == 0 for k in expected]
     above, below = levels[1:] - 10 * EPS * scale, levels[1:] - 300 * EPS * scale
     assert level(above) == list(range(1, len(levels)))
     assert level(below) == list(range(len(levels) - 1))
@@ -101,8 +103,10 @@ def test_ladder_against_brute_force(s, max_rank, kind):
 def test_levels_of_an_array_of_losses():
     certificate = LevelCertificate(Problem.from_singular_values([2, 1]), (2, 2, 2))  # levels 0, ½, 2, 5/2
     losses = jnp.asarray([[0.1, 1.0], [2.2, 3.0], [0.4, jnp.nan]])
-    np.testing.assert_array_equal(certificate.level(losses), [[0, 1], [2, 3], [0, 3]])
-    np.testing.assert_array_equal(certificate.certified(losses), [[True, False], [False, False], [True, False]])
+    np.testing.assert_array_equal(certificate.level(losses, 0 * losses), [[0, 1], [2, 3], [0, 3]])
+    np.testing.assert_array_equal(
+        certificate.certified(losses, 0 * losses), [[True, False], [False, False], [True, False]]
+    )
 
 
 @given(
@@ -119,7 +123,7 @@ def test_ladder_for_arbitrary_spectra(s, bottleneck, depth):
         expected = brute(s, max_rank)[: depth + 1]
         assert certificate.levels.shape == expected.shape
         np.testing.assert_allclose(certificate.levels, expected, rtol=0, atol=1e-13 * (1 + sum(np.square(s))))
-        assert int(certificate.level(jnp.asarray(1e3))) == min(depth, len(brute(s, max_rank)) - 1)
+        assert int(certificate.level(jnp.asarray(1e3), jnp.asarray(0.0))) == min(depth, len(brute(s, max_rank)) - 1)
 
 
 def test_almost_sure_stops_earlier_only_at_a_bottleneck():
@@ -152,9 +156,9 @@ def test_a_loss_that_is_no_number_is_never_certified(kind):
     assert single.levels.shape == (1,)
     for certificate in (ladder, single):
         for loss in (jnp.nan, jnp.inf):
-            assert not bool(certificate.certified(jnp.asarray(loss)))
-            assert int(certificate.level(jnp.asarray(loss))) == certificate.thresholds.shape[0]
-    assert bool(single.certified(jnp.asarray(3.0)))  # the minimum is the only critical value
+            assert not bool(certificate.certified(jnp.asarray(loss), jnp.asarray(0.0)))
+            assert int(certificate.level(jnp.asarray(loss), jnp.asarray(0.0))) == certificate.thresholds.shape[0]
+    assert bool(single.certified(jnp.asarray(3.0), jnp.asarray(0.0)))  # the minimum is the only critical value
 
 
 def test_levels_merged_by_round_off_are_counted():
@@ -163,6 +167,85 @@ def test_levels_merged_by_round_off_are_counted():
     certificate = LevelCertificate(problem, problem.widths([3]), depth=100)
     np.testing.assert_allclose(certificate.levels, brute_force_levels([2.0, 1.0, 1.0], 3), rtol=0, atol=1e-11)
     assert certificate.num_merged > 0
+
+
+@pytest.mark.parametrize(
+    ("s", "merged"),
+    [
+        ((1.0, 5e-7), True),  # with zero
+        ((1.0, 5.2e-7, 5.1e-7), True),
+        ((1.0, 1.0, 1.0), False),  # exact ties are one value
+        ((2.0, 1.0, 0.0), False),
+        ((3.0, 2.0, 1.0), False),
+        ((2.0, 1.0 + 3e-13, 1.0), True),  # across a bottleneck of two
+        ((1.0, 1e-3, 1e-3 * (1 - 1e-11), 1e-6), False),  # close, but told apart: ½·1e-6·2e-11 > 1000·eps
+    ],
+)
+@pytest.mark.parametrize("kind", ["exact", "almost sure"])
+def test_threshold_and_ladder_are_one_number(s, merged, kind):
+    """Merged or not, `thresholds[0]` is the closed form, and that the second level of the listing less the slack."""
+    problem = Problem.from_singular_values(list(s))
+    widths = problem.widths([2])
+    certificate = LevelCertificate(problem, widths, kind=kind)
+    threshold = float(certificate_threshold(problem, widths, kind))
+    assert threshold == float(certificate.thresholds[0])
+    np.testing.assert_allclose(threshold + certificate.slack, certificate.levels[1], rtol=1e-12, atol=1e-24)
+    if kind == "exact" or len(s) == 2:
+        lowest = certificate_levels(problem, widths, kind=kind)[0]
+        assert certificate.separated == (lowest.width == 0)
+    if kind == "exact" and len(s) > 1:
+        assert certificate.separated == (not merged)
+
+
+def test_merged_levels_certify_the_lowest_levels_only():
+    """With s = (1, 5e-7) the saddle {1} and the minimum are one level: what is certified is said, and it is not the minimum."""
+    problem = Problem.from_singular_values([1.0, 5e-7])
+    saddle = LayerTuple([jnp.diag(jnp.asarray([1.0, 0.0]))] * 2)
+    found = certify(problem, saddle)
+    assert found.at_lowest_level
+    assert not found.global_minimum
+    assert not found.almost_surely
+    np.testing.assert_allclose(found.lowest_width, 0.5 * 25e-14, rtol=1e-9)
+    assert "round-off cannot tell apart" in " ".join(str(found).split())
+    law = gf.initialization.Gaussian((2, 2, 2))
+    estimate = gf.basin_sizes(problem, law, 20, key=jax.random.key(0), audit=0, progress=False)
+    assert estimate.certified == 20
+    assert set(estimate.outcomes["verdict"].to_pylist()) == {"lowest levels (merged)"}
+    assert "minima and saddles are not told apart" in " ".join(str(estimate).split())
+    trajectory = gf.simulate(problem, LayerTuple([0.9 * w for w in saddle.weights]), jnp.inf, stop=gf.AtCertificate())
+    assert certify(problem, trajectory.final).at_lowest_level
+
+
+def test_a_single_layer_is_certified_at_once():
+    """One layer is convex: its only critical value is the minimum, also from where the loss is large."""
+    problem = Problem.from_singular_values([3.0, 2.0, 1.0])
+    net = LayerTuple([-5.0 * jnp.eye(3)])
+    assert certify(problem, net).global_minimum
+    assert gf.critical_values(problem, 3, num_layers=1).values.tolist() == [0.0]
+    assert len(problem.report((3, 3)).levels) == 1
+    law = gf.initialization.Gaussian((3, 3))
+    estimate = gf.basin_sizes(problem, law, 8, key=jax.random.key(0), audit=0, progress=False)
+    assert estimate.certified == 8
+    assert estimate.outcomes["time"].to_pylist() == [0.0] * 8
+
+
+def test_balanced_networks_are_not_certified_almost_surely():
+    """Behind a bottleneck the almost-sure level is the higher one; balanced starts are a null set it says nothing of."""
+    problem = Problem.from_singular_values([3.0, 1.0])
+    generic = LayerTuple([jnp.asarray([[0.5, 1.2]]), jnp.asarray([[0.3], [1.0]])])
+    balanced = LayerTuple([jnp.asarray([[0.0, 1.0]]), jnp.asarray([[0.0], [1.0]])])
+    assert 0.5 < float(problem.effective_loss(balanced)) < 5.0  # below ℓ(∅), not below ℓ({2})
+    assert not certify(problem, balanced).almost_surely
+    assert certify(problem, generic).almost_surely
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad])
+def test_certify_says_that_it_cannot_be_transformed(transform):
+    problem = Problem.from_singular_values([2.0, 1.0])
+    batch = LayerTuple([jnp.ones((3, 2, 2)), jnp.ones((3, 2, 2))])
+    net = batch if transform is jax.vmap else LayerTuple([jnp.ones((2, 2)), jnp.ones((2, 2))])
+    with pytest.raises(TypeError, match="certify runs on the host and cannot be transformed"):
+        transform(lambda n: certify(problem, n).loss)(net)
 
 
 def test_single_precision_needs_consent():
@@ -356,7 +439,7 @@ def diagonal(*values: float) -> LayerTuple:
         (2, (-1.0, 0.0), (False, False), 3, "undecided: the loss is not below 3 critical value(s)"),
         # Rank 1: levels ½, 2, 5/2, nested ½, 5/2.
         (1, (1.0, 0.0), (True, True), 0, "converges to a global minimum"),
-        (1, (0.1, 0.0), (False, True), 1, "except for starts in a set of measure zero"),
+        (1, (0.1, 0.0), (False, True), 1, "except for starts in a set of Lebesgue measure zero"),
         (1, (-0.1, 0.0), (False, False), 2, "undecided"),
     ],
 )

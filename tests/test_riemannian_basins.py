@@ -11,7 +11,7 @@ import scipy.stats
 import gdflow as gf
 from gdflow.basins import Status
 from gdflow.certificates import LevelCertificate, full_rank_is_out_of_reach
-from gdflow.initialization import Balanced, LambdaBalanced, Orthogonal
+from gdflow.initialization import Balanced, LambdaBalanced, Orthogonal, Support
 
 KEY = jax.random.key(21)
 
@@ -28,7 +28,7 @@ def test_square_starts_of_full_rank_are_decided_by_the_sign_of_their_determinant
     problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0])
     law = Balanced((3,) * (depth + 1), singular_values="gaussian")
     estimate = gf.basin_sizes(problem, law, 300, key=KEY, progress=False, audit=30)
-    assert estimate.kind == "balanced"
+    assert estimate.configuration["kind"] == "balanced"
     assert estimate.certified == 300
     negative = signs(law, 300) < 0
     np.testing.assert_array_equal(estimate.outcomes["level"].to_numpy(), negative)
@@ -77,7 +77,7 @@ def test_where_nothing_is_claimed():
     assert bool(full_rank_is_out_of_reach(square, wrong))
     # A target of lower rank, a start whose sign is in doubt, a matrix that is not square, a narrow layer.
     assert not bool(full_rank_is_out_of_reach(gf.Problem.from_singular_values([2.0, 0.0]), wrong))
-    doubtful = gf.LayerTuple([np.eye(2), np.diag([1.0, -1e-13])])
+    doubtful = gf.LayerTuple([np.eye(2), np.diag([1.0, -1e-16])])
     assert not bool(full_rank_is_out_of_reach(square, doubtful))
     wide = gf.Problem.from_singular_values([2.0, 1.0], d_x=3)
     assert not bool(full_rank_is_out_of_reach(wide, Balanced((3, 2, 2)).sample(KEY, 0)))
@@ -88,18 +88,18 @@ def test_where_nothing_is_claimed():
 def test_certificate_of_the_level_above():
     problem = gf.Problem.from_singular_values([2.0, 1.0])  # levels 0, ½, 2, 5/2
     certificate = LevelCertificate(problem, (2, 2, 2), kind="balanced")
-    losses = jnp.asarray([0.4, 1.9, 2.1, jnp.nan])
-    assert certificate.certified(losses).tolist() == [True, False, False, False]
-    assert certificate.certified(losses, jnp.ones(4, int)).tolist() == [True, True, False, False]
+    losses, exactly = jnp.asarray([0.4, 1.9, 2.1, jnp.nan]), jnp.zeros(4)
+    assert certificate.certified(losses, exactly).tolist() == [True, False, False, False]
+    assert certificate.certified(losses, exactly, jnp.ones(4, int)).tolist() == [True, True, False, False]
     # With the levels cut off above the first nothing is known of what lies between.
     short = LevelCertificate(problem, (2, 2, 2), kind="balanced", depth=1)
-    assert not np.any(short.certified(losses, jnp.ones(4, int)))
+    assert not np.any(short.certified(losses, exactly, jnp.ones(4, int)))
     # One by one there is no other level than zero to end at: certified from the start.
     chain = LevelCertificate(gf.Problem.from_singular_values([1.0]), (1, 1, 1), kind="balanced")
-    assert bool(chain.certified(jnp.asarray(7.0), jnp.asarray(1)))
+    assert bool(chain.certified(jnp.asarray(7.0), jnp.asarray(0.0), jnp.asarray(1)))
     # Other kinds know of no side.
     exact = LevelCertificate(problem, (2, 2, 2))
-    assert exact.certified(losses, jnp.ones(4, int)).tolist() == [True, False, False, False]
+    assert exact.certified(losses, exactly, jnp.ones(4, int)).tolist() == [True, False, False, False]
     wrong = gf.LayerTuple([np.eye(2), np.diag([1.0, -1.0])])
     assert [int(c.lowest_level(problem, wrong)) for c in (exact, certificate)] == [0, 1]
 
@@ -109,7 +109,7 @@ def test_certificate_of_the_level_above():
 def test_below_full_rank_the_limit_is_the_best_fit_of_the_rank(widths, rank):
     """Theorem 6 of Terstiege, Rauhut, Bah, Westdickenberg (2022); `M_k` is connected here and no side is wrong."""
     problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0], d_x=widths[0])
-    estimate = gf.basin_sizes(problem, Balanced(widths, singular_values=0.5), 60, key=KEY, progress=False)
+    estimate = gf.basin_sizes(problem, Balanced(widths, singular_values=0.5), 60, key=KEY, progress=False, audit=0)
     assert estimate.rows[0].certified == 60
     assert estimate.rows[0].ranks == (rank,)
     np.testing.assert_allclose(estimate.rows[0].value, 0.5)  # ℓ({1, 2})
@@ -120,7 +120,7 @@ def test_above_the_rank_of_the_target_there_is_no_minimum_of_full_rank():
     """Both signs of the determinant end at the best fit of rank 2, on the boundary of `M_3`."""
     problem = gf.Problem.from_singular_values([2.0, 1.0, 0.0])
     law = Balanced((3, 3, 3), singular_values=0.5)
-    estimate = gf.basin_sizes(problem, law, 60, key=KEY, progress=False)
+    estimate = gf.basin_sizes(problem, law, 60, key=KEY, progress=False, audit=0)
     assert estimate.rows[0].certified == 60
     assert estimate.rows[0].ranks == (2,)
     assert len(set(signs(law, 60))) == 2
@@ -132,8 +132,23 @@ class Fixed(gf.initialization.AbstractInitialization):
     net: gf.LayerTuple
     widths: tuple[int, ...] = eqx.field(static=True, default=(2, 2, 2))
 
+    @property
+    def invariant_set(self):
+        return Support.BALANCED
+
     def draw(self, key):
         return self.net
+
+
+class Pretended(gf.initialization.Gaussian):
+    """A law that says that its starts are balanced, which they are not."""
+
+    def __init__(self):
+        super().__init__((3, 3, 3))
+
+    @property
+    def invariant_set(self):
+        return Support.BALANCED
 
 
 @pytest.mark.parametrize("small", [pytest.param(0.5, marks=pytest.mark.slow), 1e-8])
@@ -147,7 +162,7 @@ def test_an_integration_that_strays_is_not_certified(small):
     problem = gf.Problem.from_target(U @ np.diag([2.0, 1.0]) @ V.T)
     root = np.sqrt([small, 1.0])
     net = gf.LayerTuple([R @ np.diag(root) @ V.T, U @ np.diag(root * [-1, 1]) @ R.T])
-    estimate = gf.basin_sizes(problem, Fixed(net), 1, key=KEY, kind="balanced", progress=False)
+    estimate = gf.basin_sizes(problem, Fixed(net), 1, key=KEY, kind="balanced", progress=False, audit=0)
     assert estimate.statuses[Status.STRAYED] == 1
     assert estimate.outcomes["verdict"].to_pylist() == ["undecided"]
     assert estimate.rows[0].certified == estimate.rows[1].certified == 0
@@ -155,7 +170,7 @@ def test_an_integration_that_strays_is_not_certified(small):
     # Exactly aligned modes do not stray: no round-off turns them.
     aligned = gf.LayerTuple([np.diag(root), np.diag(root * [1, -1])])
     straight = gf.Problem.from_singular_values([2.0, 1.0])
-    estimate = gf.basin_sizes(straight, Fixed(aligned), 1, key=KEY, kind="balanced", progress=False)
+    estimate = gf.basin_sizes(straight, Fixed(aligned), 1, key=KEY, kind="balanced", progress=False, audit=0)
     assert estimate.rows[1].certified == 1
 
 
@@ -184,14 +199,15 @@ def test_gaussian_singular_values():
 @pytest.mark.parametrize(
     ("law", "message"),
     [
-        (gf.initialization.Gaussian((3, 3, 3)), "the factors are not balanced: .* beside max"),
+        (gf.initialization.Gaussian((3, 3, 3)), "Gaussian does not say that its starts are"),
+        (Pretended(), "the factors are not balanced: .* beside max"),
         (Balanced((3, 3, 3), rank=2), r"starts of rank 2 in widths \(3, 3, 3\).*is that of the widths \(3, 2, 3\)"),
     ],
 )
 def test_starts_that_are_not_on_the_manifold_are_refused(law, message):
     problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0])
     with pytest.raises(ValueError, match=message):
-        gf.basin_sizes(problem, law, 5, key=KEY, kind="balanced", progress=False)
+        gf.basin_sizes(problem, law, 5, key=KEY, kind="balanced", progress=False, audit=0)
 
 
 @pytest.mark.slow
@@ -201,17 +217,20 @@ def test_rank_deficient_inputs_are_refused():
     problem = gf.Problem(X, rng.normal(size=(3, 10)))
     message = "X has rank 2 < d_x = 3, so XXᵀ is not invertible"
     with pytest.raises(ValueError, match=message):
-        gf.basin_sizes(problem, Balanced((3, 3, 3)), 5, key=KEY, kind="balanced", progress=False)
+        gf.basin_sizes(problem, Balanced((3, 3, 3)), 5, key=KEY, kind="balanced", progress=False, audit=0)
     with pytest.raises(ValueError, match=message):
         gf.riemannian_flow(problem, jnp.eye(3), 2, 1.0)
     # Without being asked for it, such starts are not taken for ones on the manifold.
-    assert gf.basin_sizes(problem, Balanced((3, 3, 3)), 5, key=KEY, progress=False).kind == "exact"
+    assert (
+        gf.basin_sizes(problem, Balanced((3, 3, 3)), 5, key=KEY, progress=False, audit=0).configuration["kind"]
+        == "exact"
+    )
     assert gf.riemannian_flow(problem.in_coordinates("reduced"), jnp.eye(3, 2), 2, 1.0, ts=2).solved
 
 
 def test_summary_and_table_name_ranks():
     problem = gf.Problem.from_singular_values([2.0, 1.0])
-    estimate = gf.basin_sizes(problem, Balanced((2, 2, 2)), 20, key=KEY, progress=False)
+    estimate = gf.basin_sizes(problem, Balanced((2, 2, 2)), 20, key=KEY, progress=False, audit=0)
     assert estimate.statuses[Status.CERTIFIED] == 20
     assert [row["ranks"] for row in estimate.summary()["levels"]] == [(2,), (1,), (1,), (0,)]
     assert "level 1 {1}" in str(estimate)
