@@ -300,6 +300,38 @@ def test_what_is_no_law_is_refused(law):
         check_law(law)
 
 
+def test_ids_up_to_the_last_one():
+    """The last ids there are, of a law whose first starts are looked at before the run."""
+    chain = gf.Problem.from_singular_values([1.0])
+    law = Balanced((1, 2, 1), singular_values=0.5)
+    estimate = gf.basin_sizes(chain, law, 3, key=KEY, first_id=2**64 - 3, audit=0, progress=False)
+    assert estimate.outcomes["id"].to_pylist() == [2**64 - 3, 2**64 - 2, 2**64 - 1]
+    assert estimate.certified == 3
+
+
+def test_a_problem_without_its_description_runs(problem, law):
+    estimate = gf.basin_sizes(problem.without_info(), law, 2, key=KEY, audit=0, progress=False)
+    assert estimate.summary()["configuration"]["source"] is None
+
+
+def test_integral_numbers_are_taken(problem, law):
+    estimate = gf.basin_sizes(problem, law, 2e0, key=KEY, max_steps=1e4, audit=0.0, progress=False)
+    assert estimate.num == 2
+    assert estimate.configuration["max_steps"] == 10_000
+
+
+def test_undecided_starts_that_the_audit_decides_are_no_flips(problem, law):
+    """Too few steps for the slow starts; the audit has ten times as many and certifies them: nothing is contradicted."""
+    estimate = gf.basin_sizes(problem, law, 60, key=KEY, max_steps=24, audit=60, progress=False)
+    assert estimate.undecided > 5
+    assert estimate.audit.flips == 0
+    assert estimate.audit.newly_decided == estimate.undecided
+    assert estimate.rows[0].interval[0] > 0
+    assert estimate.rows[0].unaudited[0] > estimate.rows[0].interval[0]
+    assert f"{estimate.undecided} undecided ones it certified" in " ".join(str(estimate).split())
+    assert "without audit" in str(estimate)
+
+
 def test_misfits_are_refused(problem):
     with pytest.raises(ValueError, match="do not fit the problem"):
         gf.basin_sizes(problem, Gaussian((3, 5, 3)), 5, key=KEY, audit=0)
