@@ -236,5 +236,5 @@ def check_widths(widths: Iterable[int]) -> tuple[int, ...]:
     widths = tuple(int(d) for d in widths)
     count = count_parameters(widths)
     if count > MAX_PARAMETERS:
-        raise ValueError(f"widths {widths} make {count:.2g} parameters, more than {MAX_PARAMETERS:.2g}")
+        raise ValueError(f"widths {widths} make {min(count, 10**300):.2g} parameters, more than {MAX_PARAMETERS:.2g}")
     return widths

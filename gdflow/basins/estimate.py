@@ -322,6 +322,8 @@ def basin_sizes(
     check_law(initialization)
     check_key(key)
     num, num_levels = check_count("num", num), check_count("num_levels", num_levels)
+    if num >= 2**63:
+        raise ValueError(f"num must be below 2**63, got {num}")
     lanes = None if lanes is None else check_count("lanes", lanes)
     if not 0 < check_number("confidence", confidence) < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
