@@ -37,7 +37,7 @@ with _ended_by_interrupts():
     from cyclopts.validators import Number
     from rich.text import Text
 
-    from gdflow.tables import shortened, visible
+    from gdflow.tables import WIDTH, shortened, visible
 
 # What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _say(what: rich.console.RenderableType) -> None:
     """Prints to standard output. If nobody reads there any more, or the disk is full, the command goes on in silence."""
     try:
         # Where the output is no terminal rich would assume 80 columns, too few for the tables.
-        _Console(width=None if sys.stdout.isatty() else 100).print(what)
+        _Console(width=None if sys.stdout.isatty() else WIDTH).print(what)
         sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
@@ -364,6 +364,7 @@ def simulate_command(
 
     from gdflow import plotting
     from gdflow.basins.storage import prepare_folder
+    from gdflow.certificates import LevelCertificate
     from gdflow.dynamics import AtCertificate, simulate
 
     problem = columns.problem(data)
@@ -375,10 +376,11 @@ def simulate_command(
     end = t1 if math.isfinite(t1) else 4 * float(certified.final_time)
     trajectory = simulate(problem, net, max(end, 1e-12), **options)
     _say(trajectory)
+    verdict = LevelCertificate(problem, net.widths).verdicts[0]
     times = np.asarray(trajectory.crossing_times()) if trajectory.interpolation is not None else np.array([])
     for k, time in enumerate(times):
         if k and np.isfinite(time):
-            what = ": global minimum certified" if k == 1 else ""
+            what = f": {verdict} certified" if k == 1 else ""
             _say(f"  loss below critical value {k} from t = {time:.6g}{what}")
     if _save_picture(lambda: plotting.plot_trajectory(trajectory), folder / TRAJECTORY_PICTURE):
         _say_written((TRAJECTORY_PICTURE,), folder)

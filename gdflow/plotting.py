@@ -95,7 +95,7 @@ def plot_basins(
             left.plot(ts, np.maximum(losses, 1e-300), color=color, lw=1.3)
             if np.isfinite(time) and len(estimate.levels) > limit + 1:
                 left.plot(time, estimate.levels[limit + 1].value, "o", ms=4, color=color, mec="k", mew=0.5)
-        what = "limit" if np.any(limits[np.isfinite(certified_at)] > 0) else "global minimum"
+        what = "limit" if np.any(limits[np.isfinite(certified_at)] > 0) else estimate.verdicts[0]
         left.plot([], [], "o", ms=4, color="0.5", mec="k", mew=0.5, label=f"{what} certified")
         left.plot([], [], color="0.6", lw=0.8, ls="--", label=r"critical values $\ell(S)$")
         left.set(xlabel="flow time $t$", ylabel="effective loss $L(t)$", yscale="log", ylim=(floor, 2 * top))

@@ -9,6 +9,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+#: Columns that the tables take where they are not printed to a terminal.
+WIDTH = 112
 #: Lists of names are cut to so many, and single values to so many characters, where they are shown.
 MAX_NAMES, MAX_CHARACTERS = 12, 200
 
@@ -48,7 +50,7 @@ class Printable(abc.ABC):
         """The renderable that is shown."""
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=110, color_system=None, force_jupyter=False)
+        console = Console(file=io.StringIO(), width=WIDTH, color_system=None, force_jupyter=False)
         with console.capture() as capture:
             console.print(self.__rich__())
         return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n"))
@@ -57,7 +59,7 @@ class Printable(abc.ABC):
         return str(self)
 
     def _repr_html_(self) -> str:
-        console = Console(file=io.StringIO(), width=110, record=True, force_jupyter=False)
+        console = Console(file=io.StringIO(), width=WIDTH, record=True, force_jupyter=False)
         console.print(self.__rich__())
         return console.export_html(inline_styles=True, code_format="<pre style='line-height:1.25'>{code}</pre>")
 

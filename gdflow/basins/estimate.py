@@ -240,7 +240,12 @@ class BasinEstimate(Printable):
 
 
 def _interval(bounds: tuple[float, float]) -> str:
-    return f"[{bounds[0]:.4f}, {bounds[1]:.4f}]"
+    """An interval rounded outwards, to two digits of its width and at least four decimals."""
+    low, high = bounds
+    decimals = min(max(4, 1 - math.floor(math.log10(high - low))), 12) if high > low else 12
+    unit = 10**decimals
+    ends = math.floor(low * unit) / unit, math.ceil(high * unit) / unit
+    return "[" + ", ".join(f"{x:g}" if x in (0.0, 1.0) else f"{x:.{decimals}f}" for x in ends) + "]"
 
 
 def basin_sizes(
