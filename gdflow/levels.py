@@ -82,9 +82,14 @@ class CriticalValues(Printable, Sequence):
         for k, level in enumerate(self.levels[:32]):
             shown = " ".join("{" + ",".join(map(str, s)) + "}" for s in level.subsets[:4])
             more = " …" if level.num_subsets > min(4, len(level.subsets)) else ""
-            table.add_row(str(k), f"{level.value:.6g}", str(level.num_subsets), shown + more)
+            merged = f" (+{level.width:.1e})" if level.width > 0 else ""
+            table.add_row(str(k), f"{level.value:.6g}{merged}", str(level.num_subsets), shown + more)
+        notes = []
+        if any(level.width > 0 for level in self.levels[:32]):
+            notes.append("(+…): values so far above it belong to the level, for round-off cannot tell them apart")
         if len(self) > 32:
-            table.caption = f"({len(self) - 32} higher levels not shown)"
+            notes.append(f"({len(self) - 32} higher levels not shown)")
+        table.caption = "\n".join(notes) or None
         return table
 
 

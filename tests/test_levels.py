@@ -220,3 +220,35 @@ def test_printed_table_shows_levels_and_subsets():
         assert fact in text
     assert "lowest 2" in str(list_levels([5, 4, 3], 3, lowest=2))
     assert "12.5" in list_levels([5, 4, 3], 3)._repr_html_()
+
+
+def test_printed_table_says_which_levels_are_merged():
+    text = str(list_levels([1.0, 5e-7], 2))
+    assert "0 (+1.2e-13)" in text or "0 (+1.3e-13)" in text
+    assert "round-off cannot tell them apart" in text
+    assert "round-off" not in str(list_levels([2.0, 2.0, 1.0], 3))  # exact ties are one value
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 1.0 + 1e-13, 0.5, 1e-7, 2e-7, 4e-7, 0.0]), min_size=1, max_size=6), st.integers(1, 6)
+)
+def test_every_critical_value_lies_in_one_level(s, max_rank):
+    """With ties, near-ties and values near zero: each `ℓ(S)` lies in a level, below the next one's, and all are counted."""
+    levels = list_levels(s, max_rank)
+    ordered = np.sort(np.array(s))[::-1]
+    positive = [i for i in range(len(s)) if ordered[i] > 0]
+    values = [
+        0.5 * math.fsum(np.delete(ordered, subset) ** 2)
+        for r in range(min(max_rank, len(positive)) + 1)
+        for subset in map(list, itertools.combinations(positive, r))
+    ]
+    assert sum(level.num_subsets for level in levels) == len(values)
+    slack = 20 * EPS * float(np.sum(ordered**2))
+    for value in values:
+        assert any(level.value - slack <= value <= level.value + level.width + slack for level in levels)
+    # The claim of a certificate: below the second level there are none but those of the lowest.
+    if len(levels) > 1:
+        lowest = levels[0]
+        below = [value for value in values if value < levels[1].value - slack]
+        assert max(below) <= lowest.value + lowest.width + slack
+        assert len(below) <= lowest.num_subsets
