@@ -262,30 +262,42 @@ def radius_bounds(problem: Problem, net: LayerTuple) -> np.ndarray:
     f, N = problem.decomposition, net.depth
     sigma_min = 1.0 if problem.coordinates == "whitened" else float(f.S_X[-1])
     loss = float(problem.effective_loss(net))
-    if not (np.all(np.isfinite(norms)) and np.isfinite(loss) and norms.max() < 1e100):
-        return np.full(N, np.inf)  # powers of such norms leave the floating-point range
     R0 = (float(jnp.linalg.norm(f.s)) + np.sqrt(2 * max(loss, 0.0))) / sigma_min
     kappa = min(net.widths[-1], net.widths[-2])
-    delta = abs(norms - norms[-1])
-    c = [float(jnp.linalg.norm(C, ord=2)) for C in conserved(reduced)]
+    c = np.array([float(jnp.linalg.norm(C, ord=2)) for C in conserved(reduced)])
+    # In units in which all of these are at most one, so that no power leaves the floating-point range.
+    sizes = np.array([R0 ** (2 / N), *norms, *c])
+    unit = float(sizes.max())
+    if not np.all(np.isfinite(sizes)):
+        return np.full(N, np.inf)
+    root = (
+        unit * _largest_root(N, (R0 ** (1 / N) / unit**0.5) ** (2 * N), norms / unit, c / unit, kappa) if unit else 0.0
+    )
+    squares = np.maximum(root * (1 + 1e-10) + norms - norms[-1], 0.0)
+    # The part of W_1 on the null directions of X never moves and adds to its norm.
+    whole = float(jnp.sum(net.weights[0] ** 2))
+    squares[0] += max(whole - norms[0], 0.0)
+    return np.sqrt(squares)
 
+
+def _largest_root(N: int, R0_square: float, norms: np.ndarray, c: np.ndarray, kappa: int) -> float:
+    """The largest root of `g^N/κ^{N-1} − E(g) − R_0²`, at least the present `‖W_N‖²`."""
     P = np.polynomial.Polynomial
-    excess = P([R0**2])
+    delta = abs(norms - norms[-1])
+    excess = P([R0_square])
     for m in range(1, N):
         outer = P([1.0])
         for j in range(m + 1, N + 1):
             outer *= P([delta[j - 1], 1.0])
         excess += outer * (P([delta[m] + c[m - 1], 1.0]) ** m - P([delta[m], 1.0]) ** m)
     bound = P([0.0] * N + [1 / kappa ** (N - 1)]) - excess
-
-    high = max(1.0, R0 ** (2 / N))
+    low = float(norms[-1])
+    if bound(low) >= 0:  # the bound is attained
+        return low
+    high = max(low, 1.0)
     while bound(high) <= 0:
         high *= 2
-    root = scipy.optimize.brentq(bound, 0.0, high, xtol=1e-300, rtol=1e-12) if bound(0.0) < 0 else 0.0
-    squares = np.maximum(root * (1 + 1e-10) + norms - norms[-1], 0.0)
-    # The part of W_1 on the null directions of X never moves and adds to its norm.
-    squares[0] += max(float(jnp.sum(net.weights[0] ** 2)) - norms[0], 0.0)
-    return np.sqrt(squares)
+    return float(scipy.optimize.brentq(bound, low, high, xtol=1e-300, rtol=1e-12, maxiter=1000))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -362,7 +362,7 @@ def test_saving_and_reading_back(problem, law, estimate, tmp_path):
 
 def test_printing(estimate):
     text = str(estimate)
-    for part in ("Basin estimate", "200 certified", "global minimum", "0 of 40 labels changed", "level 7"):
+    for part in ("Basin estimate", "200 certified", "global minimum", "contradicts 0 of 40 labels", "level 7"):
         assert part in text
     assert "Basin estimate" in estimate._repr_html_()
 

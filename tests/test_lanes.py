@@ -1,7 +1,6 @@
 """The batch engine: every id once, whatever the lanes, pools, threads and layout; slow starts are not left out."""
 
 import functools
-import io
 import os
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import pyarrow.parquet
 import pytest
 
 import gdflow as gf
-import gdflow.basins.lanes as lanes_module
 from gdflow.basins import LaneSettings, Status
 from gdflow.basins.explicit import ExplicitFlow, default_lanes, gradient_flow_process
 from gdflow.basins.flows import SolverFlow
@@ -170,22 +168,6 @@ def test_numbers_below_one_are_refused(option):
     options = dict(lanes=1, pool=1, threads=1) | {option: 0}
     with pytest.raises(ValueError, match=f"{option} must be at least 1, got 0"):
         run_lanes(Countdown(), range(3), lambda *_: None, **options)
-
-
-def test_programs_are_forgotten_before_memory_maps_run_out(monkeypatch):
-    """With a limit of 1000 maps this process, which has far more, counts as crowded; without /proc nothing happens."""
-    cleared, real = [], open
-
-    def read(path, *arguments, **options):
-        return io.StringIO("1000") if path == "/proc/sys/vm/max_map_count" else real(path, *arguments, **options)
-
-    monkeypatch.setattr("jax.clear_caches", lambda: cleared.append(True))
-    monkeypatch.setattr("builtins.open", read)
-    lanes_module._forget_old_programs()
-    assert cleared == ([True] if os.path.exists("/proc/self/maps") else [])
-    monkeypatch.setattr("builtins.open", lambda *_, **__: (_ for _ in ()).throw(OSError))
-    lanes_module._forget_old_programs()
-    assert len(cleared) <= 1
 
 
 def test_an_error_in_the_sink_ends_the_run():

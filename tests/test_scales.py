@@ -22,7 +22,7 @@ def test_problems_at_any_scale_are_right_or_refused(power_x, power_y):
     X, Y = rng.normal(size=(3, 7)), rng.normal(size=(2, 7))
     reference = gf.Problem(X, Y)
     if max(abs(power_x), abs(power_y)) > 76:  # the fourth root of the range of float64 lies between 1e76 and 1e78
-        with pytest.raises(ValueError, match="leave the range of float64. Divide"):
+        with pytest.raises(ValueError, match=r"leave the range of float64\. Divide"):
             gf.Problem(X * 10.0**power_x, Y * 10.0**power_y)
         return
     problem = gf.Problem(X * 10.0**power_x, Y * 10.0**power_y)

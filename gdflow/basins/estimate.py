@@ -49,6 +49,8 @@ _POOL = 2**19
 _LOOKED_AT = 4
 #: … which they are if the C_j are at most this multiple of the weights: some hundred times their round-off.
 _BALANCED = 1e-12
+#: Weights of so many times the size that the data ask for diverge.
+_LARGEST = 1e12
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -342,7 +344,8 @@ def basin_sizes(
     certificate = LevelCertificate(problem, widths, kind=kind, depth=num_levels, allow_float32=allow_float32)
     goals = _crossing_levels(problem, widths, certificate, crossings)
     solver = diffrax.Tsit5() if solver is None else solver
-    settings = LaneSettings(solver, rtol, atol, t1, max_steps, gradient_tolerance, dwell)  # type: ignore[arg-type]
+    largest = _LARGEST * max(1.0, _natural_size(problem, widths))
+    settings = LaneSettings(solver, rtol, atol, t1, max_steps, gradient_tolerance, dwell, largest)  # type: ignore[arg-type]
     lanes = min(lanes or default_lanes(widths), num)
     parameters = count_parameters(widths)
     needed = lanes * parameters * problem.target.dtype.itemsize * _COPIES
@@ -452,6 +455,12 @@ def _check_balanced(starts: LayerTuple) -> None:
             )
 
 
+def _natural_size(problem: Problem, widths: tuple[int, ...]) -> float:
+    """The size of the layers of a network that fits the data."""
+    smallest = np.linalg.svd(np.asarray(problem.design), compute_uv=False).min()
+    return float((float(problem.singular_values[0]) / smallest) ** (1 / (len(widths) - 1)))
+
+
 def _crossing_levels(problem, widths, certificate: LevelCertificate, crossings) -> tuple[float, ...]:
     """The losses to time besides the certificate's, in falling order."""
     if isinstance(crossings, str):
@@ -529,6 +538,7 @@ def _audit(run, certificate, settings: LaneSettings, watched: _Watch) -> Audit:
         _LONGER * settings.max_steps,
         settings.gradient_tolerance / AUDIT_FACTOR,
         _LONGER * settings.dwell,
+        settings.largest,
     )
     again = _Watch(watched.ids)
     run(np.asarray(watched.ids, dtype=np.uint64), certificate, (), tight, again.add, description="auditing")
