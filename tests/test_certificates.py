@@ -178,7 +178,7 @@ def test_levels_merged_by_round_off_are_counted():
         ((2.0, 1.0, 0.0), False),
         ((3.0, 2.0, 1.0), False),
         ((2.0, 1.0 + 3e-13, 1.0), True),  # across a bottleneck of two
-        ((1.0, 1e-3, 1e-3 * (1 - 1e-11), 1e-6), False),  # close, but told apart: ½·1e-6·2e-11 > 1000·eps
+        ((1.0, 1e-3, 1e-3 * (1 - 1e-6), 1e-6), False),  # close, but told apart: 1e-12 > 1000·eps
     ],
 )
 @pytest.mark.parametrize("kind", ["exact", "almost sure"])
