@@ -87,7 +87,9 @@ def orthonormal(A: Float[Array, "m n"]) -> Float[Array, "m n"]:
     **Raises:** `ValueError` if `m < n`.
     """
     if A.ndim != 2 or A.shape[0] < A.shape[1]:
-        raise ValueError(f"orthonormal columns need a matrix with at least as many rows as columns, got shape {A.shape}")
+        raise ValueError(
+            f"orthonormal columns need a matrix with at least as many rows as columns, got shape {A.shape}"
+        )
     return _householder(A) if A.shape[1] <= NARROW else _lapack_qr(A)
 
 
