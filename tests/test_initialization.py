@@ -309,7 +309,7 @@ def test_balanced_starts(widths, rank, values):
 
 def test_gaussian_singular_values_are_independent_of_the_frames():
     # At full rank the product is a Gaussian matrix with independent entries: the row space is independent of the singular
-    # values. Drawn with the key of the first frame they were correlated with it (here with coefficients up to 0.09).
+    # values. Drawn with the key of the first frame they were correlated with it (here with coefficients up to 0.1).
     n = 20_000
     first, second = draws(Balanced((3, 2, 2), singular_values="gaussian"), n)
     W = second @ first
