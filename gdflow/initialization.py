@@ -4,7 +4,7 @@ import enum
 import functools
 import operator
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -93,7 +93,7 @@ class Support(enum.Enum):
     under a law with a density, and says nothing about a law on a set of measure zero.
 
     - `FULL`: on none: the law has a density (Lebesgue's measure on all layers together).
-    - `BALANCED`: on the balanced networks: all `C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ` vanish, but for the round-off of the draw.
+    - `BALANCED`: on the balanced networks: all `C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ` vanish but for the round-off of the draw.
       `AbstractInitialization.end_to_end_rank` is the rank of the product. Nothing is said about a density on that set.
     - `NULL`: on another set of measure zero, or it is not known.
     """
@@ -185,10 +185,17 @@ def _positive(name: str, value: Any) -> float:
     return number
 
 
-def _haar(key: Key[Array, ""], rows: int, columns: int) -> Float[Array, "rows columns"]:
-    """A Haar-distributed matrix with orthonormal columns, or rows if there are fewer of these."""
-    Q = orthonormal(jax.random.normal(key, (max(rows, columns), min(rows, columns))))
-    return Q if rows >= columns else Q.T
+def _haar(keys: Iterable[Key[Array, ""]], shapes: Sequence[tuple[int, int]]) -> list[Float[Array, "_ _"]]:
+    """Independent Haar-distributed matrices with orthonormal columns, or rows where there are fewer of these."""
+    keys, frames = list(keys), {}
+    for rows, columns in dict.fromkeys(shapes):  # those of one shape together: they are compiled once
+        tall = (max(rows, columns), min(rows, columns))
+        chosen = [j for j, shape in enumerate(shapes) if shape == (rows, columns)]
+        # Without the barrier the compiler draws the entries anew wherever they are used.
+        entries = jax.lax.optimization_barrier(jnp.stack([jax.random.normal(keys[j], tall) for j in chosen]))
+        for j, Q in zip(chosen, jax.vmap(orthonormal)(entries), strict=True):
+            frames[j] = Q if rows >= columns else Q.T
+    return [frames[j] for j in range(len(shapes))]
 
 
 def _gaussian(key: Key[Array, ""], widths: tuple[int, ...], scales: list[float]) -> LayerTuple:
@@ -270,9 +277,7 @@ class Orthogonal(AbstractInitialization):
 
     def draw(self, key: Key[Array, ""]) -> LayerTuple:
         keys = jax.random.split(key, len(self.widths) - 1)
-        return LayerTuple(
-            self.scale * _haar(k, rows, columns) for k, (rows, columns) in zip(keys, _shapes(self.widths), strict=True)
-        )
+        return LayerTuple(self.scale * Q for Q in _haar(keys, _shapes(self.widths)))
 
 
 def _singular_values(values: Any) -> float | tuple[float, ...] | str:
@@ -280,7 +285,7 @@ def _singular_values(values: Any) -> float | tuple[float, ...] | str:
         if values != "gaussian":
             raise ValueError(f'singular_values must be numbers or "gaussian", got {values!r}')
         return values
-    if np.ndim(values) == 1:
+    if isinstance(values, tuple | list) or getattr(values, "ndim", 0) == 1:
         return tuple(_positive("singular_values", value) for value in values)
     return _positive("singular_values", values)
 
@@ -326,7 +331,7 @@ class Balanced(AbstractInitialization):
         # One split for everything: fold_in(key, i) is split(key, n)[i], so the two must never be mixed.
         *keys, values_key = jax.random.split(key, len(self.widths) + 1)
         rank = self.end_to_end_rank
-        frames = [_haar(k, d, rank) for k, d in zip(keys, self.widths, strict=True)]
+        frames = _haar(keys, [(d, rank) for d in self.widths])
         if isinstance(self.singular_values, str):
             # A Gaussian matrix is U diag(σ) Vᵀ with U and V Haar-distributed and independent of σ.
             d_x, d_y = self.widths[0], self.widths[-1]
@@ -388,8 +393,8 @@ class LambdaBalanced(AbstractInitialization):
     def _upwards(self, key: Key[Array, ""], widths: tuple[int, ...]) -> list[Array]:
         first, *keys = jax.random.split(key, len(widths) - 1)
         layers = [self.scale / np.sqrt(widths[0]) * jax.random.normal(first, (widths[1], widths[0]))]
-        for k, d, after in zip(keys, widths[1:-1], widths[2:], strict=True):
-            layers.append(matmul(_haar(k, after, d), _symmetric_root(layers[-1], abs(self.lam))))
+        for Q in _haar(keys, _shapes(widths)[1:]):
+            layers.append(matmul(Q, _symmetric_root(layers[-1], abs(self.lam))))
         return layers
 
 
@@ -425,9 +430,9 @@ class Pyramidal(AbstractInitialization):
         if not keys:
             return LayerTuple(layers)
         size = singular_values(layers[0])[0]
-        for k, (rows, columns) in zip(keys, _shapes(self.widths)[1:], strict=True):
+        for Q in _haar(keys, _shapes(self.widths)[1:]):
             size = jnp.hypot(size, np.sqrt(self.margin))  # the spectral norm of the layer that it scales
-            layers.append(size * _haar(k, rows, columns))
+            layers.append(size * Q)
         return LayerTuple(layers)
 
 

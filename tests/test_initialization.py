@@ -4,21 +4,28 @@ Keys are fixed, so every statistical test always gives the same answer; `FALSE_A
 would have failed it for a key drawn at random.
 """
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.stats
 
 from gdflow.initialization import (
     MAX_ID,
+    AbstractInitialization,
     Around,
     Balanced,
     Gaussian,
     LambdaBalanced,
     Orthogonal,
     Pyramidal,
+    Support,
     UniformBall,
+    check_key,
     id_range,
     split_ids,
     start_key,
@@ -123,6 +130,86 @@ def test_batches_refuse_what_is_no_id(ids, key):
         Gaussian((2, 2)).sample_batch(key, ids)
 
 
+HIGHEST = [MAX_ID - 3, MAX_ID - 2, MAX_ID - 1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (range(2**63 - 2, 2**63 + 2), list(range(2**63 - 2, 2**63 + 2))),  # NumPy's own detour is through floats
+        (range(MAX_ID - 3, MAX_ID), HIGHEST),
+        (range(MAX_ID - 1, MAX_ID - 4, -1), HIGHEST[::-1]),
+        (range(3, 3 + 2**33 * 2, 2**33), [3, 3 + 2**33]),
+        (HIGHEST, HIGHEST),
+        ([0, 2**63, np.int64(5), np.uint64(MAX_ID - 1)], [0, 2**63, 5, MAX_ID - 1]),
+        (np.array(HIGHEST, dtype=np.uint64), HIGHEST),
+        (np.array([3, 2], dtype=np.int8), [3, 2]),
+        (range(0), []),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_ids_may_be_ranges_lists_and_arrays(ids, expected, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, without the tests' type checker
+    high, low = split_ids(ids)
+    assert [int(h) * 2**32 + int(lo) for h, lo in zip(high, low, strict=True)] == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "culprit"),
+    [
+        (range(-1, 3), "-1"),
+        (range(MAX_ID - 1, MAX_ID + 1), str(MAX_ID)),
+        ([1, -7], "-7"),
+        ([1, MAX_ID], str(MAX_ID)),
+        ([1, 2.0], "2.0"),
+        ([True], "True"),
+        (["3"], "'3'"),
+        (np.array([1.0, 2.5]), "1.0"),
+        (np.array([[1, 2]]), r"shape \(1, 2\)"),
+        (7, r"shape \(\)"),
+    ],
+    ids=str,
+)
+def test_what_is_no_id_is_named(ids, culprit, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, without the tests' type checker
+    with pytest.raises(ValueError, match=f"start ids .* got {culprit}"):
+        split_ids(ids)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (0, TypeError, r"make one with jax.random.key\(0\); got 0"),
+        (None, TypeError, "got None"),
+        (jax.random.PRNGKey(0), TypeError, "wrap_key_data"),
+        (np.zeros(2, np.uint32), TypeError, "wrap_key_data"),
+        (Gaussian((2, 2)), TypeError, "got Gaussian"),
+        (
+            jax.random.split(jax.random.key(0), 3),
+            ValueError,
+            r"one random key is needed here, got an array of shape \(3,\)",
+        ),
+    ],
+    ids=["int", "None", "old", "raw", "law", "several"],
+)
+def test_what_is_no_key_is_refused(bad, error, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, without the tests' type checker
+    law = Gaussian((2, 2))
+    for use in (
+        check_key,
+        lambda k: law.sample(k, 3),
+        lambda k: law.sample_batch(k, range(2)),
+        lambda k: start_key(k, 1),
+    ):
+        with pytest.raises(error, match=message):
+            use(bad)
+    key = jax.random.key(1)
+    assert check_key(key) is key
+    with pytest.raises(TypeError, match="integer"):
+        law.sample(key, 1.5)
+
+
 def test_id_range():
     ids = id_range(MAX_ID - 3, 3)
     assert list(ids) == [MAX_ID - 3, MAX_ID - 2, MAX_ID - 1]
@@ -177,7 +264,10 @@ def test_uniform_ball_radius_in_low_dimension(widths):
 
 
 def test_orthogonal_layers_are_haar_with_orthonormal_rows_or_columns():
-    for w, wide in zip(draws(Orthogonal((4, 2, 3, 3), scale=0.7), 3000), (True, False, False), strict=True):
+    layers = draws(Orthogonal((4, 2, 3, 3), scale=0.7), 3000)
+    # Both halves of the orthogonal group are equally likely.
+    assert scipy.stats.binomtest(int(np.sum(np.linalg.det(layers[-1]) > 0)), 3000).pvalue > FALSE_ALARM
+    for w, wide in zip(layers, (True, False, False), strict=True):
         gram = w @ w.mT if wide else w.mT @ w
         np.testing.assert_allclose(gram, np.broadcast_to(0.49 * np.eye(gram.shape[-1]), gram.shape), atol=ROUNDING)
         # Each unit row (column) is uniform on the sphere of its dimension.
@@ -215,6 +305,29 @@ def test_balanced_starts(widths, rank, values):
             np.broadcast_to(expected[:k] ** (1 / depth), (20, k)),
             atol=ROUNDING,
         )
+
+
+def test_gaussian_singular_values_are_independent_of_the_frames():
+    # At full rank the product is a Gaussian matrix with independent entries: the row space is independent of the singular
+    # values. Drawn with the key of the first frame they were correlated with it (here with coefficients up to 0.1).
+    n = 20_000
+    first, second = draws(Balanced((3, 2, 2), singular_values="gaussian"), n)
+    W = second @ first
+    entries = W.reshape(n, -1) * np.sqrt(3)
+    for column in entries.T:
+        assert_law(column, scipy.stats.norm.cdf)
+    assert_law(np.sum(entries**2, axis=1), scipy.stats.chi2(6).cdf)
+    assert_uncorrelated(entries)
+    assert_uncorrelated(entries**2)
+    U, values, Vt = np.linalg.svd(W)
+    logs = np.log(np.column_stack([values, values[:, 0] / values[:, 1]]))
+    normal = Vt[:, 2]  # of the row space; the products of its entries do not depend on its sign
+    space = np.column_stack([normal[:, i] * normal[:, j] for i, j in ((0, 0), (1, 1), (0, 1), (0, 2), (1, 2))])
+    left = np.column_stack([U[:, 0, 0] ** 2, U[:, 0, 0] * U[:, 1, 0]])
+    for frame in (space, left):
+        r = np.corrcoef(frame.T, logs.T)[: frame.shape[1], frame.shape[1] :]
+        # The limit law of r√n for independent columns is standard normal; Bonferroni over columns and signs.
+        assert np.max(np.abs(r)) * np.sqrt(n) < scipy.stats.norm.isf(FALSE_ALARM / (2 * r.size))
 
 
 def test_balanced_frames_are_haar():
@@ -324,3 +437,149 @@ def test_numbers_that_must_be_positive(name, make, bad):
 def test_bad_parameters_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: Gaussian((2, 2), scale=x),
+        lambda x: UniformBall((2, 2), radius=x),
+        lambda x: Orthogonal((2, 2), scale=x),
+        lambda x: Balanced((1, 1), singular_values=[[x]]),
+        lambda x: Balanced((2, 2), singular_values=(1.0, x)),
+        lambda x: LambdaBalanced((2, 2), lam=x),
+        lambda x: Pyramidal((2, 2), margin=x),
+        lambda x: Around(LayerTuple([np.ones((2, 2))]), scale=x),
+    ],
+)
+@pytest.mark.parametrize("bad", [True, [1.0, 2.0], np.ones(3), 1j, None], ids=str)
+def test_one_number_is_one_number(make, bad, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, without the tests' type checker
+    with pytest.raises(TypeError, match="must be one number, got"):
+        make(bad)
+
+
+def test_numbers_of_any_kind_and_size(key):
+    # NumPy's and JAX's scalars will do, and make the same law; extreme ones stay finite.
+    assert (
+        Gaussian((2, 2), scale=np.float64(0.5))
+        == Gaussian((2, 2), scale=jnp.asarray(0.5))
+        == Gaussian((2, 2), scale=0.5)
+    )
+    assert Balanced((2, 2), singular_values=np.array([2.0, 1.0])) == Balanced((2, 2), singular_values=(2, 1))
+    for scale in (1e-150, 1e150):
+        for law in (LambdaBalanced((2, 2, 2), lam=1.0, scale=scale), Pyramidal((2, 2, 2), scale=scale)):
+            assert all(np.all(np.isfinite(w)) for w in law.sample(key, 0).weights)
+
+
+def test_widths_must_be_a_sequence(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users, without the tests' type checker
+    for widths in (5, None):
+        with pytest.raises(TypeError, match=rf"a sequence \(d_0, …, d_N\), such as \(3, 5, 2\); got {widths}"):
+            Gaussian(widths)
+    with pytest.raises(TypeError, match="the centre must be a network"):
+        Around((3, 2), 0.1)
+
+
+# Sets of measure zero.
+
+
+@pytest.mark.parametrize(
+    ("law", "support", "rank"),
+    [
+        (Gaussian((3, 4, 2)), Support.FULL, 2),
+        (UniformBall((3, 4, 2)), Support.FULL, 2),
+        (Around(LayerTuple([np.zeros((4, 3)), np.zeros((2, 4))]), 0.1), Support.FULL, 2),
+        (Balanced((3, 2, 4)), Support.BALANCED, 2),
+        (Balanced((3, 2, 4), rank=1), Support.BALANCED, 1),
+        (Orthogonal((3, 2, 2, 3)), Support.BALANCED, 2),
+        (Orthogonal((3, 2, 3, 3)), Support.NULL, 2),
+        (Orthogonal((2, 3, 2)), Support.NULL, 2),
+        (LambdaBalanced((3, 2, 4), lam=0.0), Support.BALANCED, 2),
+        (LambdaBalanced((3, 2, 4), lam=1e-10), Support.NULL, 2),  # close to balanced is not balanced
+        (LambdaBalanced((3, 2), lam=1.0), Support.FULL, 2),  # no hidden layer: just Gaussian
+        (Pyramidal((3, 4, 2)), Support.NULL, 2),
+        (Pyramidal((3, 4)), Support.FULL, 3),
+    ],
+    ids=repr,
+)
+def test_laws_say_on_which_set_they_live(law, support, rank):
+    assert law.invariant_set is support
+    assert law.balanced == (support is Support.BALANCED)
+    assert law.end_to_end_rank == rank
+    layers = draws(law, 60)
+    if len(layers) > 1:  # without hidden layers there is nothing to balance
+        largest = max(np.max(np.abs(c)) for c in conserved(layers))
+        assert (largest < ROUNDING) == (support is Support.BALANCED)
+    product = layers[0]
+    for w in layers[1:]:
+        product = w @ product
+    assert np.all(np.linalg.matrix_rank(product, tol=1e-9) == rank)
+
+
+def test_a_law_that_does_not_say_claims_nothing():
+    class Mine(AbstractInitialization):
+        widths: tuple[int, ...]
+
+        def draw(self, key):
+            return LayerTuple([jax.random.normal(key, (2, 2))])
+
+    law = Mine((2, 2))
+    assert law.invariant_set is Support.NULL
+    assert not law.balanced
+    assert law.end_to_end_rank is None
+
+
+# Many starts in one call: batched LAPACK calls deadlock XLA's thread pool (see gdflow.factorizations).
+
+MANY = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+from gdflow.initialization import *
+from gdflow.network import LayerTuple
+num, per_call = int(sys.argv[1]), int(sys.argv[2])
+for text in sys.argv[3:]:
+    law = eval(text)
+    for first in range(0, num, per_call):
+        batch = law.sample_batch(jax.random.key(5), range(first, first + per_call))
+        assert all(bool(np.all(np.isfinite(w))) for w in batch.weights), text
+    print(text, flush=True)
+"""
+
+
+def draw_many(num: int, per_call: int, laws: list[str], limit: float) -> None:
+    """In a process of its own, with a time limit: a deadlock would never end."""
+    run = subprocess.run(
+        [sys.executable, "-c", MANY, str(num), str(per_call), *laws], capture_output=True, text=True, timeout=limit
+    )
+    assert run.stdout.split("\n")[:-1] == laws, run.stderr
+
+
+def test_many_starts_in_one_call_return():
+    # 15 s at most on an idle machine; before, none of the three ever ended on two cores.
+    laws = ["Orthogonal((3, 3, 3))", "Balanced((2, 2, 2), singular_values='gaussian')", "Pyramidal((3, 3, 3))"]
+    draw_many(30_000, 30_000, laws, limit=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("widths", [(2, 2, 2), (3, 3, 3, 3), (10, 8, 8, 4), (4, 8, 8, 10), (9, 7, 7, 9)], ids=str)
+def test_a_million_starts_of_every_law(widths):
+    laws = [
+        f"Gaussian({widths})",
+        f"Gaussian({widths}, scale='fan_out')",
+        f"Gaussian({widths}, scale=0.3)",
+        f"UniformBall({widths})",
+        f"Orthogonal({widths})",
+        f"Balanced({widths})",
+        f"Balanced({widths}, rank=1, singular_values='gaussian')",
+        f"Balanced({widths}, singular_values='gaussian')",
+        f"Around(LayerTuple([np.ones(shape) for shape in zip({widths[1:]}, {widths[:-1]})]), scale=0.1)",
+    ]
+    if list(widths[1:]) == sorted(widths[1:]):
+        laws += [f"LambdaBalanced({widths}, lam=0.0)", f"LambdaBalanced({widths}, lam=0.7)"]
+    if list(widths[:-1]) == sorted(widths[:-1], reverse=True):
+        laws.append(f"LambdaBalanced({widths}, lam=-0.7)")
+    if list(widths[1:]) == sorted(widths[1:], reverse=True):
+        laws.append(f"Pyramidal({widths})")
+    draw_many(1_000_000, 200_000, laws, limit=1800)
