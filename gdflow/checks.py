@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +18,12 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     10000
     ```
     """
-    value = _scalar(value)
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if not math.isfinite(value) or value != int(value):
+    number = _real(name, value, "an integer")
+    if not math.isfinite(number) or number != int(number):
         raise ValueError(f"{name} must be an integer, got {value!r}")
-    if value < least:
+    if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
-    return int(value)
+    return int(number)
 
 
 def check_number(name: str, value: object) -> float:
@@ -33,14 +32,15 @@ def check_number(name: str, value: object) -> float:
     **Raises:** `TypeError` for what is no real number (booleans and strings are none), `ValueError` for infinities and `nan`;
     the message names the option.
     """
-    value = _scalar(value)
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+    number = _real(name, value, "a number")
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
+    return float(number)
 
 
-def _scalar(value: object) -> object:
-    """The entry of an array without axes; anything else as it is."""
-    return np.asarray(value)[()] if getattr(value, "ndim", None) == 0 else value
+def _real(name: str, value: Any, kind: str) -> Any:
+    """`value`, or the entry of an array without axes, if it is a real number."""
+    number = np.asarray(value)[()] if getattr(value, "ndim", None) == 0 else value
+    if isinstance(number, bool | np.bool_) or not isinstance(number, numbers.Real):
+        raise TypeError(f"{name} must be {kind}, got {value!r}")
+    return number

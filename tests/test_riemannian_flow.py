@@ -4,6 +4,7 @@ import inspect
 import math
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import gdflow as gf
 from gdflow import manifold
+from gdflow.dynamics.riemannian_flow import _as_matrix
 from gdflow.initialization import Balanced
 
 KEY = jax.random.key(3)
@@ -188,11 +190,11 @@ def test_errors(problem):
             gf.riemannian_flow(problem, W, 2, 1.0, **options)
     with pytest.raises(ValueError, match="t1 must be a finite number, got nan"):
         gf.riemannian_flow(problem, W, 2, np.nan)
-    for start in (W * 1j, np.ones((3, 4)) * 1j):
+    for start in (W * 1j, np.ones((3, 4)) * 1j):  # as a user calls it, without the type checks of the tests
         with pytest.raises(TypeError, match="real"):
-            inspect.unwrap(gf.riemannian_flow)(problem, start, 2, 1.0)
+            inspect.unwrap(_as_matrix)(start)
     with pytest.raises(TypeError, match=r"must be a matrix of real numbers, or a gdflow\.LayerTuple; got list"):
-        inspect.unwrap(gf.riemannian_flow)(problem, [W], 2, 1.0)
+        inspect.unwrap(_as_matrix)([W])
     with pytest.raises(ValueError, match="rank must lie between 1 and 3"):
         gf.riemannian_flow(problem, W, 2, 1.0, rank=4)
     unbalanced = gf.LayerTuple([jnp.ones((2, 4)), 2 * jnp.ones((3, 2))])
@@ -224,23 +226,20 @@ def test_a_trajectory_keeps_its_problem(problem):
         gf.riemannian_flow(problem, net, 2, 1.0, ts=2, form="graded"),
         gf.simulate(problem, net, 1.0, ts=2, dense=False),
     ):
-        assert flow.problem is problem
+        assert eqx.tree_equal(flow.problem, problem)
+        assert flow.problem.info is problem.info
         assert "m=12 samples" in str(flow.problem.report())
 
 
-@pytest.mark.parametrize("form", ["low rank", pytest.param("graded", marks=SLOW)])
-def test_the_first_step_knows_how_fast_the_flow_is(form):
-    """Data 10⁴ times as large, `N = 2`: the flow of `W` is 10⁴ times as fast, and needs no more steps."""
-    W, counts = np.array([[0.5, 0.1], [-0.2, 0.4]]), []
-    for size in (1.0, 1e4, 1e-4):
-        problem = gf.Problem.from_singular_values(size * np.array([2.0, 1.0]))
-        run = gf.riemannian_flow(
-            problem, size * W, 2, 1.0 / size, ts=[1.0 / size], form=form, rtol=1e-6, atol=1e-6 * size
-        )
-        assert run.solved
-        counts.append(int(run.num_steps))
-    # The tolerance of the bases, which have no size, is relative for large data and absolute for small ones.
-    assert max(counts) - min(counts) <= 2, counts
+@pytest.mark.parametrize(("form", "size"), [("low rank", 1e4), ("low rank", 1e-4), ("graded", 1e-4)])
+def test_the_first_step_knows_how_fast_the_flow_is(form, size):
+    """With `N = 2` and data times `size` the flow of `W` is so many times as fast: 0.01 is no step for both."""
+    problem = gf.Problem.from_singular_values(size * np.array([2.0, 1.0]))
+    W, ts = size * np.array([[0.5, 0.1], [-0.2, 0.4]]), [1 / size]
+    run = gf.riemannian_flow(problem, W, 2, 1 / size, ts=ts, form=form, max_steps=1)
+    assert int(run.num_steps) == 1
+    assert not run.solved
+    assert (0 < float(run.final_time) < 1e-6) if size > 1 else (0.02 < float(run.final_time) < 100)
 
 
 def test_it_prints(problem):

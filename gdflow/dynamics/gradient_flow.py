@@ -1,6 +1,7 @@
 """Gradient flow `Ẇ = −∇L(W)` of a layer tuple, solved by Diffrax."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -147,7 +148,7 @@ class _Options(eqx.Module):
 def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
     """The fields of a trajectory that the solver determines; one start."""
     terms = diffrax.ODETerm(gradient_flow_field)
-    dt0 = options.step
+    dt0: Any = options.step
     if isinstance(options.controller, diffrax.AbstractAdaptiveStepSizeController):
         dt0 = first_step(terms, options.solver, options.controller, t0, t1, net, problem)
 

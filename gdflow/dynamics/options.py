@@ -19,7 +19,7 @@ def check_span(t0: float, t1: float, *, endless: bool = False) -> None:
         raise ValueError("t1=inf needs a stop, e.g. stop=gf.AtCertificate()")
 
 
-def save_times(ts: ArrayLike | Sequence[float] | float, t0: float, t1: float) -> Float[Array, " T"]:
+def save_times(ts: ArrayLike | Sequence[float] | float, t0: float, t1: float | Float[Array, ""]) -> Float[Array, " T"]:
     """Save times as an array: those given, or so many equidistant ones from `t0` to `t1`.
 
     **Raises:** `ValueError` for fewer than two equidistant times, for times that do not increase or lie outside, and for an

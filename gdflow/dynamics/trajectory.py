@@ -21,7 +21,8 @@ from gdflow.tables import Printable, key_value_table
 
 def is_concrete(tree: object) -> bool:
     """Whether all leaves of a tree are arrays of known values, as they are not inside `jax.jit` and its like."""
-    return all(eqx.is_array(leaf) and not isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    return bool(leaves) and all(eqx.is_array(x) and not isinstance(x, jax.core.Tracer) for x in leaves)
 
 
 class Trajectory(Printable, eqx.Module):
