@@ -62,4 +62,10 @@ def check_subset_sums(levels: CriticalValues) -> Assumption:
     gaps = np.diff(levels.values)
     top = max(sum(s**2 for s in levels.singular_values), np.finfo(float).tiny)
     smallest = f"smallest gap = {gaps.min() / top:.2e} of ‖Ȳ‖²" if gaps.size else "one level only"
-    return Assumption(name, holds, smallest + (f"; {merged} levels are shared by several subsets" if merged else ""))
+    shared = f"; {merged} levels are shared by several subsets" if merged else ""
+    zeros = (
+        ""
+        if all(s > 0 for s in levels.singular_values)
+        else "; zero singular values cost nothing: subsets with and without"
+    )
+    return Assumption(name, holds, smallest + shared + zeros)

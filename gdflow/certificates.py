@@ -30,13 +30,16 @@ from gdflow.landscape import NormalForm
 from gdflow.levels import CriticalValues, level_groups, nested_levels
 from gdflow.network import LayerTuple, matmul
 from gdflow.perturbation import is_traced
-from gdflow.problem import Problem, critical_values
+from gdflow.problem import Problem, check_problem, critical_values
 from gdflow.ranks import UNCERTAIN_FACTOR, equal_threshold, zero_threshold
 from gdflow.rounding import gamma, product_error, residual_error
 from gdflow.tables import Printable, key_value_table
 
 #: Certified means a loss below the level by at least this many eps·‖Ȳ‖², besides the round-off of the loss.
 SLACK_EPS = 100.0
+
+#: Starts are balanced to round-off if the C_j are at most this multiple of the weights: some hundred times their round-off.
+BALANCED = 1e-12
 
 KINDS = ("exact", "almost sure", "balanced")
 
@@ -67,15 +70,17 @@ def _second_level(problem: Problem, widths: Iterable[int], kind: str) -> tuple[F
     groups = level_groups(halves, equal_threshold(1.0, float(jnp.finfo(s.dtype).eps)) * scale)
     if len(widths) == 2:  # convex
         return jnp.asarray(jnp.inf, s.dtype), jnp.asarray(True)
+    # What was taken for zero and is not belongs to the lowest level, where the rank leaves room for it.
+    known = ~((problem.neglected > 0) & (jnp.sum(s > 0) < rank))
     if kind == "almost sure":
         i = jnp.arange(halves.size)
         kept = jnp.sum((i < rank) & (groups != groups[-1]))
         second = jnp.where(kept > 0, jnp.sum(jnp.where(i >= kept - 1, halves, 0.0)), jnp.inf)
-        return second, ~jnp.any((i >= kept) & (i < rank) & (halves > 0))
+        return second, known & ~jnp.any((i >= kept) & (i < rank) & (halves > 0))
     gaps = halves[:rank, None] - halves[None, rank:]
     apart = groups[:rank, None] != groups[None, rank:]
     least = jnp.min(jnp.where(apart, gaps, jnp.inf))
-    return jnp.sum(halves[rank:]) + least, ~jnp.any(~apart & (gaps > 0))
+    return jnp.sum(halves[rank:]) + least, known & ~jnp.any(~apart & (gaps > 0))
 
 
 def certificate_threshold(problem: Problem, widths: Iterable[int], kind: str = "exact") -> Float[Array, ""]:
@@ -240,8 +245,35 @@ def full_rank_is_out_of_reach(problem: Problem, net: LayerTuple) -> Bool[Array, 
     # Of the exact product, and of balanced starts that these are the rounding of.
     error, _ = product_error(net, 2 * d)
     # The minimum solves W DDᵀ = ADᵀ.
-    minimum = determinant_sign(matmul(problem.target, problem.design.T))
+    norm = jnp.linalg.norm(problem.design)
+    round_off = gamma(3 * d, float(jnp.finfo(s.dtype).eps)) * jnp.linalg.norm(problem.target)
+    minimum = determinant_sign(matmul(problem.target, problem.design.T), (problem.data_error + round_off) * norm)
     return full_rank & (determinant_sign(net.end_to_end, error) * minimum < 0)
+
+
+def check_side(problem: Problem, net: LayerTuple) -> None:
+    """`ValueError` for a start, or a batch of them, that is balanced to round-off on the wrong side of `det W = 0`.
+
+    The exact flow from the balanced start keeps the sign and never gets to a global minimum, but an integration of the factors
+    does, carried across by round-off: a plain certificate at its end would be false of the start.
+    """
+    batch = jax.tree.map(lambda w: w if net.batch_shape else w[None], net)
+
+    def wrong(start):
+        moved = jnp.max(jnp.stack([jnp.linalg.norm(C) for C in conserved(start)]))
+        return (moved <= BALANCED * jnp.max(start.layer_norms()) ** 2) & full_rank_is_out_of_reach(problem, start)
+
+    if net.depth == 1 or problem.spectrum is None or problem.d_in != problem.d_out:
+        return
+    found = np.flatnonzero(np.asarray(jax.vmap(wrong)(batch)))
+    if found.size:
+        which = f"start number {found[0]} of the batch" if net.batch_shape else "this start"
+        raise ValueError(
+            f"{which} is balanced (C_j = 0 up to round-off) and on the wrong side of det W = 0: its exact flow keeps the sign "
+            "and ends at lower rank, but round-off takes an integration of the factors across, to a minimum never reached. "
+            'Take gdflow.riemannian_flow(problem, net, N, t1, form="graded"), and for many starts gdflow.basin_sizes with a law '
+            "that says that it is balanced"
+        )
 
 
 def radius_bounds(problem: Problem, net: LayerTuple) -> np.ndarray:
@@ -329,9 +361,15 @@ def exponential_rates(problem: Problem, net: LayerTuple) -> Rates:
     whitened = problem.coordinates == "whitened"
     reduced = problem.convert(net, problem.coordinates, "whitened" if whitened else "reduced")
     factor = 1.0 if whitened else float(problem.decomposition.S_X[-1]) ** 2
+    norms = np.asarray(net.layer_norms(), dtype=np.float64) ** 2
+
+    def eigenvalue(C, k, scale):
+        """The `k`-th eigenvalue, less its round-off."""
+        return float(np.linalg.eigvalsh(np.asarray(C))[k]) - zero_threshold(scale, C.shape[0])
+
     mu = [
-        float(np.linalg.eigvalsh(np.asarray(C))[d - after])
-        for C, d, after in zip(conserved(reduced), widths[1:-1], widths[2:], strict=True)
+        eigenvalue(C, d - after, max(pair))
+        for C, d, after, *pair in zip(conserved(reduced), widths[1:-1], widths[2:], norms[:-1], norms[1:], strict=True)
     ]
     b, alpha_sharp = 0.0, 1.0
     for m in mu:
@@ -484,6 +522,7 @@ class Certificate(Printable):
     - `rates`: exponential rates.
     - `avoids_non_strict`: whether the conserved quantities exclude every non-strict saddle as the limit; `None` where
       nothing is known (four layers and more, tied or zero singular values).
+    - `assumptions`: singular values of the data that were taken for zero, in words.
     """
 
     loss: float
@@ -498,14 +537,16 @@ class Certificate(Printable):
     radius: np.ndarray
     rates: Rates
     avoids_non_strict: bool | None
+    assumptions: tuple[str, ...]
 
     def __rich__(self) -> RenderableType:
         if self.global_minimum:
             limit = "converges to a global minimum"
         elif self.at_lowest_level:
+            width = f", up to {self.lowest_width:.2g} above it" if self.lowest_width else ""
             limit = (
-                f"its limit's value is one of those from {self.levels[0]:.6g} to {self.levels[0] + self.lowest_width:.6g}, which "
-                "round-off cannot tell apart: the minimum or a saddle"
+                f"its limit's value is at the lowest level, {self.levels[0]:.6g}, or one that round-off cannot tell apart from "
+                f"it{width}: the minimum or a saddle"
             )
         elif self.almost_surely:
             limit = "converges to a global minimum, except for starts in a set of Lebesgue measure zero"
@@ -520,6 +561,7 @@ class Certificate(Printable):
         merged = f" ({self.num_merged} stand for several that round-off cannot tell apart)" if self.num_merged else ""
         rows = [
             ("exact flow", limit),
+            *(("assuming", note) for note in self.assumptions),
             ("effective loss", f"{self.loss:.8g} (round-off ≤ {self.error:.1e})"),
             ("lowest levels", ", ".join(f"{v:.6g}" for v in self.levels[:6]) + merged),
             ("norms ‖W_j‖ ≤", ", ".join(f"{r:.4g}" for r in self.radius)),
@@ -551,7 +593,7 @@ def certify(problem: Problem, net: LayerTuple, *, allow_float32: bool = False) -
             "certify runs on the host and cannot be transformed by jax.jit, vmap or grad: call it on concrete networks, one by "
             "one; gdflow.certificates.LevelCertificate and gdflow.rounding.residual_error can be traced"
         )
-    problem.check_network(net)
+    check_problem(problem).check_network(net)
     exact = LevelCertificate(problem, net.widths, allow_float32=allow_float32)
     almost = LevelCertificate(problem, net.widths, kind="almost sure", allow_float32=allow_float32)
     loss, error = problem.effective_loss(net), residual_error(problem, net)
@@ -576,4 +618,5 @@ def certify(problem: Problem, net: LayerTuple, *, allow_float32: bool = False) -
             if net.depth in (2, 3) and NormalForm(problem).degeneracy() is None
             else None
         ),
+        assumptions=problem.assumptions_of_rank,
     )

@@ -19,7 +19,7 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     ```
     """
     number = _real(name, value, "an integer")
-    if not math.isfinite(number) or number != int(number):
+    if not isinstance(number, int | np.integer) and (not math.isfinite(number) or number != int(number)):
         raise ValueError(f"{name} must be an integer, got {value!r}")
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
@@ -33,9 +33,13 @@ def check_number(name: str, value: object) -> float:
     the message names the option.
     """
     number = _real(name, value, "a number")
+    try:
+        number = float(number)
+    except OverflowError:  # of an integer
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
-    return float(number)
+    return number
 
 
 def _real(name: str, value: Any, kind: str) -> Any:

@@ -67,6 +67,8 @@ app = cyclopts.App(
 
 #: What went wrong without ending the command: said at its end.
 _failures: list[str] = []
+#: What an interrupt leaves.
+_kept: list[str] = []
 
 
 class _Console(rich.console.Console):
@@ -162,7 +164,7 @@ class Columns:
                 )
         if path is None:
             if self.targets or self.features:
-                raise ValueError("--targets and --features need a data file: gdflow basins FILE.csv --targets …")
+                raise ValueError("--targets and --features need a data file before them: FILE.csv --targets …")
             return self._csv(linnerud_path(), LINNERUD_TARGETS)
         if path.suffix.lower() != ".npz":
             return self._csv(path, self.targets)
@@ -289,13 +291,14 @@ def basins(
     """
     from gdflow import plotting
     from gdflow.basins import basin_sizes
-    from gdflow.basins.storage import OUTCOMES, SUMMARY, prepare_folder
+    from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder
 
     problem = columns.problem(data)
     widths = problem.widths(columns.hidden)
     law, key = starts.law(widths), starts.key()
     folder = prepare_folder(out, (OUTCOMES, SUMMARY, BASINS_PICTURE), overwrite=overwrite)
     _say(problem.report(widths, lowest=16))
+    _kept.append(f"the rows of the starts that had finished are in {folder / PARTIAL}, a Parquet file")
     estimate = basin_sizes(
         problem, law, num, key=key, t1=t1, max_steps=max_steps, rtol=rtol, atol=atol, kind=kind, confidence=confidence,
         audit=audit, lanes=lanes, crossings="staircase" if staircase else (), folder=folder, overwrite=overwrite,
@@ -480,6 +483,7 @@ def main() -> None:
         elif hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # Σ in a terminal that knows ASCII only
     _failures.clear()
+    _kept.clear()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
@@ -488,6 +492,7 @@ def main() -> None:
     except (ValueError, OSError, MemoryError, cyclopts.CycloptsError) as error:
         _failures.append(str(error) or type(error).__name__)
     except KeyboardInterrupt:
+        _complain("interrupted" + "".join(f"; {note}" for note in _kept))
         sys.exit(130)
     for message in _failures:
         _complain(message)

@@ -10,19 +10,22 @@ values but no vectors, and what needs these (other coordinates, best fits, strat
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from gdflow.losses import SquaredError
 from gdflow.network import matmul
-from gdflow.problem import Problem, SingularValues, Spectrum
+from gdflow.problem import Problem, SingularValues, Spectrum, data_error
 
 
 def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> Problem:
     """The problem with other singular values `s_1 ≥ s_2 ≥ … > 0` of its target and the same singular vectors.
 
-    Differentiable in `s`, in any coordinates; the residual of the least-squares fit stays. That `s` falls is not checked.
+    Differentiable in `s`, in any coordinates; the residual of the least-squares fit stays. That `s` falls is not checked of
+    traced values.
 
-    **Raises:** `ValueError` for a loss without levels, and for a number of values that the target does not have.
+    **Raises:** `ValueError` for a loss without levels, for a number of values that the target does not have, and for values
+    that do not fall, are negative or not finite.
 
     ```python
     >>> def time(s):
@@ -33,6 +36,8 @@ def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> P
     f = problem.decomposition
     if s.shape != f.s.shape:
         raise ValueError(f"the target has {f.s.shape[0]} singular values, got shape {s.shape}")
+    if not is_traced(s) and not (np.all(np.diff(s) <= 0) and np.all(np.asarray(s) >= 0) and np.all(np.isfinite(s))):
+        raise ValueError(f"singular values fall and are finite and not negative, got {np.asarray(s).tolist()}")
     k = s.shape[0]
     Y_bar = matmul(f.U_Y[:, :k] * s[None, :], f.V_Y[:, :k].T)
     moved = problem.replace(spectrum=Spectrum(f.U_X, f.S_X, Y_bar, f.U_Y, s, f.V_Y))
@@ -62,7 +67,11 @@ def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m
     target, design = matmul(Y, Q), R.T
     offset = 0.5 * jnp.sum((Y - matmul(target, Q.T)) ** 2)
     values = SingularValues(jnp.linalg.svd(target, compute_uv=False))
-    return problem.replace(target=target, design=design, offset=offset, spectrum=values)
+    fixed_R, fixed_Y = jax.lax.stop_gradient((R, Y))
+    error = data_error(jnp.linalg.svd(fixed_R, compute_uv=False), jnp.linalg.norm(fixed_Y), size=d_x + d_y)
+    return problem.replace(
+        target=target, design=design, offset=offset, spectrum=values, data_error=error, neglected=jnp.zeros(())
+    )
 
 
 def is_traced(*trees: object) -> bool:

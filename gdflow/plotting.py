@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from gdflow.basins import BasinEstimate
+from gdflow.basins.intervals import interval_text
 from gdflow.basins.outcomes import is_certified
 from gdflow.dynamics import Trajectory, simulate
 from gdflow.initialization import AbstractInitialization
@@ -118,10 +119,10 @@ def plot_basins(
         right.xaxis.set_major_formatter("{x:g}")
         right.xaxis.set_minor_formatter(NullFormatter())
     right.set(xlabel="flow time to certificate", ylabel="starts")
-    low, high = estimate.interval
     minimum = estimate.rows[0].certified
     lower = f" ({estimate.certified - minimum} lower rank)" if estimate.certified > minimum else ""
-    text = f"{minimum} of {estimate.num} certified{lower}: {100 * estimate.confidence:g} % interval [{low:.4f}, {high:.4f}]"
+    interval = f"{100 * estimate.confidence:g} % interval {interval_text(estimate.interval)}"
+    text = f"{minimum} of {estimate.num} certified{lower}: {interval}"
     right.set_title(text, fontsize=10 if not lower else 8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

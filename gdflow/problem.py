@@ -97,6 +97,15 @@ def _compress(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return R[:, :d_x].T, R[:, d_x:].T
 
 
+def data_error(S_X: Any, norm_Y: Any, *, size: int, eps: float = float(np.finfo(np.float64).eps)) -> Any:
+    """How far `Ȳ = YV_X` as computed may be from the exact one (Frobenius norm), up to a rotation: `max(100, size)·eps·κ(X)·‖Y‖`.
+
+    Decompositions are backward stable in `X`: the range of the rows is turned by `eps·κ(X)`, which moves parts of `Y` as large
+    as the residual of least squares. NumPy or JAX, traced or not.
+    """
+    return max(100, size) * eps * (S_X[0] / S_X[-1]) * norm_Y
+
+
 def _check_scale(name: str, array: np.ndarray) -> None:
     """`ValueError` where products of a few entries would leave the floating-point range: levels would be 0 or infinite."""
     limits = jnp.finfo(float)
@@ -125,6 +134,10 @@ class Problem(eqx.Module):
       off by default.
     - `features`, `targets`, `source`: names for the report.
 
+    Fields beside the data in the chosen coordinates: `data_error`, how far the target may be from the exact one by round-off of
+    its decomposition, and `neglected`, the norm of the singular values of the target that were taken for zero; both are allowed
+    for by certificates.
+
     A rank-deficient `X` is reduced to its range (Chitour, Liao, Couillet 2022, Remark 1): the component of `W_1` on its
     null directions never moves. The decomposition runs on the host in float64; derivatives with respect to the data go
     through `gdflow.perturbation`.
@@ -144,6 +157,8 @@ class Problem(eqx.Module):
     loss: AbstractLoss
     offset: Float[Array, ""]
     spectrum: Spectrum | SingularValues | None
+    data_error: Float[Array, ""]
+    neglected: Float[Array, ""]
     coordinates: str = eqx.field(static=True)
     info: DataInfo = eqx.field(static=True)
 
@@ -184,6 +199,8 @@ class Problem(eqx.Module):
         _check_scale("Y", Y)
         if not X.any():
             raise ValueError("X is zero" + (" after centring: there are too few distinct samples" if center else ""))
+        if not isinstance(loss, AbstractLoss):
+            raise TypeError(f"the loss must be one of gdflow.losses, such as SquaredError(); got {loss!r}")
         loss.check_target(Y)
         sizes = dict(
             m=X.shape[1],
@@ -201,6 +218,7 @@ class Problem(eqx.Module):
                 )
             self.target, self.design = jnp.asarray(Y), jnp.asarray(X)
             self.offset, self.spectrum, self.coordinates = jnp.zeros(()), None, coordinates
+            self.data_error = self.neglected = jnp.zeros(())
             self.info = DataInfo(rank_x=None, rank_y=None, rank_targets=None, notes=tuple(notes), **sizes)
             return
 
@@ -222,6 +240,8 @@ class Problem(eqx.Module):
         # Rank is judged beside ‖Y‖: where X explains nothing of Y, the entries of Ȳ are round-off of Y's.
         rank_y = decide_rank(np.append(s, np.linalg.norm(Y)), size=max(Y_bar.shape))
         rank_y = dataclasses.replace(rank_y, rank=max(rank_y.rank - 1, 0))
+        self.data_error = jnp.asarray(data_error(S_X, np.linalg.norm(Y), size=sizes["d_x"] + sizes["d_y"]))
+        self.neglected = jnp.asarray(np.linalg.norm(s[s <= rank_y.threshold]) if rank_y.rank < len(s) else 0.0)
         if rank_y.rank < len(s):
             s = np.where(s > rank_y.threshold, s, 0.0)
             Y_bar = (U_Y[:, : len(s)] * s) @ V_Yt[: len(s)]
@@ -401,6 +421,18 @@ class Problem(eqx.Module):
         return self.spectrum.s if isinstance(self.spectrum, SingularValues) else self.decomposition.s
 
     @property
+    def assumptions_of_rank(self) -> tuple[str, ...]:
+        """What is taken for zero, in words: singular values at the level of round-off. Certificates are for what is left."""
+        info, notes = self.info, []
+        if info is not None and info.rank_x is not None and info.rank_x.largest_dropped > 0:
+            notes.append(
+                f"X has rank {info.rank_x.rank}: singular values up to {info.rank_x.largest_dropped:.1e} taken for zero"
+            )
+        if float(self.neglected) > 0:
+            notes.append(f"the target's singular values up to {float(self.neglected):.1e} taken for zero")
+        return tuple(notes)
+
+    @property
     def level_tolerance(self) -> float:
         """Distance at which two critical values count as one, in the arithmetic of this problem."""
         scale = float(np.sum(np.asarray(self.singular_values, dtype=np.float64) ** 2))
@@ -510,6 +542,13 @@ class Problem(eqx.Module):
             check_subset_sums(levels),
         )
         return Report(info, self.coordinates, widths, max_rank, checks, levels, float(self.offset))
+
+
+def check_problem(problem: object) -> Problem:
+    """`problem`, if it is one; else a `TypeError`, as for arguments in the wrong order."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"the first argument must be a gdflow.Problem, got {type(problem).__name__}")
+    return problem
 
 
 def _check_coordinates(coordinates: str) -> None:

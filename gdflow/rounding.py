@@ -13,7 +13,9 @@ and two bounds for `δ`:
 - *fine*, from partial products, which for deep networks may be much smaller than the products of norms: the error
   `γ‖W_j‖‖W_{j−1}…W_1‖` made in the `j`-th product is carried on by `W_N…W_{j+1}`, whose own error is bounded on the way.
 
-Both count the change of coordinates, and the decomposition of the data into `A` and `D`, as one more product.
+Both count the change of coordinates as one more product, and add what the decomposition of the data into `A` and `D` leaves
+uncertain, `gdflow.problem.data_error`: for badly conditioned inputs, or targets that they explain to a small part only, that is
+most of it. It counts twice, for the square roots of levels are off by as much as the residual.
 """
 
 import math
@@ -46,8 +48,10 @@ def _design_norm(problem: Problem) -> Float[Array, ""]:
 
 
 def _of_target(problem: Problem) -> Float[Array, ""]:
+    """Of the target: its rotation is rounded, and its decomposition; once in the residual, once in the levels (Mirsky)."""
     d_y, q = problem.target.shape
-    return gamma(d_y + q + 2, float(jnp.finfo(problem.target.dtype).eps)) * jnp.linalg.norm(problem.target)
+    rotation = gamma(d_y + q + 2, float(jnp.finfo(problem.target.dtype).eps)) * jnp.linalg.norm(problem.target)
+    return rotation + 2 * problem.data_error
 
 
 def coarse_is_enough(widths: tuple[int, ...]) -> bool:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 #: Columns that the tables take where they are not printed to a terminal.
-WIDTH = 112
+WIDTH = 120
 #: Lists of names are cut to so many, and single values to so many characters, where they are shown.
 MAX_NAMES, MAX_CHARACTERS = 12, 200
 

@@ -803,3 +803,90 @@ def test_radius_is_homogeneous(scale, rng):
     bounds = radius_bounds(Problem.from_singular_values([2.0, 1.0], d_x=3), net)
     scaled = radius_bounds(Problem.from_singular_values([2.0 * scale, scale], d_x=3), c * net)
     np.testing.assert_allclose(scaled, c * bounds, rtol=1e-9)
+
+
+def test_badly_conditioned_inputs_certify_no_saddle():
+    """An exact saddle in integers and powers of two: the levels of data with κ(X) ~ 1e11 are known to a few digits only."""
+    for power in (30, 36, 40):
+        d = 2.0**-power
+        X, Y = np.array([[1, 1, 1], [1, 1 + d, 1 + 3 * d]]), np.array([[-4.0, -1, 5], [11, -9, 7]])
+        saddle = LayerTuple([np.array([[3.0, 0.0]]), np.array([[0.0], [1.0]])])
+        for coordinates in ("data", "reduced", "whitened"):
+            problem = Problem(X, Y, coordinates=coordinates)
+            assert not certify(problem, problem.convert(saddle, "data", coordinates)).global_minimum
+        data = Problem(X, Y)
+        traced = gf.perturbation.with_data(Problem(np.eye(2, 3), np.ones((2, 3))), jnp.asarray(X), jnp.asarray(Y))
+        for problem in (data, traced):
+            stop = gf.simulate(problem, saddle, 1e-9, stop=gf.AtCertificate(), ts=[0.0])
+            assert int(stop.reached) == -1
+
+
+def test_a_large_residual_certifies_no_saddle():
+    """Levels are as exact as ‖Y‖·eps, not ‖Ȳ‖·eps: a residual of 2^36 beside levels of some thousands."""
+    x, z, q, a = np.array([4.0, 2, 0]), np.array([-3.0, -2, -5]), 3.0, 21.0
+    n = np.cross(x, z)
+    for power in (24, 32, 36, 40):
+        X = np.array([x, z])
+        # Row 1 of Y fits x, row 2 fits z, both with a huge part that X knows nothing of.
+        Y = np.array([q * x + 2.0**power * n, a * (z - x * (z @ x) / (x @ x)) + 2.0**power * n])
+        if not np.all(np.round(Y * 64) / 64 == Y):
+            continue
+        problem = Problem(X, Y)
+        saddle = LayerTuple([np.array([[q, 0.0]]), np.array([[1.0], [0.0]])])
+        assert not certify(problem, saddle).global_minimum
+
+
+@pytest.mark.parametrize("small", [5e-14, 2e-14, 1e-14, 1e-30])
+def test_what_is_taken_for_zero_merges_with_the_lowest_level(small):
+    problem = Problem.from_singular_values([1.0, small])
+    found = certify(problem, LayerTuple([np.diag([1.0, 0.0])] * 2))
+    assert found.at_lowest_level
+    assert not found.global_minimum
+    assert not found.almost_surely
+    if float(problem.neglected) > 0:
+        assert "taken for zero" in str(found)
+    # Zero itself is nothing that was neglected.
+    assert certify(Problem.from_singular_values([1.0, 0.0]), LayerTuple([np.diag([1.0, 0.0])] * 2)).global_minimum
+
+
+def test_rates_are_no_round_off():
+    """At an exact saddle, where nothing decays, the exact μ is 0: round-off of an eigenvalue is no rate."""
+    rng = np.random.default_rng(3)
+    for v in [np.array([4.0, 5, 7]), *rng.integers(-9, 10, (20, 3)).astype(float)]:
+        size = float(v @ v)
+        if size == 0:
+            continue
+        problem = Problem.from_singular_values(sorted([0.5 * size, 1.0], reverse=True))
+        v = v[:, None]
+        net = LayerTuple([np.hstack([v, 0 * v]), 0.5 * np.vstack([v.T, 0 * v.T])])
+        rates = exponential_rates(problem, net)
+        assert rates.alpha is None
+        assert rates.alpha_sharp is None
+
+
+def test_singular_values_must_fall():
+    problem = Problem.from_singular_values([3.0, 2.0])
+    for bad in ([1.0, 2.0], [1.0, -1.0], [np.nan, 1.0]):
+        with pytest.raises(ValueError, match="singular values fall"):
+            gf.perturbation.with_singular_values(problem, jnp.asarray(bad))
+
+
+def test_balanced_starts_on_the_wrong_side_get_no_plain_certificate():
+    """An exactly balanced start with det W(0) = −1 for a target with det 6: the exact flow never crosses, an integration does."""
+    problem = Problem.from_target([[3.0, 1.0], [0.0, 2.0]])
+    wrong = LayerTuple([np.eye(2), np.array([[0.0, 1.0], [1.0, 0.0]])])
+    right = LayerTuple([np.eye(2), np.eye(2)])
+    both = LayerTuple([jnp.stack([a, b]) for a, b in zip(right.weights, wrong.weights, strict=True)])
+    for start in (wrong, both):
+        with pytest.raises(ValueError, match="on the wrong side of det W = 0"):
+            gf.simulate(problem, start, jnp.inf, stop=gf.AtCertificate())
+    with pytest.raises(ValueError, match="this start is balanced"):
+        gf.limit(problem, wrong)
+    assert gf.simulate(problem, right, jnp.inf, stop=gf.AtCertificate()).reached == 0
+    with pytest.raises(ValueError, match=r"Support\.BALANCED"):
+        gf.basin_sizes(problem, gf.initialization.Around(wrong, 1e-25), 10, key=jax.random.key(0), progress=False)
+
+
+def test_arguments_in_the_wrong_order_are_named():
+    with pytest.raises(TypeError, match=r"the first argument must be a gdflow\.Problem, got int|violates|parameter"):
+        certify(1, 2)

@@ -341,7 +341,7 @@ SCALED = {2: (4, 3, 3), 3: (4, 4, 4, 3), 4: (4, 4, 3, 4, 3)}
 
 
 @pytest.mark.parametrize("N", SCALED)
-@pytest.mark.parametrize("size", [1e-100, 1e-8, 1e8, 1e30])
+@pytest.mark.parametrize("size", [1e-70, 1e-8, 1e8, 1e30])
 def test_singular_values_of_any_size_give_the_same_verdict(size, N):
     """`W_j → cW_j`, `s → c^N s`: samples and verdicts are those of `s` of order one."""
     s, widths, compared = np.array([3.0, 2.0, 1.0]), SCALED[N], 0

@@ -157,7 +157,7 @@ def test_version():
         (["--hidden", 10**6, 10**6], "parameters, more than"),
         (["--hidden", 6000, 6000], "fewer lanes, or narrower layers"),
         (["--confidence", 95], "confidence must lie between 0 and 1, got 95"),
-        (["--rtol", -1], "rtol > 0"),
+        (["--rtol", -1], "need 0 < rtol < 1, got rtol=-1.0"),
         (["--t1", 0], "t1 must be positive"),
         (["--max-steps", 0], "max_steps must be at least 1"),
         (["--audit", -1], "audit must be at least 0"),
@@ -321,8 +321,13 @@ def without_jax(tmp_path):
     def run(instead, *arguments):
         (tmp_path / "jax.py").write_text(instead)
         path = os.pathsep.join([str(tmp_path), str(pathlib.Path(cli.__file__).parents[1])])
+        # Whatever runs the tests may ignore interrupts, as a shell's background jobs do: the command line shall not.
+        as_module = (
+            "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "runpy.run_module('gdflow.cli', run_name='__main__')"
+        )
         return subprocess.run(
-            [sys.executable, "-m", "gdflow.cli", *arguments],
+            [sys.executable, "-c", as_module, *arguments],
             env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
 

@@ -20,18 +20,18 @@ from jaxtyping import Array, Key
 
 from gdflow.basins.explicit import default_lanes, gradient_flow_process
 from gdflow.basins.flows import MAX_CROSSINGS, LaneSettings
-from gdflow.basins.intervals import Audit, check_audit, contradicts, default_audit, verdict_interval
+from gdflow.basins.intervals import Audit, check_audit, contradicts, default_audit, interval_text, verdict_interval
 from gdflow.basins.lanes import default_pool, default_threads, run_lanes
 from gdflow.basins.outcomes import Status, is_certified
 from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, keep_results, prepare_folder
 from gdflow.basins.tally import Tally
-from gdflow.certificates import LevelCertificate, certificate_levels
+from gdflow.certificates import BALANCED, LevelCertificate, certificate_levels
 from gdflow.checks import check_count, check_number
 from gdflow.initialization import AbstractInitialization, Support, check_key, check_law, id_range
-from gdflow.invariants import check_balanced
+from gdflow.invariants import check_balanced, is_balanced
 from gdflow.levels import CriticalValues, nested_levels
 from gdflow.network import LayerTuple, count_parameters
-from gdflow.problem import Problem
+from gdflow.problem import Problem, check_problem
 from gdflow.ranks import decide_rank
 from gdflow.tables import Printable, column_table, key_value_table
 
@@ -45,10 +45,8 @@ _COPIES = 32
 _MEMORY = 2**32
 #: Starts are drawn in pools of about this many numbers.
 _POOL = 2**19
-#: So many starts are looked at to see whether a law is balanced, …
+#: So many starts are looked at to see whether a law is balanced.
 _LOOKED_AT = 4
-#: … which they are if the C_j are at most this multiple of the weights: some hundred times their round-off.
-_BALANCED = 1e-12
 #: Weights of so many times the size that the data ask for diverge.
 _LARGEST = 1e12
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -85,6 +83,7 @@ class BasinEstimate(Printable):
     - `levels`: the lowest critical values, and `widths` those of the networks.
     - `verdicts`: what is certified of a limit at the lowest level, and of one at the level above. Where round-off cannot
       tell the lowest critical values apart, no more than that the limit's value is one of these.
+    - `assumptions`: singular values of the data that were taken for zero, in words.
     - `confidence`: of the intervals.
     - `audit`: the audit, or `None`.
     - `configuration`: everything needed to repeat the run.
@@ -96,6 +95,7 @@ class BasinEstimate(Printable):
     levels: CriticalValues
     widths: tuple[int, ...]
     verdicts: tuple[str, str]
+    assumptions: tuple[str, ...]
     confidence: float
     audit: Audit | None
     configuration: dict[str, Any]
@@ -212,7 +212,7 @@ class BasinEstimate(Printable):
                 name += " {" + ",".join(map(str, row.subsets[0])) + "}" + (" …" if len(row.subsets) > 1 else "")
             table.add_row(
                 name, ", ".join(map(str, row.ranks)), f"{row.value:.6g}", str(row.certified), str(row.possible),
-                _interval(row.interval), _interval(row.simultaneous), *([_interval(row.unaudited)] if audited else []),
+                *map(interval_text, [row.interval, row.simultaneous] + ([row.unaudited] if audited else [])),
             )  # fmt: skip
         facts = [
             ("starts", "-".join(map(str, self.widths)) + f", {self.configuration['coordinates']} coordinates, "
@@ -224,6 +224,7 @@ class BasinEstimate(Printable):
         if lowest.width > 0:
             facts.append(("lowest levels", f"{lowest.num_subsets} critical values from {lowest.value:.6g} to "
                 f"{lowest.value + lowest.width:.6g} are one for round-off: minima and saddles are not told apart"))  # fmt: skip
+        facts += [("assuming", note) for note in self.assumptions]
         if self.certified:
             shown = ", ".join(f"{q:.0%}: {self.time_quantile(q):.4g}" for q in (0.05, 0.5, 0.95))
             facts.append(("flow time to certificate", f"{shown}, longest: {self.time_quantile(1.0):.4g}"))
@@ -239,15 +240,6 @@ class BasinEstimate(Printable):
         audit, bound = self.audit, self.audit.flip_bound((1 - self.confidence) / 2)
         decided = f"; {audit.newly_decided} undecided ones it certified" if audit.newly_decided else ""
         return f"contradicts {audit.flips} of {audit.num} labels ({audit.method}); wrong labels ≤ {bound:.2e}{decided}"
-
-
-def _interval(bounds: tuple[float, float]) -> str:
-    """An interval rounded outwards, to two digits of its width and at least four decimals."""
-    low, high = bounds
-    decimals = min(max(4, 1 - math.floor(math.log10(high - low))), 12) if high > low else 12
-    unit = 10**decimals
-    ends = math.floor(low * unit) / unit, math.ceil(high * unit) / unit
-    return "[" + ", ".join(f"{x:g}" if x in (0.0, 1.0) else f"{x:.{decimals}f}" for x in ends) + "]"
 
 
 def basin_sizes(
@@ -326,6 +318,7 @@ def basin_sizes(
     ```
     """
     begin = time.perf_counter()
+    check_problem(problem)
     check_law(initialization)
     check_key(key)
     num, num_levels = check_count("num", num), check_count("num_levels", num_levels)
@@ -339,8 +332,7 @@ def basin_sizes(
     ids = id_range(check_count("first_id", first_id, 0), num)
     widths = problem.check_widths(initialization.widths)
     kind = _kind_of_certificate(problem, initialization, kind)
-    if initialization.balanced:
-        _check_balanced(initialization.sample_batch(key, ids[:_LOOKED_AT]))
+    _check_starts(problem, initialization, initialization.sample_batch(key, ids[:_LOOKED_AT]))
     certificate = LevelCertificate(problem, widths, kind=kind, depth=num_levels, allow_float32=allow_float32)
     goals = _crossing_levels(problem, widths, certificate, crossings)
     solver = diffrax.Tsit5() if solver is None else solver
@@ -397,6 +389,7 @@ def basin_sizes(
         levels=certificate_levels(problem, widths, kind=kind, depth=num_levels),
         widths=widths,
         verdicts=certificate.verdicts,
+        assumptions=problem.assumptions_of_rank,
         confidence=confidence,
         audit=result,
         configuration=configuration,
@@ -441,10 +434,21 @@ def _sign_decides(problem: Problem, widths: tuple[int, ...]) -> bool:
     return full and int(np.sum(np.asarray(problem.singular_values) > 0)) == d
 
 
-def _check_balanced(starts: LayerTuple) -> None:
-    """Whether some starts of a law that says so are balanced, and of the rank of the smallest width."""
-    for start in (jax.tree.map(lambda w, i=i: w[i], starts) for i in range(starts.batch_shape[0])):
-        check_balanced(start, _BALANCED)
+def _check_starts(problem: Problem, law: AbstractInitialization, starts: LayerTuple) -> None:
+    """Whether some starts are balanced, and of the rank of the smallest width, if their law says so; and not, if it does not."""
+    several = [jax.tree.map(lambda w, i=i: w[i], starts) for i in range(starts.batch_shape[0])]
+    if not law.balanced:
+        finite = all(bool(jnp.all(jnp.isfinite(w))) for w in starts.weights)
+        decides = starts.depth > 1 and finite and _sign_decides(problem, law.widths)
+        if decides and all(is_balanced(start, BALANCED) for start in several):
+            raise ValueError(
+                f"the starts of {type(law).__name__} are balanced (C_j = 0 up to round-off), though the law does not say so: "
+                "their exact flow keeps the sign of det W, but round-off takes the integration across, to false certificates. "
+                "Let the law's `invariant_set` be gdflow.initialization.Support.BALANCED"
+            )
+        return
+    for start in several:
+        check_balanced(start, BALANCED)
         W = start.end_to_end
         rank = decide_rank(np.linalg.svd(np.asarray(W), compute_uv=False), size=max(W.shape)).rank
         if rank < min(start.widths):

@@ -106,3 +106,12 @@ def verdict_interval(
     low = clopper_pearson_lower(certified, num, tail) - u
     high = clopper_pearson_upper(possible, num, tail) + u
     return max(low, 0.0), min(high, 1.0)
+
+
+def interval_text(bounds: tuple[float, float]) -> str:
+    """An interval rounded outwards, to two digits of its width and at least four decimals."""
+    low, high = bounds
+    decimals = min(max(4, 1 - math.floor(math.log10(high - low))), 12) if high > low else 12
+    unit = 10**decimals
+    ends = math.floor(low * unit) / unit, math.ceil(high * unit) / unit
+    return "[" + ", ".join(f"{x:g}" if x in (0.0, 1.0) else f"{x:.{decimals}f}" for x in ends) + "]"

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from gdflow.certificates import check_side
 from gdflow.dynamics.adjoints import check_adjoint, explain_forward_mode
 from gdflow.dynamics.buffers import Buffers, trim
 from gdflow.dynamics.options import check_span, check_step, check_tolerances, save_times
 from gdflow.dynamics.runge_kutta import RK4, check_solver
 from gdflow.dynamics.step_control import first_step, step_control
-from gdflow.dynamics.stopping import AbstractStop, FirstNonPositive
+from gdflow.dynamics.stopping import AbstractStop, AtCertificate, FirstNonPositive
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple, check_layer_tuple
 from gdflow.perturbation import is_traced
@@ -94,6 +95,8 @@ def simulate(
     problem.check_widths(net.widths)
     if not traced:
         problem.check_network(net, batch=True)
+        if any(isinstance(s, AtCertificate) for s in stop):
+            check_side(problem, net)
     if not is_traced(t1):
         check_span(t0, float(t1), endless=bool(stop))
         if step is not None:

@@ -19,6 +19,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from gdflow.certificates import check_side
 from gdflow.dynamics.gradient_flow import simulate
 from gdflow.dynamics.stopping import AtGradientNorm
 from gdflow.losses import SquaredError
@@ -75,6 +76,8 @@ def limit(
             f"limit decomposes the Hessian: {size} parameters are too many (at most {MAX_PARAMETERS}); simulate to a late time "
             "instead, whose state has derivatives that tend to those of the limit"
         )
+    if not is_traced(problem, start):
+        check_side(problem, start)
     if start.batch_shape:
         one = functools.partial(
             limit, gradient_norm=gradient_norm, rtol=rtol, atol=atol, max_steps=max_steps, **options
