@@ -904,7 +904,7 @@ def test_printed_report_holds_the_facts(rng):
         assert fact in text
         assert fact in html
     assert html.lstrip().startswith("<pre")
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_report_keeps_what_it_says(rng):

@@ -25,12 +25,12 @@ from gdflow.basins.lanes import default_pool, default_threads, run_lanes
 from gdflow.basins.outcomes import Status, is_certified
 from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, keep_results, prepare_folder
 from gdflow.basins.tally import Tally
-from gdflow.certificates import BALANCED, LevelCertificate, certificate_levels
+from gdflow.certificates import BALANCED, LevelCertificate, certificate_levels, check_side
 from gdflow.checks import check_count, check_number
 from gdflow.initialization import AbstractInitialization, Support, check_key, check_law, id_range
 from gdflow.invariants import check_balanced, is_balanced
 from gdflow.levels import CriticalValues, nested_levels
-from gdflow.network import LayerTuple, count_parameters
+from gdflow.network import count_parameters
 from gdflow.problem import Problem, check_problem
 from gdflow.ranks import decide_rank
 from gdflow.tables import Printable, column_table, key_value_table
@@ -332,7 +332,7 @@ def basin_sizes(
     ids = id_range(check_count("first_id", first_id, 0), num)
     widths = problem.check_widths(initialization.widths)
     kind = _kind_of_certificate(problem, initialization, kind)
-    _check_starts(problem, initialization, initialization.sample_batch(key, ids[:_LOOKED_AT]))
+    _check_starts(problem, initialization, key, ids)
     certificate = LevelCertificate(problem, widths, kind=kind, depth=num_levels, allow_float32=allow_float32)
     goals = _crossing_levels(problem, widths, certificate, crossings)
     solver = diffrax.Tsit5() if solver is None else solver
@@ -434,18 +434,23 @@ def _sign_decides(problem: Problem, widths: tuple[int, ...]) -> bool:
     return full and int(np.sum(np.asarray(problem.singular_values) > 0)) == d
 
 
-def _check_starts(problem: Problem, law: AbstractInitialization, starts: LayerTuple) -> None:
-    """Whether some starts are balanced, and of the rank of the smallest width, if their law says so; and not, if it does not."""
+def _check_starts(problem: Problem, law: AbstractInitialization, key: Key[Array, ""], ids: range) -> None:
+    """Looks at some starts: whether they are balanced, and of the rank of the smallest width, if their law says so.
+
+    Starts that are balanced without their law saying so are refused where one is on the wrong side of `det W = 0`.
+    """
+    starts = law.sample_batch(key, ids[:_LOOKED_AT])
     several = [jax.tree.map(lambda w, i=i: w[i], starts) for i in range(starts.batch_shape[0])]
     if not law.balanced:
-        finite = all(bool(jnp.all(jnp.isfinite(w))) for w in starts.weights)
-        decides = starts.depth > 1 and finite and _sign_decides(problem, law.widths)
-        if decides and all(is_balanced(start, BALANCED) for start in several):
-            raise ValueError(
-                f"the starts of {type(law).__name__} are balanced (C_j = 0 up to round-off), though the law does not say so: "
-                "their exact flow keeps the sign of det W, but round-off takes the integration across, to false certificates. "
-                "Let the law's `invariant_set` be gdflow.initialization.Support.BALANCED"
-            )
+        if len(law.widths) > 2 and _sign_decides(problem, law.widths) and all(is_balanced(s, BALANCED) for s in several):
+            try:
+                # Half of them are expected on either side.
+                check_side(problem, law.sample_batch(key, ids[: 8 * _LOOKED_AT]))
+            except ValueError as error:
+                raise ValueError(
+                    f"starts of {type(law).__name__} are balanced, though the law does not say so by an `invariant_set` of "
+                    f"gdflow.initialization.Support.BALANCED: {error}"
+                ) from None
         return
     for start in several:
         check_balanced(start, BALANCED)
