@@ -13,16 +13,14 @@ from hypothesis import strategies as st
 from landscape_points import admissible_subsets, data_problem, kinds, r_max, whitened
 
 import gdflow as gf
+from gdflow.avoidance import excludes_non_strict_saddles, saddle_avoidance, widths_exclude_non_strict_saddles
 from gdflow.certificates import (
     LevelCertificate,
     certificate_levels,
     certificate_threshold,
     certify,
-    excludes_non_strict_saddles,
     exponential_rates,
     radius_bounds,
-    saddle_avoidance,
-    widths_exclude_non_strict_saddles,
 )
 from gdflow.initialization import Pyramidal
 from gdflow.losses import Logistic

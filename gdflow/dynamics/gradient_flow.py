@@ -74,7 +74,8 @@ def simulate(
     **Returns:** a `gdflow.Trajectory`. It never raises for what happens during the integration: see its `status`.
 
     **Raises:** `ValueError` for networks that do not fit or are not finite, times or options that make no sense, solvers that
-    are not for a flow of one term, and buffers that would not fit into memory; `TypeError` for a start that is no
+    are not for a flow of one term, buffers that would not fit into memory, and `AtCertificate` for balanced starts on the wrong
+    side of `det W = 0` (`gdflow.certificates.check_side`); `TypeError` for a start that is no
     `gdflow.LayerTuple`, options of another kind, and `jax.jvp` without an `adjoint` for it.
 
     Inside `jax.jit`, `grad` or `vmap` the value checks are skipped; give `ts` there, since times after a stop are padded.
