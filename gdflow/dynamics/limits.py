@@ -52,10 +52,10 @@ def limit(
     smallest positive eigenvalue `λ` of the Hessian, squared; other options are those of `gdflow.simulate`.
 
     **Raises:** `ValueError` for other losses than the squared error, more than 2¹² parameters, networks that do not fit,
-    balanced ones on the wrong side of `det W = 0`, and options of `simulate` that have no meaning here. At run time, also inside `jax.jit`, an `equinox.EquinoxRuntimeError` where
-    the integration does not get to a nondegenerate minimum: at a saddle, and at minima which more directions leave flat than
-    are tangent to them, as with singular values `s_i = 0` or, at the bottleneck, `s_r = s_{r+1}`. There the limit has no such
-    derivative.
+    balanced ones on the wrong side of `det W = 0`, and options of `simulate` that have no meaning here. At run time, also
+    inside `jax.jit`, an `equinox.EquinoxRuntimeError` where the integration does not get to a nondegenerate minimum: at a
+    saddle, and at minima which more directions leave flat than are tangent to them, as with singular values `s_i = 0` or, at
+    the bottleneck, `s_r = s_{r+1}`. There the limit has no such derivative.
 
     ```python
     >>> jax.grad(lambda net: limit(problem, net).weights[0][0, 0])(start)
