@@ -11,6 +11,7 @@ from gdflow.basins.intervals import (
     clopper_pearson_upper,
     contradicts,
     default_audit,
+    interval_text,
     smallest_audit,
     verdict_interval,
 )
@@ -143,3 +144,11 @@ def test_coverage_fails_without_the_audit():
         low, high = verdict_interval(count, count, 1000, 0.1)
         misses += not low <= 0.97 <= high
     assert misses > 250
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.9922, 1.0), (0.999963, 1.0), (0.47123, 0.52111), (0.0, 0.0000188)])
+def test_intervals_are_printed_rounded_outwards(bounds):
+    low, high = map(float, interval_text(bounds)[1:-1].split(","))
+    width = bounds[1] - bounds[0]
+    assert bounds[0] - 0.1 * width <= low <= bounds[0]
+    assert bounds[1] <= high <= bounds[1] + 0.1 * width
