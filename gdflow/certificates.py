@@ -64,14 +64,18 @@ def _second_level(problem: Problem, widths: Iterable[int], kind: str) -> tuple[F
     `gdflow.levels.level_groups` belong to the lowest level; that is one value if all of them cost nothing.
     """
     widths = problem.check_widths(widths)
-    s, rank = problem.singular_values, problem.max_rank(widths)
+    return _second_of(problem.singular_values, problem.neglected, problem.max_rank(widths), len(widths) == 2, kind)
+
+
+@eqx.filter_jit
+def _second_of(s: Array, neglected: Array, rank: int, single_layer: bool, kind: str) -> tuple[Array, Array]:
     scale = jnp.sum(s**2)
     halves = jnp.concatenate([0.5 * s**2, jnp.zeros(1, s.dtype)])
     groups = level_groups(halves, equal_threshold(1.0, float(jnp.finfo(s.dtype).eps)) * scale)
-    if len(widths) == 2:  # convex
+    if single_layer:  # convex
         return jnp.asarray(jnp.inf, s.dtype), jnp.asarray(True)
     # What was taken for zero and is not belongs to the lowest level, where the rank leaves room for it.
-    known = ~((problem.neglected > 0) & (jnp.sum(s > 0) < rank))
+    known = ~((neglected > 0) & (jnp.sum(s > 0) < rank))
     if kind == "almost sure":
         i = jnp.arange(halves.size)
         kept = jnp.sum((i < rank) & (groups != groups[-1]))

@@ -439,14 +439,13 @@ def _check_starts(problem: Problem, law: AbstractInitialization, key: Key[Array,
 
     Starts that are balanced without their law saying so are refused where one is on the wrong side of `det W = 0`.
     """
+    decides = len(law.widths) > 2 and _sign_decides(problem, law.widths)
+    if not (law.balanced or decides):
+        return
     starts = law.sample_batch(key, ids[:_LOOKED_AT])
     several = [jax.tree.map(lambda w, i=i: w[i], starts) for i in range(starts.batch_shape[0])]
     if not law.balanced:
-        if (
-            len(law.widths) > 2
-            and _sign_decides(problem, law.widths)
-            and all(is_balanced(s, BALANCED) for s in several)
-        ):
+        if all(is_balanced(start, BALANCED) for start in several):
             try:
                 # Half of them are expected on either side.
                 check_side(problem, law.sample_batch(key, ids[: 8 * _LOOKED_AT]))
