@@ -305,17 +305,20 @@ def test_ids_up_to_the_last_one():
     assert estimate.certified == 3
 
 
+@pytest.mark.slow
 def test_a_problem_without_its_description_runs(problem, law):
     estimate = gf.basin_sizes(problem.without_info(), law, 2, key=KEY, audit=0, progress=False)
     assert estimate.summary()["configuration"]["source"] is None
 
 
+@pytest.mark.slow
 def test_integral_numbers_are_taken(problem, law):
     estimate = gf.basin_sizes(problem, law, 2e0, key=KEY, max_steps=1e4, audit=0.0, progress=False)
     assert estimate.num == 2
     assert estimate.configuration["max_steps"] == 10_000
 
 
+@pytest.mark.slow
 def test_undecided_starts_that_the_audit_decides_are_no_flips(problem, law):
     """Too few steps for the slow starts; the audit has ten times as many and certifies them: nothing is contradicted."""
     estimate = gf.basin_sizes(problem, law, 60, key=KEY, max_steps=24, audit=60, progress=False)

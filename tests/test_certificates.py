@@ -646,6 +646,7 @@ def test_verdict_is_the_same_all_along_the_flow(name):
     assert [ranks_exclude(isometric_layers(problem, net)) for net in states] == before.tolist()
 
 
+@pytest.mark.slow
 def test_exclusion_does_not_depend_on_scale_or_on_round_off():
     problem, widths = whitened([3, 2, 1], 4, 3), (4, 4, 4, 3)
     net = gf.sample_critical_point(problem, widths, (1,), key=jax.random.key(0), kind="non-strict")

@@ -197,7 +197,7 @@ def test_forward_mode_without_its_adjoint_says_what_to_do():
             jax.jvp(f, (x,), (x,))
 
 
-@pytest.mark.parametrize("stop", ["certificate", "gradient norm"])
+@pytest.mark.parametrize("stop", ["certificate", pytest.param("gradient norm", marks=SLOW)])
 def test_times_of_stops_already_met_do_not_move(stop):
     """Certified at the start, or at a critical point: the flow ends where it starts, at time 0 whatever the start is."""
     problem = gf.Problem.from_singular_values([2.0, 1.0])
@@ -222,6 +222,7 @@ def test_times_of_stops_already_met_do_not_move(stop):
     np.testing.assert_array_equal(gradients[1], 0.0)
 
 
+@pytest.mark.slow
 def test_levels_above_the_start_are_crossed_at_once_whatever_the_start():
     problem = gf.Problem.from_singular_values([2.0, 1.0])
     net = LayerTuple([jnp.diag(jnp.array([0.2, 0.1])), jnp.diag(jnp.array([0.3, 0.1]))])
@@ -239,6 +240,7 @@ def test_levels_above_the_start_are_crossed_at_once_whatever_the_start():
         assert np.any(gradient[3] != 0)
 
 
+@pytest.mark.slow
 def test_crossing_times_have_the_derivatives_of_the_closed_form():
     a, b = jnp.array([0.3, -0.2]), jnp.array([1.1, 0.4])
     levels = jnp.array([0.5 * (2.0 - u) ** 2 for u in (1.0, 1.3)])

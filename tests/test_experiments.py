@@ -100,6 +100,7 @@ def small(monkeypatch):
     monkeypatch.setattr(riemannian_runs, "FAST", Budget(steps=200, work=1e9))
 
 
+@pytest.mark.slow
 def test_a_figure_is_written_and_decided(small, tmp_path, monkeypatch):
     computed = []
     compute = riemannian_runs.compute

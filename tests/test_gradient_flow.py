@@ -398,6 +398,7 @@ def test_a_stop_already_met_stops_at_once(stopped):
     assert np.all(flat(row(stopped.final, 39)) == 0)
 
 
+@pytest.mark.slow
 def test_a_batch_in_which_some_stop_and_others_do_not():
     a, b = scalar_starts()
     pick = np.array([0, 36, 39])  # certified after a while, at the start, and never (the saddle)
@@ -431,6 +432,7 @@ def test_a_state_at_which_the_certificate_stopped_the_flow_is_certified():
     assert np.all(jax.vmap(lambda net: verdict(problem.effective_loss(net)))(trajectories.final))
 
 
+@pytest.mark.slow
 def test_a_flow_that_ends_at_a_saddle_is_not_said_to_be_certified():
     # The second mode is never learnt: the loss tends to the level ½ itself, a rounding error above the certificate.
     problem = Problem.from_singular_values([1.8, 1.0])

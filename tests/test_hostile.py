@@ -468,6 +468,7 @@ def check_line(command, option, value):
     check(*first, option, value)
 
 
+@pytest.mark.slow
 def test_some_option_values():
     for line in LINES[::8]:
         check_line(*line)

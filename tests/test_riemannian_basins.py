@@ -174,6 +174,7 @@ def test_an_integration_that_strays_is_not_certified(small):
     assert estimate.rows[1].certified == 1
 
 
+@pytest.mark.slow
 def test_laws_know_whether_they_are_balanced():
     for law in (
         Balanced((3, 2, 2)), Balanced((3, 2, 2), singular_values="gaussian"), LambdaBalanced((3, 2, 2), lam=0.0),
@@ -228,6 +229,7 @@ def test_rank_deficient_inputs_are_refused():
     assert gf.riemannian_flow(problem.in_coordinates("reduced"), jnp.eye(3, 2), 2, 1.0, ts=2).solved
 
 
+@pytest.mark.slow
 def test_summary_and_table_name_ranks():
     problem = gf.Problem.from_singular_values([2.0, 1.0])
     estimate = gf.basin_sizes(problem, Balanced((2, 2, 2)), 20, key=KEY, progress=False, audit=0)

@@ -30,6 +30,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "rank"), [(3, 2), *(pytest.param(*p, marks=SLOW) for p in ((2, 1), (2, 3), (5, 3), (10, 1), (20, 2)))]
 )
+@pytest.mark.slow
 def test_product_of_balanced_factors_follows_the_flow(problem, depth, rank):
     net = Balanced((4,) + (rank,) * (depth - 1) + (3,), singular_values=0.5).sample(KEY, 0)
     factors = gf.simulate(problem, net, 2.0, ts=6, rtol=1e-10, atol=1e-13)
@@ -64,6 +65,7 @@ def test_autoencoder_learns_the_principal_components():
     np.testing.assert_allclose(np.linalg.norm(X - flow.final @ X), np.sqrt(np.sum(s[2:] ** 2)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_square_starts_keep_the_sign_of_the_determinant_where_factors_lose_it():
     problem = gf.Problem.from_singular_values([2.0, 1.0])
     rng = np.random.default_rng(11)
@@ -219,6 +221,7 @@ def test_a_start_of_lower_rank_than_asked_for_is_refused(form):
     assert np.all(np.isfinite(run.losses)) <= bool(run.solved)
 
 
+@pytest.mark.slow
 def test_a_trajectory_keeps_its_problem(problem):
     net = Balanced((4, 2, 3)).sample(KEY, 5)
     for flow in (

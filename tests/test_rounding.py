@@ -76,7 +76,9 @@ def test_no_exactly_critical_point_has_a_false_certificate(s, widths, per_scale)
     assert certified > 0  # the test can see certificates: minima with small weights have them
 
 
-@pytest.mark.parametrize(("s", "widths"), CASES[:2] + CASES[4:5])
+@pytest.mark.parametrize(
+    ("s", "widths"), [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in (CASES[1], CASES[4]))]
+)
 def test_lanes_certify_no_exactly_critical_point_falsely(s, widths):
     """The same in the batch engine, where the coarse bound is used, by its own arithmetic."""
     from test_basins import fixed

@@ -60,6 +60,7 @@ def test_equal_and_orthogonal_columns():
     ("depth", "rank"),
     [(3, 2), *(pytest.param(*p, marks=SLOW) for p in ((2, 3), (2.5, 2), (20, 2), (5, 1), (math.inf, 2)))],
 )
+@pytest.mark.slow
 def test_graded_and_low_rank_form_are_the_same_flow(depth, rank):
     rng = np.random.default_rng(9)
     problem = gf.Problem(rng.normal(size=(4, 12)), rng.normal(size=(3, 12)))
@@ -159,6 +160,7 @@ def test_gauss_legendre_is_of_order_twice_its_stages(stages):
     assert errors[0] / errors[1] == pytest.approx(4**stages, rel=0.2)
 
 
+@pytest.mark.slow
 def test_gauss_legendre_keeps_the_conserved_quantities():
     problem = gf.Problem.from_singular_values([2.0, 1.0])
     net = Gaussian((2, 3, 2, 2)).sample(KEY, 1)
