@@ -141,18 +141,17 @@ def test_explicit_methods_of_every_kind(problem, solver):
 def test_slow_starts_are_not_left_out():
     """A law in which speed and limit go together: every start is in the count, however few lanes there are.
 
-    Balanced scalar chains: positive products are certified at once, negative ones creep towards the saddle until the time
-    limit. An engine that counted the first to finish would see positive ones only.
+    Scalar chains: large ones are certified at once, tiny ones stay near the saddle until the time limit. An engine that counted
+    the first to finish would see large ones only.
     """
+    from test_basins import Chains
+
     chain = gf.Problem.from_singular_values([1.0])
-    law = gf.initialization.Balanced((1, 1, 1), singular_values=0.5)
-    few, many = (
-        gf.basin_sizes(chain, law, 120, key=KEY, t1=6.0, kind="exact", lanes=n, progress=False, audit=0)
-        for n in (2, 60)
-    )
+    law = Chains()
+    few, many = (gf.basin_sizes(chain, law, 120, key=KEY, t1=6.0, lanes=n, progress=False, audit=0) for n in (2, 60))
     assert few.outcomes["verdict"].to_pylist() == many.outcomes["verdict"].to_pylist()
-    signs = [np.sign(float(law.sample(KEY, i).end_to_end[0, 0])) for i in range(120)]
-    assert few.outcomes["verdict"].to_pylist() == ["global minimum" if s > 0 else "undecided" for s in signs]
+    sizes = [float(law.sample(KEY, i).end_to_end[0, 0]) for i in range(120)]
+    assert few.outcomes["verdict"].to_pylist() == ["global minimum" if s > 0.1 else "undecided" for s in sizes]
 
 
 def test_rules():

@@ -172,7 +172,9 @@ def problem():
 def sizes(problem, key=KEY, **options):
     """Two hundred starts of which the time limit leaves some undecided, and some levels uncrossed."""
     law = Gaussian(problem.widths([2]), 0.4)
-    return gf.basin_sizes(problem, law, 200, key=key, t1=1.0, crossings=[2.0, 0.6], progress=False, **options)
+    return gf.basin_sizes(
+        problem, law, 200, key=key, t1=1.0, crossings=[2.0, 0.6], progress=False, **{"audit": 0, **options}
+    )
 
 
 @pytest.fixture(scope="module")
