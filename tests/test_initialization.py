@@ -563,7 +563,7 @@ def test_many_starts_in_one_call_return():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("widths", [(2, 2, 2), (3, 3, 3, 3), (10, 8, 8, 4), (4, 8, 8, 10), (9, 7, 7, 9)], ids=str)
+@pytest.mark.parametrize("widths", [(2, 2, 2), (3, 3, 3, 3), (10, 8, 8, 4)], ids=str)
 def test_a_million_starts_of_every_law(widths):
     laws = [
         f"Gaussian({widths})",
