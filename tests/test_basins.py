@@ -17,6 +17,7 @@ import systems
 
 import gdflow as gf
 from gdflow.basins import Status
+from gdflow.basins import estimate as estimate_module
 from gdflow.basins.storage import prepare_folder
 from gdflow.initialization import AbstractInitialization, Balanced, Gaussian, LambdaBalanced, Orthogonal, check_law
 
@@ -217,18 +218,24 @@ def test_ties_and_zeros():
     np.testing.assert_allclose(estimate.rows[1].value, 2.0)  # {1,3} and {2,3} are one level
 
 
-@pytest.mark.slow
-def test_audit_catches_a_sloppy_integration():
-    """Starts near a saddle's stable set, integrated with hardly any accuracy: labels flip, and the audit sees it."""
-    problem = gf.Problem.from_singular_values([1.0])
-    # They leave the saddle between t = 2.8 and 4; at rtol 0.5 crossing times are off by up to 0.8.
-    net = gf.LayerTuple([np.array([[2.0]]), np.array([[-2.0]])])
-    law = gf.initialization.Around(net, 1e-3)
-    sloppy = gf.basin_sizes(problem, law, 60, key=KEY, rtol=0.5, atol=1e-1, t1=3.7, audit=60, progress=False)
-    assert sloppy.audit.flips > 0
-    assert len(sloppy.audit.flipped_ids) == sloppy.audit.flips
-    careful = gf.basin_sizes(problem, law, 60, key=KEY, rtol=1e-9, atol=1e-12, t1=3.7, audit=60, progress=False)
-    assert careful.audit.flips == 0
+def test_an_audit_counts_what_contradicts_and_nothing_else():
+    """A made-up new run: one certificate confirmed, one not, one start newly decided, one level not passed after all."""
+    watched = estimate_module._Watch([3, 5, 7, 9])
+    watched.labels = {3: (True, 0), 5: (True, 0), 7: (False, 2), 9: (False, 1)}
+    seen = []
+
+    def run(ids, certificate, goals, settings, sink, description):
+        seen.append(settings)
+        codes = [Status.CERTIFIED, Status.TIME_LIMIT, Status.CERTIFIED, Status.STEP_LIMIT]
+        sink(ids, {"status": np.array(codes), "level": np.array([0, 2, 0, 2])})
+
+    settings = estimate_module.LaneSettings(rtol=1e-4, atol=1e-6, t1=5.0, max_steps=70)
+    audit = estimate_module._audit(run, None, settings, watched)
+    assert (audit.num, audit.flips, audit.flipped_ids, audit.newly_decided) == (4, 2, (5, 9), 1)
+    # Another method, tolerances tighter by 100, ten times the steps and the time.
+    (tight,) = seen
+    assert (type(tight.solver), tight.t1, tight.max_steps) == (diffrax.Dopri8, 50.0, 700)
+    np.testing.assert_allclose([tight.rtol, tight.atol], [1e-6, 1e-8])
 
 
 @pytest.mark.slow
