@@ -21,6 +21,7 @@ from gdflow.dynamics import buffers, gradient_flow_field
 from gdflow.losses import Huber, Logistic, SoftmaxCrossEntropy
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
+from gdflow.rounding import residual_error
 
 
 def random_net(rng: np.random.Generator, widths, scale: float = 1.0, batch: tuple[int, ...] = ()) -> LayerTuple:
@@ -429,7 +430,9 @@ def test_a_state_at_which_the_certificate_stopped_the_flow_is_certified():
     )
     assert set(trajectories.status) == {"stopped: AtCertificate"}
     verdict = LevelCertificate(problem, starts.widths).certified
-    assert np.all(jax.vmap(lambda net: verdict(problem.effective_loss(net)))(trajectories.final))
+    assert np.all(
+        jax.vmap(lambda net: verdict(problem.effective_loss(net), residual_error(problem, net)))(trajectories.final)
+    )
 
 
 @pytest.mark.slow
@@ -872,7 +875,9 @@ def test_what_is_certified_comes_true(hidden, spectra, end):
     for p, nets in zip(problems, starts, strict=True):
         run = gf.simulate(p, nets, np.inf, ts=[0.0], stop=stop, rtol=1e-6, atol=1e-9, dense=False)
         verdict = LevelCertificate(p, widths).certified
-        certified.append(np.asarray(jax.vmap(lambda net: verdict(p.effective_loss(net)))(run.final)))  # noqa: B023
+        certified.append(
+            np.asarray(jax.vmap(lambda net: verdict(p.effective_loss(net), residual_error(p, net)))(run.final))  # noqa: B023
+        )
         assert certified[-1].tolist() == (np.asarray(run.reached) == 0).tolist()
 
     # From every start again, a thousand times more accurately and until nothing moves.
