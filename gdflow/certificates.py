@@ -264,8 +264,7 @@ def check_side(problem: Problem, net: LayerTuple) -> None:
     batch = jax.tree.map(lambda w: w if net.batch_shape else w[None], net)
 
     def wrong(start):
-        moved = jnp.max(jnp.stack([jnp.linalg.norm(C) for C in conserved(start)]))
-        return (moved <= BALANCED * jnp.max(start.layer_norms()) ** 2) & full_rank_is_out_of_reach(problem, start)
+        return is_balanced(start, BALANCED) & full_rank_is_out_of_reach(problem, start)
 
     if net.depth == 1 or problem.spectrum is None or problem.d_in != problem.d_out:
         return
@@ -479,7 +478,7 @@ def certify(problem: Problem, net: LayerTuple, *, allow_float32: bool = False) -
     loss, error = problem.effective_loss(net), residual_error(problem, net)
     at_lowest = bool(exact.certified(loss, error))
     minimum = at_lowest and exact.separated
-    almost_surely = bool(almost.certified(loss, error)) and almost.separated and (minimum or not is_balanced(net))
+    almost_surely = bool(almost.certified(loss, error)) and almost.separated and (minimum or not bool(is_balanced(net)))
     lowest = certificate_levels(problem, net.widths, depth=1)[0]
     return Certificate(
         loss=float(loss),

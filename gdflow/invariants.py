@@ -6,7 +6,7 @@
 from collections.abc import Iterable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from gdflow.network import LayerTuple, check_widths, matmul
 
@@ -31,14 +31,15 @@ def norm_differences(net: LayerTuple) -> Float[Array, " N_minus_1"]:
     return jnp.diff(net.layer_norms() ** 2)
 
 
-def imbalance(net: LayerTuple) -> tuple[float, float]:
-    """`max_j ‖C_j‖_F`, and the largest `‖W_j‖²_F` to compare it with; on the host."""
-    worst = max((float(jnp.linalg.norm(C)) for C in conserved(net)), default=0.0)
-    return worst, float(jnp.max(net.layer_norms())) ** 2
+def imbalance(net: LayerTuple) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`max_j ‖C_j‖_F`, zero for a single layer, and the largest `‖W_j‖²_F` to compare it with. Traceable."""
+    zero = jnp.zeros((), net.weights[0].dtype)
+    worst = jnp.max(jnp.stack([zero, *(jnp.linalg.norm(C) for C in conserved(net))]))
+    return worst, jnp.max(net.layer_norms()) ** 2
 
 
-def is_balanced(net: LayerTuple, tolerance: float = 1e-9) -> bool:
-    """Whether all `‖C_j‖_F` are at most `tolerance` times the largest `‖W_j‖²_F`."""
+def is_balanced(net: LayerTuple, tolerance: float = 1e-9) -> Bool[Array, ""]:
+    """Whether all `‖C_j‖_F` are at most `tolerance` times the largest `‖W_j‖²_F`. Traceable."""
     worst, scale = imbalance(net)
     return worst <= tolerance * scale
 
@@ -46,7 +47,7 @@ def is_balanced(net: LayerTuple, tolerance: float = 1e-9) -> bool:
 def check_balanced(net: LayerTuple, tolerance: float = 1e-9) -> None:
     """`ValueError` unless the network is balanced: all `‖C_j‖_F` at most `tolerance` times the largest `‖W_j‖²_F`."""
     if not is_balanced(net, tolerance):
-        worst, scale = imbalance(net)
+        worst, scale = map(float, imbalance(net))
         raise ValueError(
             f"the factors are not balanced: max_j ‖W_{{j+1}}ᵀW_{{j+1}} − W_jW_jᵀ‖ = {worst:.3g} beside max ‖W_j‖² = {scale:.3g}; "
             "the Riemannian flow describes balanced starts only, e.g. those of gdflow.initialization.Balanced"
