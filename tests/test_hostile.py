@@ -108,7 +108,7 @@ BAD_TABLES = {
     TABLE.decode().encode("utf-16"): "not a text file in UTF-8",
     TABLE.decode().encode("utf-16-le"): "not a text file in UTF-8",
     TABLE.decode().encode("utf-32"): "not a text file in UTF-8",
-    gzip.compress(TABLE): "gzip",
+    gzip.compress(TABLE, mtime=0): "gzip",
     b"PK\x03\x04" + TABLE: "zip archive or a spreadsheet",
     b"PAR1" + TABLE: "Parquet",
     b"\x89PNG\r\n\x1a\n": "not a text file in UTF-8",
@@ -347,7 +347,7 @@ BAD_ARCHIVES = {
     "version": (flagged(ARCHIVE, 4, 99), "NPZ"),
     "crc": (ARCHIVE.replace(np.float64(5).tobytes(), np.float64(6).tobytes()), "Bad CRC"),
     "not-an-array": (npz([("X.npy", b"hello"), ("Y.npy", GOOD_Y)]), "malformed"),
-    "gzip": (gzip.compress(ARCHIVE), "is not an NPZ archive"),
+    "gzip": (gzip.compress(ARCHIVE, mtime=0), "is not an NPZ archive"),
     "bz2": (bz2.compress(ARCHIVE), "is not an NPZ archive"),
     "xz": (lzma.compress(ARCHIVE), "is not an NPZ archive"),
 }
