@@ -34,6 +34,7 @@ from gdflow.data import Table, check_array, from_frame, read_csv, read_npz, stan
 from gdflow.levels import CriticalValues, Level, iterate_levels, list_levels, single_layer_level
 from gdflow.losses import AbstractLoss, SquaredError
 from gdflow.network import LayerTuple, check_layer_tuple, check_widths, matmul
+from gdflow.objective import Objective
 from gdflow.ranks import RankDecision, decide_rank, equal_threshold
 from gdflow.tables import Printable, key_value_table, some_names
 
@@ -134,9 +135,9 @@ class Problem(eqx.Module):
       off by default.
     - `features`, `targets`, `source`: names for the report.
 
-    Fields beside the data in the chosen coordinates: `data_error`, how far the target may be from the exact one by round-off of
-    its decomposition, and `neglected`, the norm of the singular values of the target that were taken for zero; both are allowed
-    for by certificates.
+    Fields: `objective`, what is minimised, in the chosen coordinates, and all of it that compiled programs need; `offset`, the
+    residual of least squares; `spectrum`, the decompositions; `neglected`, the norm of the singular values of the target that
+    were taken for zero, which certificates allow for.
 
     A rank-deficient `X` is reduced to its range (Chitour, Liao, Couillet 2022, Remark 1): the component of `W_1` on its
     null directions never moves. The decomposition runs on the host in float64; derivatives with respect to the data go
@@ -152,12 +153,9 @@ class Problem(eqx.Module):
     ```
     """
 
-    target: Float[Array, "d_y q"]
-    design: Float[Array, "d_in q"]
-    loss: AbstractLoss
+    objective: Objective
     offset: Float[Array, ""]
     spectrum: Spectrum | SingularValues | None
-    data_error: Float[Array, ""]
     neglected: Float[Array, ""]
     coordinates: str = eqx.field(static=True)
     info: DataInfo = eqx.field(static=True)
@@ -210,15 +208,14 @@ class Problem(eqx.Module):
             targets=tuple(targets),
             source=source,
         )
-        self.loss = loss
         if not isinstance(loss, SquaredError):
             if coordinates != "data":
                 raise ValueError(
                     f"coordinates {coordinates!r} need the squared error; {type(loss).__name__} has data coordinates only"
                 )
-            self.target, self.design = jnp.asarray(Y), jnp.asarray(X)
+            self.objective = Objective(jnp.asarray(Y), jnp.asarray(X), loss, jnp.zeros(()))
             self.offset, self.spectrum, self.coordinates = jnp.zeros(()), None, coordinates
-            self.data_error = self.neglected = jnp.zeros(())
+            self.neglected = jnp.zeros(())
             self.info = DataInfo(rank_x=None, rank_y=None, rank_targets=None, notes=tuple(notes), **sizes)
             return
 
@@ -240,7 +237,7 @@ class Problem(eqx.Module):
         # Rank is judged beside ‖Y‖: where X explains nothing of Y, the entries of Ȳ are round-off of Y's.
         rank_y = decide_rank(np.append(s, np.linalg.norm(Y)), size=max(Y_bar.shape))
         rank_y = dataclasses.replace(rank_y, rank=max(rank_y.rank - 1, 0))
-        self.data_error = jnp.asarray(data_error(S_X, np.linalg.norm(Y), size=sizes["d_x"] + sizes["d_y"]))
+        error = jnp.asarray(data_error(S_X, np.linalg.norm(Y), size=sizes["d_x"] + sizes["d_y"]))
         self.neglected = jnp.asarray(np.linalg.norm(s[s <= rank_y.threshold]) if rank_y.rank < len(s) else 0.0)
         if rank_y.rank < len(s):
             s = np.where(s > rank_y.threshold, s, 0.0)
@@ -250,7 +247,7 @@ class Problem(eqx.Module):
         self.offset = jnp.asarray(0.5 * np.sum(residual**2))
         self.coordinates = coordinates
         self.info = DataInfo(rank_x=rank_x, rank_y=rank_y, rank_targets=rank_targets, notes=tuple(notes), **sizes)
-        self.target, self.design = self.standard_form(coordinates)
+        self.objective = Objective(*self.standard_form(coordinates), loss, error)
 
     def standard_form(self, coordinates: str) -> tuple[Array, Array]:
         """`(A, D)` with effective loss `½‖A − WD‖²`."""
@@ -342,12 +339,12 @@ class Problem(eqx.Module):
     @property
     def d_in(self) -> int:
         """`d_0` of networks in these coordinates: `d_x` in data coordinates, `ρ = rank X` in the others."""
-        return self.design.shape[0]
+        return self.objective.d_in
 
     @property
     def d_out(self) -> int:
         """`d_N = d_y`."""
-        return self.target.shape[0]
+        return self.objective.d_out
 
     def widths(self, hidden: Iterable[int]) -> tuple[int, ...]:
         """`(d_0, *hidden, d_N)` for networks of this problem."""
@@ -438,19 +435,39 @@ class Problem(eqx.Module):
         scale = float(np.sum(np.asarray(self.singular_values, dtype=np.float64) ** 2))
         return equal_threshold(scale, float(jnp.finfo(self.target.dtype).eps))
 
-    # -- loss and gradient ---------------------------------------------------------------------------------------------
+    # -- the objective -------------------------------------------------------------------------------------------------
+
+    @property
+    def target(self) -> Float[Array, "d_y q"]:
+        """The target `A` in these coordinates."""
+        return self.objective.target
+
+    @property
+    def design(self) -> Float[Array, "d_in q"]:
+        """The design `D` in these coordinates."""
+        return self.objective.design
+
+    @property
+    def loss(self) -> AbstractLoss:
+        """The loss `ℓ` of the output."""
+        return self.objective.loss
+
+    @property
+    def data_error(self) -> Float[Array, ""]:
+        """How far the target may be from the exact one, by round-off of its decomposition."""
+        return self.objective.data_error
 
     def end_to_end_loss(self, W: Float[Array, "d_y d_in"]) -> Float[Array, ""]:
         """Effective loss `ℓ(WD; A)` of an end-to-end matrix."""
-        return self.loss.value(matmul(W, self.design), self.target)
+        return self.objective.end_to_end_loss(W)
 
     def end_to_end_gradient(self, W: Float[Array, "d_y d_in"]) -> Float[Array, "d_y d_in"]:
         """Its gradient; for the squared error `−M Dᵀ` with `M = A − WD`."""
-        return matmul(self.loss.gradient(matmul(W, self.design), self.target), self.design.T)
+        return self.objective.end_to_end_gradient(W)
 
     def effective_loss(self, net: LayerTuple) -> Float[Array, ""]:
         """Effective loss of a network: the loss less the residual of least squares (all of it, for other losses)."""
-        return self.end_to_end_loss(net.end_to_end)
+        return self.objective.effective_loss(net)
 
     def total_loss(self, net: LayerTuple) -> Float[Array, ""]:
         """The loss on the data, `½‖Y − W_N…W_1X‖²` for the squared error."""
@@ -458,7 +475,7 @@ class Problem(eqx.Module):
 
     def gradient(self, net: LayerTuple) -> LayerTuple:
         """Gradient of the loss in the layers, in closed form (Chitour, Liao, Couillet 2022, eq. (6), with `D`)."""
-        return net.pullback(self.end_to_end_gradient(net.end_to_end))
+        return self.objective.gradient(net)
 
     def least_squares(self) -> Float[Array, "d_y d_in"]:
         """The end-to-end matrix of least norm that minimises the loss without rank constraint (`W_LS = YXᵀ(XXᵀ)⁺`)."""
@@ -473,8 +490,8 @@ class Problem(eqx.Module):
         _check_coordinates(coordinates)
         if coordinates == self.coordinates:
             return self
-        target, design = self.standard_form(coordinates)
-        return self.replace(coordinates=coordinates, target=target, design=design)
+        objective = Objective(*self.standard_form(coordinates), self.loss, self.data_error)
+        return self.replace(coordinates=coordinates, objective=objective)
 
     def without_info(self) -> "Problem":
         """The same problem without its description, which is static: with it, every new data set would compile anew."""

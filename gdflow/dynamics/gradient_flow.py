@@ -19,17 +19,18 @@ from gdflow.dynamics.step_control import first_step, step_control
 from gdflow.dynamics.stopping import AbstractStop, AtCertificate, FirstNonPositive
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple, check_layer_tuple
+from gdflow.objective import Objective
 from gdflow.perturbation import is_traced
 from gdflow.problem import Problem
 from gdflow.programs import forget_old_programs
 
 
-def gradient_flow_field(t: ArrayLike, net: LayerTuple, problem: Problem) -> LayerTuple:
+def gradient_flow_field(t: ArrayLike, net: LayerTuple, objective: Objective | Problem) -> LayerTuple:
     """`−∇L(W)` in closed form: `Ẇ_j = [(ΠW)_{j+1}^N]ᵀ M Dᵀ [(ΠW)_1^{j-1}]ᵀ`, `M = A − WD` for the squared error.
 
     Eq. (6) of Chitour, Liao, Couillet (2022), there for `D = I`. In the form of a Diffrax vector field.
     """
-    return -problem.gradient(net)
+    return -objective.gradient(net)
 
 
 def simulate(
