@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from rich.console import RenderableType
 
-from gdflow.network import LayerTuple
+from gdflow.network import LayerTuple, check_one_network
 from gdflow.problem import Problem
 from gdflow.ranks import UNCERTAIN_FACTOR
 from gdflow.tables import Printable, key_value_table
@@ -45,8 +45,7 @@ def hessian(problem: Problem, net: LayerTuple) -> Float[Array, "P P"]:
     ```
     """
     problem.check_widths(net.widths)
-    if net.batch_shape:
-        raise ValueError(f"one network is needed here, got a batch of shape {net.batch_shape}: use jax.vmap")
+    check_one_network(net)
     if net.num_parameters > MAX_DENSE:
         raise ValueError(
             f"a dense Hessian of {net.num_parameters} parameters takes {8 * net.num_parameters**2 / 2**30:.1f} GiB: "
