@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gdflow.checks import is_traced
 from gdflow.losses import SquaredError
 from gdflow.network import matmul
 from gdflow.objective import Objective
-from gdflow.problem import Problem, SingularValues, Spectrum, data_error
+from gdflow.problem import Problem
+from gdflow.spectrum import SingularValues, Spectrum, data_error
 
 
 def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> Problem:
@@ -41,9 +43,9 @@ def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> P
         raise ValueError(f"singular values fall and are finite and not negative, got {np.asarray(s).tolist()}")
     k = s.shape[0]
     Y_bar = matmul(f.U_Y[:, :k] * s[None, :], f.V_Y[:, :k].T)
-    moved = problem.replace(spectrum=Spectrum(f.U_X, f.S_X, Y_bar, f.U_Y, s, f.V_Y))
-    target, design = moved.standard_form(problem.coordinates)
-    return moved.replace(objective=Objective(target, design, problem.loss, problem.data_error))
+    spectrum = Spectrum(f.U_X, f.S_X, Y_bar, f.U_Y, s, f.V_Y)
+    objective = Objective(*spectrum.standard_form(problem.coordinates), problem.loss, problem.data_error)
+    return problem.replace(objective=objective, spectrum=spectrum)
 
 
 def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m"]) -> Problem:
@@ -72,8 +74,3 @@ def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m
     error = data_error(jnp.linalg.svd(fixed_R, compute_uv=False), jnp.linalg.norm(fixed_Y), size=d_x + d_y)
     objective = Objective(target, design, problem.loss, error)
     return problem.replace(objective=objective, offset=offset, spectrum=values, neglected=jnp.zeros(()))
-
-
-def is_traced(*trees: object) -> bool:
-    """Whether any array in the trees is traced, so that its values are not known."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

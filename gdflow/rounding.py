@@ -14,7 +14,7 @@ and two bounds for `δ`:
   `γ‖W_j‖‖W_{j−1}…W_1‖` made in the `j`-th product is carried on by `W_N…W_{j+1}`, whose own error is bounded on the way.
 
 Both count the change of coordinates as one more product, and add what the decomposition of the data into `A` and `D` leaves
-uncertain, `gdflow.problem.data_error`: for badly conditioned inputs, or targets that they explain to a small part only, that is
+uncertain, `gdflow.spectrum.data_error`: for badly conditioned inputs, or targets that they explain to a small part only, that is
 most of it. It counts twice, for the square roots of levels are off by as much as the residual.
 """
 
