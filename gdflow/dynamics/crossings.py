@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-#: More evaluations than bisection would take from any bracket.
+#: Halved so often, any bracket has shrunk to the round-off of its later end.
 _MAX_EVALUATIONS = 60
 
 
