@@ -340,8 +340,8 @@ class Cpp(Peer):
         if command is None:
             raise Unavailable("no C++ compiler (c++, g++, clang++)")
         # A Gaussian law is invariant under the orthogonal change of W_1 between data and reduced coordinates.
-        self.coordinates = "whitened" if problem.coordinates == "whitened" else "reduced"
-        diagonal = problem.in_coordinates(self.coordinates)
+        diagonal = problem.isometric()
+        self.coordinates = diagonal.coordinates
         if diagonal.d_in != problem.d_in:
             raise Unavailable("X is rank-deficient: reduced starts have another variance")
         self._folder = tempfile.TemporaryDirectory()

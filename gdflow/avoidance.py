@@ -63,8 +63,8 @@ def excludes_non_strict_saddles(problem: Problem, net: LayerTuple) -> Bool[Array
 def _flow_coordinates(problem: Problem, net: LayerTuple) -> LayerTuple:
     """The network in isometric coordinates of the problem's flow with at least as many inputs as outputs."""
     _check_avoidance(problem, net.widths)
-    coordinates = "whitened" if problem.coordinates == "whitened" else "reduced"
-    return NormalForm(problem).transpose(problem.convert(net, problem.coordinates, coordinates))
+    isometric = problem.convert(net, problem.coordinates, problem.isometric().coordinates)
+    return NormalForm(problem).transpose(isometric)
 
 
 def _check_avoidance(problem: Problem, widths: Iterable[int]) -> None:

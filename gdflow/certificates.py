@@ -292,10 +292,11 @@ def radius_bounds(problem: Problem, net: LayerTuple) -> np.ndarray:
     Liao, Couillet (2022). `E` has non-negative coefficients and degree `N − 1`, so by Descartes' rule that root is the only
     positive one. Computed on the host in float64; not differentiable.
     """
-    reduced = problem.convert(net, problem.coordinates, "whitened" if problem.coordinates == "whitened" else "reduced")
+    isometric = problem.isometric()
+    reduced = problem.convert(net, problem.coordinates, isometric.coordinates)
     norms = np.asarray(reduced.layer_norms(), dtype=np.float64) ** 2
     f, N = problem.decomposition, net.depth
-    sigma_min = 1.0 if problem.coordinates == "whitened" else float(f.S_X[-1])
+    sigma_min = float(jnp.min(jnp.diagonal(isometric.design)))
     loss = float(problem.effective_loss(net))
     R0 = (float(jnp.linalg.norm(f.s)) + np.sqrt(2 * max(loss, 0.0))) / sigma_min
     kappa = min(net.widths[-1], net.widths[-2])
@@ -361,9 +362,9 @@ def exponential_rates(problem: Problem, net: LayerTuple) -> Rates:
         return Rates(None, None, "a single layer has no conserved quantities")
     if any(a < b for a, b in zip(widths[1:-1], widths[2:], strict=True)):
         return Rates(None, None, f"widths {widths} are not pyramidal: d_1 ≥ … ≥ d_H ≥ d_y fails")
-    whitened = problem.coordinates == "whitened"
-    reduced = problem.convert(net, problem.coordinates, "whitened" if whitened else "reduced")
-    factor = 1.0 if whitened else float(problem.decomposition.S_X[-1]) ** 2
+    isometric = problem.isometric()
+    reduced = problem.convert(net, problem.coordinates, isometric.coordinates)
+    factor = float(jnp.min(jnp.diagonal(isometric.design))) ** 2
     norms = np.asarray(net.layer_norms(), dtype=np.float64) ** 2
 
     def eigenvalue(C, k, scale):

@@ -1,10 +1,19 @@
-"""Checks of single options: what is no count and no number is refused, with the name of the option and the value."""
+"""Checks of single options: what is no count and no number is refused, with the name of the option and the value.
+
+Of arrays that are being traced no value is known, and checks of values are left out: `is_traced`.
+"""
 
 import math
 import numbers
 from typing import Any
 
+import jax
 import numpy as np
+
+
+def is_traced(*trees: object) -> bool:
+    """Whether any array in the trees is traced, so that its values are not known."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gdflow.network import LayerTuple, check_widths, matmul
+from gdflow.network import LayerTuple, check_one_network, check_widths, matmul
 
 
 def conserved(net: LayerTuple) -> tuple[Float[Array, "d_j d_j"], ...]:
@@ -20,8 +20,7 @@ def conserved(net: LayerTuple) -> tuple[Float[Array, "d_j d_j"], ...]:
            [0., 3.]], dtype=float64)
     ```
     """
-    if net.batch_shape:
-        raise ValueError(f"one network is needed here, got a batch of shape {net.batch_shape}: use jax.vmap")
+    check_one_network(net)
     pairs = zip(net.weights[:-1], net.weights[1:], strict=True)
     return tuple(matmul(after.T, after) - matmul(before, before.T) for before, after in pairs)
 

@@ -16,7 +16,7 @@ import functools
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Array
@@ -30,6 +30,12 @@ from gdflow.tables import Printable, column_table
 MAX_SUBSETS = 2**20
 #: At most this many subsets of one level are spelt out.
 MAX_LISTED = 16
+
+
+def subset_text(subset: Iterable[int]) -> str:
+    """A subset as it is written, `{1,3}`; the empty one is `∅`."""
+    inner = ",".join(map(str, subset))
+    return f"{{{inner}}}" if inner else "∅"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +86,7 @@ class CriticalValues(Printable, Sequence):
         what = "all" if self.complete else f"the lowest {len(self)}"
         table = column_table(f"Critical values ({what})", "level", "value", "subsets", "S")
         for k, level in enumerate(self.levels[:32]):
-            shown = " ".join("{" + ",".join(map(str, s)) + "}" for s in level.subsets[:4])
+            shown = " ".join(map(subset_text, level.subsets[:4]))
             more = " …" if level.num_subsets > min(4, len(level.subsets)) else ""
             merged = f" (+{level.width:.1e})" if level.width > 0 else ""
             table.add_row(str(k), f"{level.value:.6g}{merged}", str(level.num_subsets), shown + more)

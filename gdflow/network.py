@@ -89,8 +89,7 @@ class LayerTuple(eqx.Module):
         """`(ΠW)_j^k = W_k … W_j` for `1 ≤ j ≤ k ≤ N`; the identity of size `d_k` for `k = j − 1`."""
         if not 1 <= j <= k + 1 <= self.depth + 1:
             raise ValueError(f"no product (ΠW)_{j}^{k} in a network of depth {self.depth}")
-        if self.batch_shape:
-            raise ValueError(f"one network is needed here, got a batch of shape {self.batch_shape}: use jax.vmap")
+        check_one_network(self)
         if k == j - 1:
             return jnp.eye(self.widths[k], dtype=self.weights[0].dtype)
         return functools.reduce(lambda right, left: matmul(left, right), self.weights[j - 1 : k])
@@ -207,6 +206,22 @@ def check_layer_tuple(net: object) -> LayerTuple:
         raise TypeError(
             f"a network must be a gdflow.LayerTuple, got {type(net).__name__}: gf.LayerTuple(weights) makes one"
         )
+    return net
+
+
+def check_one_network(net: LayerTuple) -> LayerTuple:
+    """`net`, or a `ValueError` where it is a batch of networks."""
+    if net.batch_shape:
+        raise ValueError(f"one network is needed here, got a batch of shape {net.batch_shape}: use jax.vmap")
+    return net
+
+
+def check_finite(net: LayerTuple) -> LayerTuple:
+    """`net`, or a `ValueError` that names the first entry that is not finite."""
+    for j, w in enumerate(net.weights, 1):
+        bad = np.argwhere(~np.isfinite(np.asarray(w)))
+        if bad.size:
+            raise ValueError(f"W_{j} is {w[tuple(bad[0])]} at entry {tuple(map(int, bad[0]))}; starts must be finite")
     return net
 
 

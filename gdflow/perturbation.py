@@ -13,9 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gdflow.checks import is_traced
 from gdflow.losses import SquaredError
 from gdflow.network import matmul
-from gdflow.problem import Problem, SingularValues, Spectrum, data_error
+from gdflow.objective import Objective
+from gdflow.problem import Problem
+from gdflow.spectrum import SingularValues, Spectrum, data_error
 
 
 def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> Problem:
@@ -40,9 +43,9 @@ def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> P
         raise ValueError(f"singular values fall and are finite and not negative, got {np.asarray(s).tolist()}")
     k = s.shape[0]
     Y_bar = matmul(f.U_Y[:, :k] * s[None, :], f.V_Y[:, :k].T)
-    moved = problem.replace(spectrum=Spectrum(f.U_X, f.S_X, Y_bar, f.U_Y, s, f.V_Y))
-    target, _ = moved.standard_form(problem.coordinates)
-    return moved.replace(target=target)
+    spectrum = Spectrum(f.U_X, f.S_X, Y_bar, f.U_Y, s, f.V_Y)
+    objective = Objective(*spectrum.standard_form(problem.coordinates), problem.loss, problem.data_error)
+    return problem.replace(objective=objective, spectrum=spectrum)
 
 
 def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m"]) -> Problem:
@@ -60,7 +63,7 @@ def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m
     if X.shape != (d_x, m) or Y.shape != (d_y, m):
         raise ValueError(f"X and Y must have shapes ({d_x}, m) and ({d_y}, m), got {X.shape} and {Y.shape}")
     if not isinstance(problem.loss, SquaredError):
-        return problem.replace(target=Y, design=X)
+        return problem.replace(objective=Objective(Y, X, problem.loss, problem.data_error))
     if m < d_x:
         raise ValueError(f"{m} samples of {d_x} features: XXᵀ is not invertible, and QR has no derivative")
     Q, R = jnp.linalg.qr(X.T)
@@ -69,11 +72,5 @@ def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m
     values = SingularValues(jnp.linalg.svd(target, compute_uv=False))
     fixed_R, fixed_Y = jax.lax.stop_gradient((R, Y))
     error = data_error(jnp.linalg.svd(fixed_R, compute_uv=False), jnp.linalg.norm(fixed_Y), size=d_x + d_y)
-    return problem.replace(
-        target=target, design=design, offset=offset, spectrum=values, data_error=error, neglected=jnp.zeros(())
-    )
-
-
-def is_traced(*trees: object) -> bool:
-    """Whether any array in the trees is traced, so that its values are not known."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+    objective = Objective(target, design, problem.loss, error)
+    return problem.replace(objective=objective, offset=offset, spectrum=values, neglected=jnp.zeros(()))

@@ -36,6 +36,11 @@ def equal_threshold(scale: float, eps: float = float(np.finfo(np.float64).eps)) 
     return 1e3 * eps * scale
 
 
+def stands_clear(threshold: float, smallest_kept: float, largest_dropped: float) -> bool:
+    """Whether neither of two numbers, the least above a threshold and the largest below, is within a factor 10 of it."""
+    return smallest_kept >= UNCERTAIN_FACTOR * threshold and largest_dropped <= threshold / UNCERTAIN_FACTOR
+
+
 @dataclasses.dataclass(frozen=True)
 class RankDecision:
     """A numerical rank with the margins by which it was decided.
@@ -54,9 +59,7 @@ class RankDecision:
     @property
     def certain(self) -> bool:
         """Whether no singular value lies within a factor 10 of the threshold."""
-        above = self.smallest_kept >= UNCERTAIN_FACTOR * self.threshold
-        below = self.largest_dropped <= self.threshold / UNCERTAIN_FACTOR
-        return above and below
+        return stands_clear(self.threshold, self.smallest_kept, self.largest_dropped)
 
 
 def decide_rank(

@@ -14,7 +14,7 @@ and two bounds for `δ`:
   `γ‖W_j‖‖W_{j−1}…W_1‖` made in the `j`-th product is carried on by `W_N…W_{j+1}`, whose own error is bounded on the way.
 
 Both count the change of coordinates as one more product, and add what the decomposition of the data into `A` and `D` leaves
-uncertain, `gdflow.problem.data_error`: for badly conditioned inputs, or targets that they explain to a small part only, that is
+uncertain, `gdflow.spectrum.data_error`: for badly conditioned inputs, or targets that they explain to a small part only, that is
 most of it. It counts twice, for the square roots of levels are off by as much as the residual.
 """
 
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gdflow.network import LayerTuple, matmul
+from gdflow.objective import Objective
 from gdflow.problem import Problem
 
 #: The coarse bound may exceed the fine one by the product of the square roots of the widths; up to this it is good enough.
@@ -41,17 +42,18 @@ def frobenius(squares: Float[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n
     return jnp.sqrt(squares + 2.0**20 * float(jnp.finfo(dtype).tiny)) * (1 + 2.0**10 * float(jnp.finfo(dtype).eps))
 
 
-def _design_norm(problem: Problem) -> Float[Array, ""]:
-    """`‖D‖_2`, by the largest entry where `D` is diagonal and else by `‖D‖_F`."""
-    D = problem.design
-    return jnp.linalg.norm(D) if problem.coordinates == "data" else jnp.max(jnp.abs(D))
+def _design_norm(objective: Objective | Problem) -> Float[Array, ""]:
+    """A bound of `‖D‖_2`: the lesser of `‖D‖_F` and `√(‖D‖_1‖D‖_∞)`, which is sharp where `D` is diagonal."""
+    sizes = jnp.abs(objective.design)
+    rows, columns = jnp.max(jnp.sum(sizes, axis=1)), jnp.max(jnp.sum(sizes, axis=0))
+    return jnp.minimum(jnp.linalg.norm(objective.design), jnp.sqrt(rows * columns))
 
 
-def _of_target(problem: Problem) -> Float[Array, ""]:
+def _of_target(objective: Objective | Problem) -> Float[Array, ""]:
     """Of the target: its rotation is rounded, and its decomposition; once in the residual, once in the levels (Mirsky)."""
-    d_y, q = problem.target.shape
-    rotation = gamma(d_y + q + 2, float(jnp.finfo(problem.target.dtype).eps)) * jnp.linalg.norm(problem.target)
-    return rotation + 2 * problem.data_error
+    d_y, q = objective.target.shape
+    rotation = gamma(d_y + q + 2, float(jnp.finfo(objective.target.dtype).eps)) * jnp.linalg.norm(objective.target)
+    return rotation + 2 * objective.data_error
 
 
 def coarse_is_enough(widths: tuple[int, ...]) -> bool:
@@ -60,16 +62,16 @@ def coarse_is_enough(widths: tuple[int, ...]) -> bool:
 
 
 def coarse_residual_error(
-    problem: Problem, widths: tuple[int, ...], squares: list[Float[Array, "*n"]]
+    objective: Objective | Problem, widths: tuple[int, ...], squares: list[Float[Array, "*n"]]
 ) -> Float[Array, "*n"]:
     """The coarse bound `δ` of the error of the computed residual.
 
     **Arguments:** `squares`: `‖W_1‖²_F, …, ‖W_N‖²_F`, of one network or of many.
     """
-    dtype = problem.target.dtype
+    dtype = objective.target.dtype
     factor = gamma(2 * widths[0] + widths[-1] + sum(widths[1:-1]), float(jnp.finfo(dtype).eps))
     norms = frobenius(jnp.stack(squares), dtype)
-    return factor * _design_norm(problem) * jnp.prod(norms, axis=0) + _of_target(problem)
+    return factor * _design_norm(objective) * jnp.prod(norms, axis=0) + _of_target(objective)
 
 
 def product_error(net: LayerTuple, first: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -100,12 +102,12 @@ def product_error(net: LayerTuple, first: int) -> tuple[Float[Array, ""], Float[
     return error, size(right)
 
 
-def residual_error(problem: Problem, net: LayerTuple) -> Float[Array, ""]:
+def residual_error(objective: Objective | Problem, net: LayerTuple) -> Float[Array, ""]:
     """The fine bound `δ ≥ ‖M̂ − M‖_F` of the error of the computed residual of one network. Traceable.
 
     Not meant to be differentiated; under `jax.grad` take `jax.lax.stop_gradient` of it.
     """
-    eps = float(jnp.finfo(problem.target.dtype).eps)
+    eps = float(jnp.finfo(objective.target.dtype).eps)
     # One product for the coordinates of W_1, whose rotation is rounded like a product of this size.
     error, size = product_error(net, net.widths[0] + net.widths[-1])
-    return (error + gamma(net.widths[0], eps) * size) * _design_norm(problem) + _of_target(problem)
+    return (error + gamma(net.widths[0], eps) * size) * _design_norm(objective) + _of_target(objective)

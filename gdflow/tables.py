@@ -2,7 +2,7 @@
 
 import abc
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import rich.box
 from rich.console import Console, RenderableType
@@ -40,6 +40,12 @@ def some_names(names: Sequence[str]) -> str:
     """The first dozen of some names, separated by commas, and how many more there are; each as `visible` shows it."""
     shown = ", ".join(visible(shortened(name)) for name in names[:MAX_NAMES])
     return shown if len(names) <= MAX_NAMES else f"{shown}, … and {len(names) - MAX_NAMES} more"
+
+
+def some_numbers(values: Iterable[float], most: int = 8) -> str:
+    """The first of some numbers, to six digits, and a `…` where there are more."""
+    numbers = list(values)
+    return ", ".join(f"{x:.6g}" for x in numbers[:most]) + (", …" if len(numbers) > most else "")
 
 
 class Printable(abc.ABC):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from raw_data import DATA
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -30,3 +31,9 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def key():
     return jax.random.key(7)
+
+
+@pytest.fixture(params=DATA)
+def data(request, rng) -> tuple[np.ndarray, np.ndarray]:
+    """`X`, `Y` of every shape in turn."""
+    return DATA[request.param](rng)

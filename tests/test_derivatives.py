@@ -1,5 +1,7 @@
 """Derivatives of flows: limits, states, crossing and certificate times, in the start, the data and the singular values."""
 
+import dataclasses
+
 import diffrax
 import equinox as eqx
 import jax
@@ -137,7 +139,8 @@ def test_derivatives_of_the_limit_at_equal_singular_values():
     net = Gaussian((2, 3, 2)).sample(KEY, 1)
 
     def f(net, A):
-        return functional(gf.limit(problem.replace(target=A), net))
+        objective = dataclasses.replace(problem.objective, target=A)
+        return functional(gf.limit(problem.replace(objective=objective), net))
 
     arguments = (net, problem.target)
     gradient = jax.grad(f, argnums=(0, 1))(*arguments)

@@ -788,7 +788,7 @@ def test_gradient_of_the_final_loss_with_respect_to_the_start(problem, starts, r
 
 
 def scalar_final(a, b, s, t: float) -> LayerTuple:
-    problem = eqx.tree_at(lambda p: p.target, Problem.from_target(np.array([[1.0]])), jnp.reshape(s, (1, 1)))
+    problem = eqx.tree_at(lambda p: p.objective.target, Problem.from_target(np.array([[1.0]])), jnp.reshape(s, (1, 1)))
     net = LayerTuple([jnp.reshape(a, (1, 1)), jnp.reshape(b, (1, 1))])
     return gf.simulate(problem, net, t, ts=[t], rtol=1e-10, atol=1e-12, dense=False).final
 

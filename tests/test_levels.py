@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gdflow.levels import MAX_LISTED, MAX_SUBSETS, iterate_levels, list_levels, nested_levels
+from gdflow.levels import MAX_LISTED, MAX_SUBSETS, iterate_levels, list_levels, nested_levels, subset_text
 
 EPS = 2.0**-52
 
@@ -252,3 +252,7 @@ def test_every_critical_value_lies_in_one_level(s, max_rank):
         below = [value for value in values if value < levels[1].value - slack]
         assert max(below) <= lowest.value + lowest.width + slack
         assert len(below) <= lowest.num_subsets
+
+
+def test_subsets_as_text():
+    assert [subset_text(S) for S in ((), (2,), (1, 3))] == ["∅", "{2}", "{1,3}"]

@@ -8,7 +8,7 @@ import pytest
 import scipy.linalg
 from jax.flatten_util import ravel_pytree
 
-from gdflow.landscape import inertia, sample_critical_point, strata, stratum_tangent_space, subset_text
+from gdflow.landscape import inertia, sample_critical_point, strata, stratum_tangent_space
 from gdflow.losses import Logistic
 from gdflow.network import LayerTuple, count_parameters
 from gdflow.problem import Problem
@@ -184,10 +184,6 @@ def test_exports(tmp_path):
     back = pyarrow.csv.read_csv(tmp_path / "deep.csv")
     assert back.column("dimension").null_count == len(deep) == 4
     assert back.column("value").to_pylist() == [row.value for row in deep]
-
-
-def test_subsets_as_text():
-    assert [subset_text(S) for S in ((), (2,), (1, 3))] == ["∅", "{2}", "{1,3}"]
 
 
 def test_tied_singular_values_are_named_and_leave_no_counts():

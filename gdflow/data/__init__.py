@@ -2,6 +2,8 @@
 
 from gdflow.data.archives import read_npz as read_npz
 from gdflow.data.arrays import check_array as check_array
+from gdflow.data.arrays import diagonal_target as diagonal_target
+from gdflow.data.arrays import prepare as prepare
 from gdflow.data.arrays import standardize as standardize
 from gdflow.data.bundled import linnerud_path as linnerud_path
 from gdflow.data.columns import Table as Table

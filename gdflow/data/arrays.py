@@ -1,4 +1,4 @@
-"""Arrays that a problem is made of: what is accepted as a matrix of numbers, and how its rows are standardised."""
+"""Arrays that a problem is made of: what is accepted as a matrix of numbers, and how its rows are prepared."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from gdflow.tables import shortened, visible
+from gdflow.tables import shortened, some_names, visible
 
 #: A row whose standard deviation is at most this fraction of its largest entry is constant but for round-off.
 _CONSTANT = 1e-14
@@ -77,6 +77,22 @@ def check_array(name: str, value: Any) -> Float[np.ndarray, "rows samples"]:
     return array
 
 
+def check_range(name: str, array: Float[np.ndarray, "rows samples"], dtype: np.dtype) -> None:
+    """`ValueError` where products of a few entries would leave the range of `dtype`: levels would be 0 or infinite.
+
+    **Arguments:** `name`: what to call the array in the message.
+    """
+    limits = np.finfo(dtype)
+    least, most = float(limits.tiny) ** 0.25, float(limits.max) ** 0.25
+    largest = float(abs(array).max())
+    if largest and not least <= largest <= most:
+        raise ValueError(
+            f"the entries of {name} are up to {largest:.2g}: losses and critical values, which are made of their squares, would "
+            f"leave the range of {limits.dtype}. Divide {name} by {largest:.1g}, which only changes the "
+            "unit of the weights, or let scale=True standardise the rows"
+        )
+
+
 def standardize(
     name: str, array: Float[np.ndarray, "rows samples"], names: Sequence[str], center: bool, scale: bool
 ) -> Float[np.ndarray, "rows samples"]:
@@ -115,3 +131,60 @@ def standardize(
         row = int(np.argwhere(~np.isfinite(array))[0][0])
         raise ValueError(f"{name}: {label(row)} minus its mean exceeds the largest double; take a larger unit for it")
     return array
+
+
+def prepare(
+    X: Any,
+    Y: Any,
+    dtype: np.dtype,
+    *,
+    center: bool = False,
+    scale: bool = False,
+    features: Sequence[str] = (),
+    targets: Sequence[str] = (),
+) -> tuple[Float[np.ndarray, "d_x m"], Float[np.ndarray, "d_y m"], list[str]]:
+    """The data of a problem, checked and standardised.
+
+    **Arguments:** `dtype`: of the arithmetic to come, whose range losses must not leave; the others are those of
+    `gdflow.Problem`.
+
+    **Returns:** `X`, `Y`, and what was done to them in words.
+
+    **Raises:** as `check_array`, `standardize` and `check_range` do; also for different numbers of samples, names that are not
+    as many as rows, and a zero `X`.
+    """
+    X, Y = check_array("X", X), check_array("Y", Y)
+    if X.shape[1] != Y.shape[1]:
+        raise ValueError(f"X has {X.shape[1]} samples (columns) but Y has {Y.shape[1]}; shapes {X.shape}, {Y.shape}")
+    for kind, names, array in (("features", features, X), ("targets", targets, Y)):
+        if len(names) not in (0, len(array)):
+            raise ValueError(f"{len(names)} names of {kind} for {len(array)} rows: {some_names(names)}")
+    X = standardize("X", X, features, center, scale)
+    Y = standardize("Y", Y, targets, center, scale)
+    check_range("X", X, dtype)
+    check_range("Y", Y, dtype)
+    if not X.any():
+        raise ValueError("X is zero" + (" after centring: there are too few distinct samples" if center else ""))
+    how = {(True, True): "standardised", (True, False): "centred", (False, True): "scaled"}.get((center, scale))
+    notes = [f"rows of X and Y were {how}" + (" to unit variance" if scale else "")] if how else []
+    return X, Y, notes
+
+
+def diagonal_target(
+    singular_values: Any, d_x: int | None = None, d_y: int | None = None
+) -> Float[np.ndarray, "d_y d_x"]:
+    """A matrix with the given singular values on its diagonal, the largest first; sizes not given are as small as can be.
+
+    **Raises:** `ValueError` for no values, values that are negative or not finite, and more of them than rows or columns.
+    """
+    s = np.atleast_1d(np.asarray(singular_values, dtype=np.float64))
+    d_x, d_y = (s.size if d is None else d for d in (d_x, d_y))
+    if min(d_x, d_y) < (s.size > 0):
+        raise ValueError(f"d_x and d_y must be positive, got {d_x} and {d_y}")
+    if s.ndim != 1 or s.size == 0 or not np.all(s >= 0) or not np.all(np.isfinite(s)):
+        raise ValueError(f"singular values must be finite and not negative, at least one of them; got {s.tolist()}")
+    if s.size > min(d_x, d_y):
+        raise ValueError(f"a {d_y}×{d_x} target has at most {min(d_x, d_y)} singular values, got {s.size}")
+    matrix = np.zeros((d_y, d_x))
+    np.fill_diagonal(matrix, np.pad(-np.sort(-s), (0, min(d_x, d_y) - s.size)))
+    return matrix

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gdflow.checks import is_traced
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple
-from gdflow.perturbation import is_traced
 
 #: Dense output is kept by default while its buffers stay below this many bytes.
 DENSE_BYTES = 2**29

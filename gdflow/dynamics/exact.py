@@ -16,9 +16,9 @@ import scipy.optimize
 import scipy.special
 from jaxtyping import Array, Float
 
+from gdflow.checks import is_traced
 from gdflow.invariants import check_balanced, conserved
 from gdflow.network import LayerTuple, matmul
-from gdflow.perturbation import is_traced
 from gdflow.problem import Problem
 
 #: One step of the matrix Riccati solution covers at most `s_1·δ` of this: beyond, float64 loses the small directions.

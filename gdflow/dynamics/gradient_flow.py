@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from gdflow.certificates import check_side
+from gdflow.checks import is_traced
 from gdflow.dynamics.adjoints import check_adjoint, explain_forward_mode
 from gdflow.dynamics.buffers import Buffers, trim
 from gdflow.dynamics.options import check_span, check_step, check_tolerances, save_times
@@ -19,17 +20,17 @@ from gdflow.dynamics.step_control import first_step, step_control
 from gdflow.dynamics.stopping import AbstractStop, AtCertificate, FirstNonPositive
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple, check_layer_tuple
-from gdflow.perturbation import is_traced
+from gdflow.objective import Objective
 from gdflow.problem import Problem
 from gdflow.programs import forget_old_programs
 
 
-def gradient_flow_field(t: ArrayLike, net: LayerTuple, problem: Problem) -> LayerTuple:
+def gradient_flow_field(t: ArrayLike, net: LayerTuple, objective: Objective | Problem) -> LayerTuple:
     """`−∇L(W)` in closed form: `Ẇ_j = [(ΠW)_{j+1}^N]ᵀ M Dᵀ [(ΠW)_1^{j-1}]ᵀ`, `M = A − WD` for the squared error.
 
     Eq. (6) of Chitour, Liao, Couillet (2022), there for `D = I`. In the form of a Diffrax vector field.
     """
-    return -problem.gradient(net)
+    return -objective.gradient(net)
 
 
 def simulate(
@@ -123,7 +124,7 @@ def simulate(
             solver, controller, adjoint or diffrax.RecursiveCheckpointAdjoint(), meter, stop, dense, steps, step
         )
         with explain_forward_mode():
-            return solve(problem.without_info(), net, *span, times, options)
+            return solve(problem.objective, net, *span, times, options)
 
     buffers = Buffers(net, every=ts is None, dense=dense)
     if traced:
@@ -149,19 +150,19 @@ class _Options(eqx.Module):
     step: float | None = eqx.field(static=True)
 
 
-def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
+def _solve(objective, net, t0, t1, ts, options: _Options) -> dict:
     """The fields of a trajectory that the solver determines; one start."""
     terms = diffrax.ODETerm(gradient_flow_field)
     dt0: Any = options.step
     if isinstance(options.controller, diffrax.AbstractAdaptiveStepSizeController):
-        dt0 = first_step(terms, options.solver, options.controller, t0, t1, net, problem)
+        dt0 = first_step(terms, options.solver, options.controller, t0, t1, net, objective)
 
     def value(t, y, args):
         return jnp.min(jnp.stack([stop.value(t, y, args) for stop in options.stop]))
 
     # A stop already met ends the flow where it starts, whatever the start does: a time without derivatives. So the event
     # that ends the integration after its first step must not depend on the state.
-    met = jnp.asarray(False) if not options.stop else value(t0, net, problem) <= 0
+    met = jnp.asarray(False) if not options.stop else value(t0, net, objective) <= 0
 
     def remaining(t, y, args, **_):
         """Positive until the first stop; positive at the start in any case, so that a stop already met is crossed."""
@@ -179,7 +180,7 @@ def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
         t1,
         dt0,
         net,
-        args=problem,
+        args=objective,
         saveat=diffrax.SaveAt(subs=[saved, diffrax.SubSaveAt(t1=True)], dense=options.dense),
         stepsize_controller=options.controller,
         adjoint=options.adjoint,
@@ -198,13 +199,13 @@ def _solve(problem, net, t0, t1, ts, options: _Options) -> dict:
     networks = jax.tree.map(lambda x: jnp.where(present[:, None, None], x, jnp.nan), networks)
 
     def measure(y):
-        return problem.effective_loss(y), problem.gradient(y).norm()
+        return objective.effective_loss(y), objective.gradient(y).norm()
 
     losses, gradient_norms = jax.vmap(measure)(networks)
     reached = jnp.asarray(-1)
     if options.stop:
         # The root find ends where the least of the values is not positive; of these the first in order is named.
-        values = jnp.stack([stop.value(final_time, final, problem) for stop in options.stop])
+        values = jnp.stack([stop.value(final_time, final, objective) for stop in options.stop])
         first = jnp.where(jnp.any(values <= 0), jnp.argmax(values <= 0), jnp.argmin(values))
         reached = jnp.where(met | solution.event_mask, first, reached)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(w)) for w in final.weights]))

@@ -20,11 +20,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from gdflow.certificates import check_side
+from gdflow.checks import is_traced
 from gdflow.dynamics.gradient_flow import simulate
 from gdflow.dynamics.stopping import AtGradientNorm
 from gdflow.losses import SquaredError
 from gdflow.network import LayerTuple, check_layer_tuple, matmul
-from gdflow.perturbation import is_traced
+from gdflow.objective import Objective
 from gdflow.problem import Problem
 
 #: Hessians of more parameters than this are not decomposed.
@@ -96,7 +97,7 @@ def limit(
     # The matrices of rank r form a manifold of this dimension, and so many eigenvalues of the Hessian are positive at a minimum.
     r = problem.max_rank(start.widths)
     codimension = r * (problem.rank_inputs + problem.d_out - r)
-    return unravel(_settle(start.widths, codimension, flat, problem.target, problem.design))
+    return unravel(_settle(start.widths, codimension, flat, problem.objective))
 
 
 def _network(widths: tuple[int, ...], flat: Array) -> LayerTuple:
@@ -105,25 +106,24 @@ def _network(widths: tuple[int, ...], flat: Array) -> LayerTuple:
     return LayerTuple(w.reshape(b, a) for w, a, b in zip(parts, widths[:-1], widths[1:], strict=True))
 
 
-def _gradient(widths: tuple[int, ...], flat: Array, target: Array, design: Array) -> Array:
-    net = _network(widths, flat)
-    return ravel_pytree(net.pullback(matmul(matmul(net.end_to_end, design) - target, design.T)))[0]
+def _gradient(widths: tuple[int, ...], flat: Array, objective: Objective) -> Array:
+    return ravel_pytree(objective.gradient(_network(widths, flat)))[0]
 
 
-def _split_hessian(widths, flat, target, design) -> tuple[Array, Array, Array]:
-    """Eigenvectors of the Hessian, which of its eigenvalues are positive, and the inverses of these."""
-    H = jax.jacfwd(lambda x: _gradient(widths, x, target, design))(flat)
+def _split_hessian(widths: tuple[int, ...], flat: Array, objective: Objective) -> tuple[Array, Array, Array]:
+    """Eigenvectors and eigenvalues of the Hessian, and the inverses of those that are positive; zero for the others."""
+    H = jax.jacfwd(lambda x: _gradient(widths, x, objective))(flat)
     values, vectors = jnp.linalg.eigh(0.5 * (H + H.T))
     positive = values > np.sqrt(jnp.finfo(flat.dtype).eps) * values[-1]
     return vectors, values, jnp.where(positive, 1 / jnp.where(positive, values, 1.0), 0.0)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _settle(widths: tuple[int, ...], codimension: int, flat: Array, target: Array, design: Array) -> Array:
+def _settle(widths: tuple[int, ...], codimension: int, flat: Array, objective: Objective) -> Array:
     """The minimum near a state at which the gradient is small, across the manifold of minima."""
     for _ in range(_NEWTON_STEPS):
-        vectors, values, inverse = _split_hessian(widths, flat, target, design)
-        flat = flat - matmul(vectors, inverse * matmul(vectors.T, _gradient(widths, flat, target, design)))
+        vectors, values, inverse = _split_hessian(widths, flat, objective)
+        flat = flat - matmul(vectors, inverse * matmul(vectors.T, _gradient(widths, flat, objective)))
     bad = (values[0] < -np.sqrt(jnp.finfo(flat.dtype).eps) * values[-1]) | (jnp.sum(inverse > 0) != codimension)
     return eqx.error_if(
         flat,
@@ -135,10 +135,10 @@ def _settle(widths: tuple[int, ...], codimension: int, flat: Array, target: Arra
 
 @_settle.defjvp
 def _(widths, codimension, primals, tangents):
-    flat, target, design = primals
-    d_flat, *d_data = tangents
-    end = _settle(widths, codimension, flat, target, design)
-    vectors, _, inverse = _split_hessian(widths, end, target, design)
-    _, d_gradient = jax.jvp(functools.partial(_gradient, widths, end), (target, design), tuple(d_data))
+    flat, objective = primals
+    d_flat, d_objective = tangents
+    end = _settle(widths, codimension, flat, objective)
+    vectors, _, inverse = _split_hessian(widths, end, objective)
+    _, d_gradient = jax.jvp(functools.partial(_gradient, widths, end), (objective,), (d_objective,))
     along = matmul(vectors, jnp.where(inverse > 0, 0.0, matmul(vectors.T, d_flat)))
     return end, along - matmul(vectors, inverse * matmul(vectors.T, d_gradient))

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from gdflow.checks import check_count, check_number
-from gdflow.perturbation import is_traced
+from gdflow.checks import check_count, check_number, is_traced
 
 
 def check_span(t0: float, t1: float, *, endless: bool = False) -> None:

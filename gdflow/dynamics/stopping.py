@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from gdflow.certificates import certificate_slack, certificate_threshold, check_precision, residual_bound
 from gdflow.network import LayerTuple
+from gdflow.objective import Objective
 from gdflow.problem import Problem
 from gdflow.rounding import residual_error
 
@@ -65,7 +66,7 @@ class AbstractStop(eqx.Module):
         return self
 
     @abstractmethod
-    def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
+    def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
         """Positive while the flow goes on."""
 
 
@@ -88,18 +89,19 @@ class AtCertificate(AbstractStop):
 
     def prepare(self, problem: Problem, widths: tuple[int, ...], allow_float32: bool) -> "AtCertificate":
         check_precision(problem, allow_float32)
-        return AtCertificate(self.kind, certificate_threshold(problem, widths, self.kind))
+        # A slack of its own, so that the state at which the flow stops is certified whatever order its loss is summed in.
+        threshold = certificate_threshold(problem, widths, self.kind) - certificate_slack(problem)
+        return AtCertificate(self.kind, threshold)
 
-    def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
+    def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
         assert self.threshold is not None
-        # A slack of its own, so that the state at which the flow stops is certified whatever order its loss is summed in;
-        # and the round-off of the loss, a constant as far as derivatives go.
         exists = jnp.isfinite(self.threshold)
-        threshold = jnp.where(exists, self.threshold, 1.0) - certificate_slack(problem)
-        error = jax.lax.stop_gradient(residual_error(problem, net))
-        goal = 0.5 * jnp.square(jnp.maximum(residual_bound(threshold, problem.target.size) - error, 0.0))
+        threshold = jnp.where(exists, self.threshold, 1.0)
+        # The round-off of the loss is a constant as far as derivatives go.
+        error = jax.lax.stop_gradient(residual_error(objective, net))
+        goal = 0.5 * jnp.square(jnp.maximum(residual_bound(threshold, objective.target.size) - error, 0.0))
         # Without a second critical value there is nothing to wait for.
-        return jnp.where(exists, problem.effective_loss(net) - goal, -1.0)
+        return jnp.where(exists, objective.effective_loss(net) - goal, -1.0)
 
 
 class AtGradientNorm(AbstractStop):
@@ -111,8 +113,8 @@ class AtGradientNorm(AbstractStop):
         if not self.norm > 0:
             raise ValueError(f"the gradient norm to stop at must be positive, got {self.norm}")
 
-    def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
-        return problem.gradient(net).norm() - self.norm
+    def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
+        return objective.gradient(net).norm() - self.norm
 
 
 class AtEvent(AbstractStop):
@@ -120,5 +122,5 @@ class AtEvent(AbstractStop):
 
     function: Callable[[Float[Array, ""], LayerTuple], Float[Array, ""]]
 
-    def value(self, t: Float[Array, ""], net: LayerTuple, problem: Problem) -> Float[Array, ""]:
+    def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
         return self.function(t, net)

@@ -13,10 +13,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from gdflow.certificates import LevelCertificate
+from gdflow.dynamics.crossings import first_crossing
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple
+from gdflow.objective import Objective
 from gdflow.problem import Problem
-from gdflow.tables import Printable, key_value_table
+from gdflow.tables import Printable, key_value_table, some_numbers
 
 
 def is_concrete(tree: object) -> bool:
@@ -106,7 +108,7 @@ class Trajectory(Printable, eqx.Module):
     def crossing_times(self, levels: Float[Array, " K"] | None = None) -> Float[Array, "*batch K"]:
         """First times at which the loss falls to given levels; infinite where it does not before `final_time`.
 
-        The loss is monotone along the flow, so each crossing is found by bisection on the dense output. Differentiable.
+        The loss is monotone along the flow, so each crossing is one root of the dense output. Differentiable.
 
         **Arguments:** `levels`: by default the lowest critical values (at most 17) from the lowest upwards.
 
@@ -118,8 +120,9 @@ class Trajectory(Printable, eqx.Module):
             levels = LevelCertificate(self.problem, self.start.widths, allow_float32=True).levels
         crossing = _crossing_times
         if self.final_time.ndim:
-            crossing = eqx.filter_vmap(crossing, in_axes=(None, None, eqx.if_array(0), 0, 0))
-        return crossing(self.problem, jnp.asarray(levels), self.interpolation, self.final_time, self.final)
+            crossing = eqx.filter_vmap(crossing, in_axes=(None, None, eqx.if_array(0), 0, 0, 0))
+        levels = jnp.asarray(levels, self.losses.dtype)
+        return crossing(self.problem.objective, levels, self.interpolation, self.start, self.final_time, self.final)
 
     def __rich__(self) -> RenderableType:
         if not is_concrete(self):
@@ -130,52 +133,56 @@ class Trajectory(Printable, eqx.Module):
                 counts[status] = counts.get(status, 0) + 1
             rows = [("trajectories", str(len(self.status))), *((status, str(n)) for status, n in counts.items())]
             return key_value_table("Trajectories", rows)
-        first, last, slope, moved, values = map(
-            np.asarray, _summary(self.problem.without_info(), self.start, self.final)
-        )
+        first, last, slope, moved, values = map(np.asarray, _summary(self.problem.objective, self.start, self.final))
         rows = [
             ("widths", "-".join(map(str, self.start.widths)) + f" ({self.problem.coordinates} coordinates)"),
             ("status", str(self.status)),
             ("time", f"{float(self.final_time):.6g} after {int(self.num_steps)} steps, {self.ts.shape[-1]} saved"),
             ("effective loss", f"{first:.6g} → {last:.6g}"),
             ("gradient norm", f"{slope:.3g}"),
-            ("singular values", ", ".join(f"{v:.6g}" for v in values[:8]) + (" …" if len(values) > 8 else "")),
+            ("singular values", some_numbers(values)),
             ("drift of C_j", f"{moved:.2e} (relative; zero for the exact flow)"),
         ]
         return key_value_table("Trajectory", rows)
 
 
 @eqx.filter_jit
-def _summary(problem: Problem, start: LayerTuple, end: LayerTuple) -> tuple[Array, ...]:
+def _summary(objective: Objective, start: LayerTuple, end: LayerTuple) -> tuple[Array, ...]:
     """Losses at both ends, and gradient norm, drift and singular values at the last: in one program, not one for each product."""
     values = jnp.linalg.svd(end.end_to_end, compute_uv=False)
-    losses = problem.effective_loss(start), problem.effective_loss(end)
-    return *losses, problem.gradient(end).norm(), drift(end, start), values
+    losses = objective.effective_loss(start), objective.effective_loss(end)
+    return *losses, objective.gradient(end).norm(), drift(end, start), values
 
 
 @eqx.filter_jit
-def _crossing_times(problem, levels, dense, end, final):
-    start = dense.t0
+def _crossing_times(
+    objective: Objective,
+    levels: Float[Array, " K"],
+    dense: diffrax.DenseInterpolation,
+    start: LayerTuple,
+    end: Float[Array, ""],
+    final: LayerTuple,
+) -> Float[Array, " K"]:
+    """Where the loss falls to the levels between `dense.t0` and `end`."""
+    arrays, rest = eqx.partition((objective, levels, dense), eqx.is_array)
+    fixed_objective, fixed_levels, fixed_dense = eqx.combine(jax.lax.stop_gradient(arrays), rest)
 
-    def crossing(level):
-        def above(t):
-            return problem.effective_loss(dense.evaluate(t)) > level
+    def excess(times):
+        losses = jax.vmap(lambda t: fixed_objective.effective_loss(fixed_dense.evaluate(t)))(times)
+        return losses - fixed_levels
 
-        def halve(_, bracket):
-            low, high = bracket
-            middle = 0.5 * (low + high)
-            up = above(middle)
-            return jnp.where(up, middle, low), jnp.where(up, high, middle)
+    first, last = objective.effective_loss(start) - levels, objective.effective_loss(final) - levels
+    bracket = (jnp.full_like(levels, dense.t0), first, jnp.full_like(levels, end), last)
+    times = first_crossing(excess, *jax.lax.stop_gradient(bracket), wanted=(first > 0) & (last <= 0))
 
-        # 60 halvings shrink any bracket to round-off of its end.
-        _, time = jax.lax.fori_loop(0, 60, halve, (start, end))
-        time = jax.lax.stop_gradient(jnp.where(above(start), time, start))
-        # Bisection has no derivative; the crossing has: dt = (dℓ − dL)/L̇ with L̇ = −‖∇L‖², and none where nothing is crossed.
+    def differentiable(time, level):
+        """The search has no derivative; the crossing has: `dt = (dℓ − dL)/L̇`, `L̇ = −‖∇L‖²`, none where nothing is crossed."""
         net = dense.evaluate(time)
-        excess = problem.effective_loss(net) - level
-        square = jax.lax.stop_gradient(problem.gradient(net).norm() ** 2)
-        crossed = (time > start) & (square > 0)
-        time += jnp.where(crossed, (excess - jax.lax.stop_gradient(excess)) / jnp.where(crossed, square, 1.0), 0.0)
-        return jnp.where(problem.effective_loss(final) <= level, time, jnp.inf)
+        excess = objective.effective_loss(net) - level
+        square = jax.lax.stop_gradient(objective.gradient(net).norm() ** 2)
+        crossed = (time > dense.t0) & (square > 0)
+        return time + jnp.where(
+            crossed, (excess - jax.lax.stop_gradient(excess)) / jnp.where(crossed, square, 1.0), 0.0
+        )
 
-    return jax.vmap(crossing)(levels)
+    return jnp.where(last <= 0, jax.vmap(differentiable)(times, levels), jnp.inf)

@@ -28,7 +28,7 @@ from gdflow.landscape.strata import Strata as Strata
 from gdflow.landscape.strata import Stratum as Stratum
 from gdflow.landscape.strata import strata as strata
 from gdflow.landscape.strata import stratum_tangent_space as stratum_tangent_space
-from gdflow.landscape.strata import subset_text as subset_text
 from gdflow.landscape.two_hidden import second_variation_case_1 as second_variation_case_1
 from gdflow.landscape.two_hidden import second_variation_case_2_2 as second_variation_case_2_2
 from gdflow.landscape.two_hidden import two_hidden_case as two_hidden_case
+from gdflow.levels import subset_text as subset_text

@@ -15,7 +15,7 @@ from gdflow.landscape.normal_form import NormalForm, hidden_product, subset_indi
 from gdflow.landscape.pivots import Pivots, find_pivots
 from gdflow.landscape.scaling import scaled
 from gdflow.landscape.second_variation import second_variation
-from gdflow.landscape.strata import subset_text
+from gdflow.levels import subset_text
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem, iterate_critical_values
 from gdflow.ranks import RankDecision

@@ -18,9 +18,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from rich.console import RenderableType
 
-from gdflow.network import LayerTuple
+from gdflow.network import LayerTuple, check_one_network
 from gdflow.problem import Problem
-from gdflow.ranks import UNCERTAIN_FACTOR
+from gdflow.ranks import stands_clear, zero_threshold
 from gdflow.tables import Printable, key_value_table
 
 #: Up to so many parameters extreme eigenpairs come from a dense eigendecomposition (half a second).
@@ -45,8 +45,7 @@ def hessian(problem: Problem, net: LayerTuple) -> Float[Array, "P P"]:
     ```
     """
     problem.check_widths(net.widths)
-    if net.batch_shape:
-        raise ValueError(f"one network is needed here, got a batch of shape {net.batch_shape}: use jax.vmap")
+    check_one_network(net)
     if net.num_parameters > MAX_DENSE:
         raise ValueError(
             f"a dense Hessian of {net.num_parameters} parameters takes {8 * net.num_parameters**2 / 2**30:.1f} GiB: "
@@ -88,10 +87,7 @@ class Inertia(Printable):
     @property
     def certain(self) -> bool:
         """Whether no eigenvalue lies within a factor 10 of the threshold."""
-        return (
-            self.smallest_kept >= UNCERTAIN_FACTOR * self.threshold
-            and self.largest_dropped <= self.threshold / UNCERTAIN_FACTOR
-        )
+        return stands_clear(self.threshold, self.smallest_kept, self.largest_dropped)
 
     def times(self, factor: float) -> "Inertia":
         """The inertia of the Hessian times a positive factor."""
@@ -157,7 +153,8 @@ def zero_eigenvalue(problem: Problem, net: LayerTuple, largest: float, tolerance
 
     A Hessian that vanishes is round-off of what it is made of, and has no scale of its own.
     """
-    return max(tolerance * largest, 100 * float(jnp.finfo(net.weights[0].dtype).eps) * _natural_scale(problem, net))
+    eps = float(jnp.finfo(net.weights[0].dtype).eps)
+    return max(tolerance * largest, zero_threshold(_natural_scale(problem, net), eps=eps))
 
 
 def _natural_scale(problem: Problem, net: LayerTuple) -> float:

@@ -12,6 +12,7 @@ import equinox as eqx
 import numpy as np
 
 from gdflow.network import LayerTuple
+from gdflow.objective import Objective
 from gdflow.problem import Problem
 
 #: Norms of layers are levelled where that multiplies one of them by this power of two or its inverse, or more: up to there the
@@ -73,10 +74,15 @@ def scaled(problem: Problem, net: LayerTuple) -> Scaled:
     )
     return Scaled(
         problem.replace(
-            target=times(problem.target, target),
-            design=times(problem.design, inputs),
+            objective=Objective(
+                times(problem.target, target),
+                times(problem.design, inputs),
+                problem.loss,
+                times(problem.data_error, target),
+            ),
             offset=0.0 * problem.offset,
             spectrum=spectrum,
+            neglected=times(problem.neglected, target),
         ),
         LayerTuple(times(w, uniform + e) for w, e in zip(net.weights, levels, strict=True)),
         uniform,

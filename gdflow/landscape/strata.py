@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from rich.console import RenderableType
 
 from gdflow.landscape.normal_form import NormalForm, count_exchanges, subset_indices
+from gdflow.levels import subset_text
 from gdflow.network import LayerTuple, count_parameters
 from gdflow.problem import Problem, critical_values
 from gdflow.tables import Printable, column_table
@@ -104,12 +105,6 @@ class Strata(Printable, Sequence):
         hidden = [f"({len(self) - 64} strata not shown)"] if len(self) > 64 else []
         table.caption = "\n".join([*self.notes, *hidden]) or None
         return table
-
-
-def subset_text(subset: Iterable[int]) -> str:
-    """A subset as it is written, `{1,3}`; the empty one is `∅`."""
-    inner = ",".join(map(str, subset))
-    return f"{{{inner}}}" if inner else "∅"
 
 
 def stratum_counts(
