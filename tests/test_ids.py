@@ -9,7 +9,6 @@ import pytest
 from gdflow.ids import MAX_ID, check_key, id_range, split_ids, start_key
 from gdflow.initialization import (
     Around,
-    Balanced,
     BalancedGaussian,
     Gaussian,
     LambdaBalanced,
@@ -23,7 +22,6 @@ LAWS = (
     Gaussian((3, 4, 2)),
     UniformBall((3, 4, 2), radius=2.0),
     Orthogonal((3, 4, 2), scale=0.7),
-    Balanced((3, 4, 2), singular_values=(2.0, 0.5)),
     BalancedGaussian((3, 4, 2)),
     LambdaBalanced((3, 2, 4), lam=0.8),
     Pyramidal((3, 4, 2), margin=0.5),
