@@ -72,15 +72,14 @@ def test_dense_output_that_is_too_large_is_left_out(first_buffers, monkeypatch):
 
 
 def test_any_number_of_steps_is_allowed_where_buffers_follow_the_need():
-    start = START
-    assert gf.simulate(PROBLEM, start, 0.1, **TOLERANCES, max_steps=10**9).status == "reached t1"
+    assert gf.simulate(PROBLEM, START, 0.1, **TOLERANCES, max_steps=10**9).status == "reached t1"
     # Compiled into something else, they are as long as they could become.
     with pytest.raises(
         ValueError, match=r"buffers of [0-9.]+ GiB \(max_steps=1000000000\): lower max_steps, give the times"
     ):
-        jax.jit(lambda net: gf.simulate(PROBLEM, net, 1.0, max_steps=10**9).losses)(start)
+        jax.jit(lambda net: gf.simulate(PROBLEM, net, 1.0, max_steps=10**9).losses)(START)
     with pytest.raises(ValueError, match=r"buffers of [0-9.]+ GiB .* pass dense=False"):
-        jax.jit(lambda net: gf.simulate(PROBLEM, net, 1.0, ts=[1.0], max_steps=10**8, dense=True).losses)(start)
+        jax.jit(lambda net: gf.simulate(PROBLEM, net, 1.0, ts=[1.0], max_steps=10**8, dense=True).losses)(START)
 
 
 _LARGE = """
@@ -89,9 +88,9 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 import gdflow as gf
 rng = np.random.default_rng(0)
-PROBLEM = gf.Problem.from_target(rng.standard_normal((200, 200)) / 10)
+problem = gf.Problem.from_target(rng.standard_normal((200, 200)) / 10)
 net = gf.LayerTuple([rng.standard_normal((200, 200)) / 15 for _ in range(2)])
-trajectory = gf.simulate(PROBLEM, net, 0.3)
+trajectory = gf.simulate(problem, net, 0.3)
 assert 10 < len(trajectory.ts) < 20 and trajectory.interpolation is not None
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """

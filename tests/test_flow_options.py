@@ -71,10 +71,10 @@ def test_more_options_that_make_no_sense_are_refused(options):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([np.array([[1.0, 0.0, np.nan]] * 3), np.ones((2, 3))], r"W_1 is nan at entry \(0, 2\); STARTS must be finite"),
+        ([np.array([[1.0, 0.0, np.nan]] * 3), np.ones((2, 3))], r"W_1 is nan at entry \(0, 2\); starts must be finite"),
         ([np.ones((3, 3)), np.full((2, 3), np.inf)], r"W_2 is inf at entry \(0, 0\)"),
-        ([np.ones((3, 4)), np.ones((2, 3))], r"widths \(4, 3, 2\) do not fit the PROBLEM.*d_0 = 3 and d_N = 2"),
-        ([np.ones((3, 3)), np.ones((1, 3))], r"widths \(3, 3, 1\) do not fit the PROBLEM"),
+        ([np.ones((3, 4)), np.ones((2, 3))], r"widths \(4, 3, 2\) do not fit the problem.*d_0 = 3 and d_N = 2"),
+        ([np.ones((3, 3)), np.ones((1, 3))], r"widths \(3, 3, 1\) do not fit the problem"),
         ([np.ones((5, 4, 3, 3)), np.ones((5, 4, 2, 3))], r"one batch axis at most, .* leading axes \(5, 4\)"),
     ],
 )

@@ -16,7 +16,7 @@ from gdflow.network import LayerTuple, check_widths
 
 
 def fan_in(d_in: int, d_out: int) -> float:
-    """`1/√d_in`: for input entries of variance 1 and independent layers, the standard deviation that keeps it."""
+    """`1/√d_in`, the standard deviation with which a layer keeps, on average, the mean square of the entries."""
     return 1 / math.sqrt(d_in)
 
 
@@ -42,9 +42,9 @@ class Gaussian(AbstractInitialization):
     **Arguments:**
 
     - `widths`: `(d_0, …, d_N)`.
-    - `scale`: the standard deviation of the entries: one number for all layers, or a function of `(d_in, d_out)` that gives it
-      for a layer of shape `(d_out, d_in)`. `gdflow.initialization.fan_in` and `fan_out` are two; with one of your own the same
-      function makes the same law, another that computes the same does not.
+    - `scale`: the standard deviation of the entries. One number for all layers, or a function of `(d_in, d_out)` that gives it for
+      a layer of shape `(d_out, d_in)`: `gdflow.initialization.fan_in`, `fan_out`, or one of your own. Give the same function
+      object every time: laws with different ones are different, and compile anew.
 
     **Raises:** `ValueError` for scales, or values of the function, that are not positive and finite; `TypeError` for what is
     neither number nor function.
