@@ -42,9 +42,9 @@ class Gaussian(AbstractInitialization):
     **Arguments:**
 
     - `widths`: `(d_0, …, d_N)`.
-    - `scale`: the standard deviation of the entries. One number for all layers, or a function of `(d_in, d_out)` that gives it for
-      a layer of shape `(d_out, d_in)`: `gdflow.initialization.fan_in`, `fan_out`, or one of your own. Give the same function
-      object every time: laws with different ones are different, and compile anew.
+    - `scale`: the standard deviation of the entries: one number for all layers, or a function of `(d_in, d_out)` that gives it
+      for a layer of shape `(d_out, d_in)`. Such are `gdflow.initialization.fan_in` and `fan_out`; another may be one of your
+      own. Give the same function object every time: laws with different ones are different, and compile anew.
 
     **Raises:** `ValueError` for scales, or values of the function, that are not positive and finite; `TypeError` for what is
     neither number nor function.
