@@ -165,7 +165,7 @@ def _flattened(workload: Workload):
 
 def _check_gaussian(workload: Workload) -> None:
     law = workload.law
-    if not isinstance(law, gf.initialization.Gaussian) or law.scale != "fan_in":
+    if not isinstance(law, gf.initialization.Gaussian) or law.scale is not gf.initialization.fan_in:
         raise Unavailable("draws Gaussian fan-in starts only")
 
 

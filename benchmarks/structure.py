@@ -84,11 +84,11 @@ def projected(ts: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     return np.where(exact[:, None, None], W[index], np.nan), signs[index], 0.0
 
 
-def riemannian(form: str, **options) -> Callable:
+def riemannian(form: gf.dynamics.AbstractForm) -> Callable:
     def run(ts: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         W0 = start().end_to_end
         flow = gf.riemannian_flow(
-            PROBLEM, W0, 2, float(ts[-1]), ts=jnp.asarray(ts), rtol=1e-8, atol=1e-11, max_steps=200_000, form=form, **options
+            PROBLEM, W0, 2, float(ts[-1]), ts=jnp.asarray(ts), rtol=1e-8, atol=1e-11, max_steps=200_000, form=form
         )  # fmt: skip
         signs = np.prod([np.linalg.slogdet(np.asarray(x))[0] for x in jax.tree.leaves(flow.factors)], axis=0)
         return np.asarray(flow.matrices), signs, float("nan")
@@ -102,8 +102,8 @@ WAYS = {
     "factors, Dopri8, rtol 1e-13": factors(solver=diffrax.Dopri8(), rtol=1e-13, atol=1e-15),
     "factors, Gauss–Legendre (6), step 0.1": factors(solver=gf.GaussLegendre(3), step=0.1),
     f"factors, Tsit5, projected every {INTERVAL}": projected,
-    "low-rank form, Tsit5": riemannian("low rank", boundary=0.0),
-    "graded form, Tsit5": riemannian("graded"),
+    "low-rank form, Tsit5": riemannian(gf.dynamics.LowRank(boundary=0.0)),
+    "graded form, Tsit5": riemannian(gf.dynamics.Graded()),
 }
 
 

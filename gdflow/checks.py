@@ -51,9 +51,21 @@ def check_number(name: str, value: object) -> float:
     return number
 
 
-def _real(name: str, value: Any, kind: str) -> Any:
+def check_positive(name: str, value: object) -> float:
+    """`value` as a positive finite `float`.
+
+    **Raises:** `TypeError` for what is no real number (booleans and strings are none), `ValueError` for zero, negative numbers,
+    infinities and `nan`; the message names the option.
+    """
+    number = _real(name, value, "a number")
+    if not 0 < number <= np.finfo(float).max:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return float(number)
+
+
+def _real(name: str, value: Any, wanted: str) -> Any:
     """`value`, or the entry of an array without axes, if it is a real number."""
     number = np.asarray(value)[()] if getattr(value, "ndim", None) == 0 else value
     if isinstance(number, bool | np.bool_) or not isinstance(number, numbers.Real):
-        raise TypeError(f"{name} must be {kind}, got {value!r}")
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
     return number

@@ -202,10 +202,10 @@ class Starts:
 
     def law(self, widths: tuple[int, ...]) -> Any:
         """The law, an `AbstractInitialization`, on networks of these widths."""
-        from gdflow.initialization import Balanced, Gaussian, Orthogonal, Pyramidal, UniformBall
+        from gdflow.initialization import Balanced, Gaussian, Orthogonal, Pyramidal, UniformBall, fan_in
 
         if self.init == "gaussian":
-            return Gaussian(widths, "fan_in" if self.init_scale is None else self.init_scale)
+            return Gaussian(widths, fan_in if self.init_scale is None else self.init_scale)
         size = 1.0 if self.init_scale is None else self.init_scale
         if self.init == "balanced":
             return Balanced(widths, singular_values=size)

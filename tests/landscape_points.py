@@ -83,6 +83,11 @@ def kinds(problem: Problem, widths, subset) -> list[str]:
     ]
 
 
+#: What `gdflow.classify` says of points of some kinds; of the others it depends on the point.
+KIND = {"strict": "strict saddle", "minimum": "global minimum"}
+KIND |= {"non-strict": "non-strict saddle", "zero-hessian": "non-strict saddle"}
+
+
 @dataclass(frozen=True)
 class Point:
     """A sampled critical point with what was asked for."""

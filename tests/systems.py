@@ -459,6 +459,11 @@ SYSTEMS: tuple[System, ...] = (
 )
 
 
+def named(name: str) -> System:
+    """The system of this name."""
+    return next(s for s in SYSTEMS if s.name == name)
+
+
 def residual_self_check(systems: Sequence[System] = SYSTEMS) -> float:
     """Integrate every system with SciPy's DOP853, print the norm-relative error of `exact` at t = 0 and at its times.
 

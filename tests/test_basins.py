@@ -19,7 +19,15 @@ import gdflow as gf
 from gdflow.basins import Status
 from gdflow.basins import estimate as estimate_module
 from gdflow.basins.storage import prepare_folder
-from gdflow.initialization import AbstractInitialization, Balanced, Gaussian, LambdaBalanced, Orthogonal, check_law
+from gdflow.initialization import (
+    AbstractInitialization,
+    Balanced,
+    BalancedGaussian,
+    Gaussian,
+    LambdaBalanced,
+    Orthogonal,
+    check_law,
+)
 
 KEY = jax.random.key(11)
 
@@ -281,7 +289,7 @@ def test_bad_options_are_refused_before_running(problem, law, options, message):
 @pytest.mark.parametrize(
     ("law", "kind", "message"),
     [
-        (Balanced((3, 3, 3), singular_values="gaussian"), "exact", "would mislead for the exactly balanced starts"),
+        (BalancedGaussian((3, 3, 3)), "exact", "would mislead for the exactly balanced starts"),
         (Orthogonal((3, 3, 3)), "exact", "keeps the sign of det W"),
         (Orthogonal((3, 3, 3)), "almost sure", "Lebesgue-almost every start"),
         (LambdaBalanced((3, 3, 3), 0.1), "almost sure", "Lebesgue-almost every start"),

@@ -11,7 +11,7 @@ import scipy.stats
 import gdflow as gf
 from gdflow.basins import Status
 from gdflow.certificates import LevelCertificate, full_rank_is_out_of_reach
-from gdflow.initialization import Balanced, LambdaBalanced, Orthogonal, Support
+from gdflow.initialization import Balanced, BalancedGaussian, LambdaBalanced, Orthogonal, Support
 
 KEY = jax.random.key(21)
 
@@ -26,7 +26,7 @@ def signs(law, num):
 def test_square_starts_of_full_rank_are_decided_by_the_sign_of_their_determinant(depth):
     """The law of `W(0)` is Gaussian: exactly half of the starts have `det W(0) < 0` and end at rank 2, on level 1."""
     problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0])
-    law = Balanced((3,) * (depth + 1), singular_values="gaussian")
+    law = BalancedGaussian((3,) * (depth + 1))
     estimate = gf.basin_sizes(problem, law, 300, key=KEY, progress=False, audit=30)
     assert estimate.configuration["kind"] == "balanced"
     assert estimate.certified == 300
@@ -61,7 +61,7 @@ def test_lower_limits_are_those_that_exact_modes_have():
 def test_side_is_the_same_in_all_coordinates():
     rng = np.random.default_rng(22)
     data = gf.Problem(rng.normal(size=(3, 20)), rng.normal(size=(3, 20)))
-    law = Balanced((3, 3, 3), singular_values="gaussian")
+    law = BalancedGaussian((3, 3, 3))
     net = law.sample(KEY, 3)
     side = bool(full_rank_is_out_of_reach(data, net))
     minimum = np.asarray(gf.manifold.best_fit(data, 3))
@@ -177,7 +177,7 @@ def test_an_integration_that_strays_is_not_certified(small):
 @pytest.mark.slow
 def test_laws_know_whether_they_are_balanced():
     for law in (
-        Balanced((3, 2, 2)), Balanced((3, 2, 2), singular_values="gaussian"), LambdaBalanced((3, 2, 2), lam=0.0),
+        Balanced((3, 2, 2)), BalancedGaussian((3, 2, 2)), LambdaBalanced((3, 2, 2), lam=0.0),
         LambdaBalanced((3, 2, 2), lam=0.1), Orthogonal((3, 2, 2, 4)), Orthogonal((2, 3, 2)), Orthogonal((4, 3, 2, 3)),
         Orthogonal((3, 3)), gf.initialization.Gaussian((2, 2, 2)),
     ):  # fmt: skip
@@ -187,13 +187,13 @@ def test_laws_know_whether_they_are_balanced():
 
 def test_gaussian_singular_values():
     """At full rank the product is a Gaussian matrix: its squared norm is chi-square distributed."""
-    law = Balanced((3, 2, 2), singular_values="gaussian")
+    law = BalancedGaussian((3, 2, 2))
     starts = law.sample_batch(KEY, np.arange(2000))
     W = np.asarray(jax.vmap(lambda net: net.end_to_end)(starts))
     # Six entries of variance 1/3; both tests with false-alarm probability 1e-4.
     assert scipy.stats.kstest(3 * np.sum(W**2, axis=(1, 2)), scipy.stats.chi2(6).cdf).pvalue > 1e-4
     assert scipy.stats.kstest(np.sqrt(3) * W[:, 0, 1], scipy.stats.norm.cdf).pvalue > 1e-4
-    thin = Balanced((3, 2, 3), rank=1, singular_values="gaussian")
+    thin = BalancedGaussian((3, 2, 3), rank=1)
     assert np.linalg.matrix_rank(np.asarray(thin.sample(KEY, 0).end_to_end), tol=1e-10) == 1
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import gdflow as gf
 from gdflow import manifold
+from gdflow.dynamics import Graded, LowRank
 from gdflow.dynamics.riemannian_flow import _as_matrix
 from gdflow.initialization import Balanced
 
@@ -85,7 +86,7 @@ def test_square_starts_keep_the_sign_of_the_determinant_where_factors_lose_it():
     assert np.all(np.isfinite(flow.losses[reached]))
     assert np.all(np.isnan(flow.losses[~reached]))
     # Gone on regardless, it crosses sooner or later.
-    on = gf.riemannian_flow(problem, W0, 2, 60.0, boundary=0.0)
+    on = gf.riemannian_flow(problem, W0, 2, 60.0, form=LowRank(boundary=0.0))
     np.testing.assert_allclose(np.linalg.det(np.asarray(on.final)), 2.0, rtol=1e-3)
     # The same start as factors: round-off grows like e^t along the unstable direction of the saddle and takes over.
     np.testing.assert_allclose(gf.simulate(problem, net, 20.0, ts=3).losses[-1], 0.5, atol=1e-2)
@@ -184,12 +185,19 @@ def test_errors(problem):
         (dict(max_steps=0), "max_steps must be at least 1, got 0"),
         (dict(max_steps=2.5), "max_steps must be an integer, got 2.5"),
         (dict(rank=1.5), "rank must be an integer, got 1.5"),
-        (dict(boundary=np.nan), "boundary must be a finite number, got nan"),
         (dict(solver=diffrax.KenCarp4()), "KenCarp4 is made for equations split into several terms"),
         (dict(solver=diffrax.Euler()), "Euler has no error estimate"),
     ):
         with pytest.raises(ValueError, match=message):
             gf.riemannian_flow(problem, W, 2, 1.0, **options)
+    for boundary, message in ((np.nan, "boundary must be a finite number, got nan"), (1.0, "between 0 and 1, got 1.0")):
+        with pytest.raises(ValueError, match=message):
+            LowRank(boundary=boundary)
+    for form in ("graded", "low rank", Graded):  # as a user calls it, without the type checks of the tests
+        with pytest.raises(
+            TypeError, match=r"form must be gdflow.dynamics.LowRank\(\) or gdflow.dynamics.Graded\(\), got"
+        ):
+            inspect.unwrap(gf.riemannian_flow)(problem, W, 2, 1.0, form=form)
     with pytest.raises(ValueError, match="t1 must be a finite number, got nan"):
         gf.riemannian_flow(problem, W, 2, np.nan)
     for start in (W * 1j, np.ones((3, 4)) * 1j):  # as a user calls it, without the type checks of the tests
@@ -206,7 +214,7 @@ def test_errors(problem):
         gf.riemannian_flow(problem, unbalanced, 3, 1.0)
 
 
-@pytest.mark.parametrize("form", ["low rank", "graded"])
+@pytest.mark.parametrize("form", [LowRank(), Graded()], ids=["low rank", "graded"])
 def test_a_start_of_lower_rank_than_asked_for_is_refused(form):
     problem, W = gf.Problem.from_singular_values([2.0, 1.0]), np.diag([1.0, 1e-18])
     with pytest.raises(
@@ -226,7 +234,7 @@ def test_a_trajectory_keeps_its_problem(problem):
     net = Balanced((4, 2, 3)).sample(KEY, 5)
     for flow in (
         gf.riemannian_flow(problem, net, 2, 1.0, ts=2),
-        gf.riemannian_flow(problem, net, 2, 1.0, ts=2, form="graded"),
+        gf.riemannian_flow(problem, net, 2, 1.0, ts=2, form=Graded()),
         gf.simulate(problem, net, 1.0, ts=2, dense=False),
     ):
         assert eqx.tree_equal(flow.problem, problem)
@@ -234,7 +242,7 @@ def test_a_trajectory_keeps_its_problem(problem):
         assert "m=12 samples" in str(flow.problem.report())
 
 
-@pytest.mark.parametrize(("form", "size"), [("low rank", 1e4), ("low rank", 1e-4), ("graded", 1e-4)])
+@pytest.mark.parametrize(("form", "size"), [(LowRank(), 1e4), (LowRank(), 1e-4), (Graded(), 1e-4)], ids=str)
 def test_the_first_step_knows_how_fast_the_flow_is(form, size):
     """With `N = 2` and data times `size` the flow of `W` is so many times as fast: 0.01 is no step for both."""
     problem = gf.Problem.from_singular_values(size * np.array([2.0, 1.0]))
@@ -246,7 +254,7 @@ def test_the_first_step_knows_how_fast_the_flow_is(form, size):
 
 
 def test_it_prints(problem):
-    flow = gf.riemannian_flow(problem, Balanced((4, 2, 3)).sample(KEY, 5), 2, 1.0, ts=3)
+    flow = gf.riemannian_flow(problem, Balanced((4, 2, 3)).sample(KEY, 5).end_to_end, 2.5, 1.0, ts=3)
     text = str(flow)
     assert repr(flow) == text
     assert "RiemannianTrajectory(" in repr(jax.tree.map(lambda _: None, flow))

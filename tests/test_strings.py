@@ -61,10 +61,11 @@ def brute_force(sizes: tuple[int, ...]) -> dict[str, set[tuple[int, ...]]]:
     for j in range(1, N + 1):
         # P_j(w) = Z_N…Z_{j+1} w Z_{j-1}…Z_1
         zero &= ~(np.any(product(j + 1, N, Z), axis=(1, 2)) & np.any(product(1, j - 1, Z), axis=(1, 2)))
+    masks = {"any": critical, "not-tightened": ~tightened, "tightened": tightened, "zero-hessian": zero}
     return {
-        kind: {tuple(map(int, t)) for t in np.unique(types[critical & mask], axis=0)}
-        for kind, mask in {"any": critical, "not-tightened": ~tightened, "tightened": tightened, "zero-hessian": zero}.items()
-    }  # fmt: skip
+        condition: {tuple(map(int, t)) for t in np.unique(types[critical & mask], axis=0)}
+        for condition, mask in masks.items()
+    }
 
 
 def pairs(N: int) -> list[tuple[int, int]]:
@@ -96,13 +97,13 @@ def test_the_rank_types_that_exist_are_those_of_all_partial_permutations(sizes):
         candidates = sorted(near)
         candidates = [candidates[i] for i in rng.permutation(len(candidates))[:120]]
     assert set(candidates) & expected["any"]
-    for kind, types in expected.items():
-        if kind == "zero-hessian" and not (N >= 3 and sizes[-1]):  # there S = ∅
+    for condition, types in expected.items():
+        if condition == "zero-hessian" and not (N >= 3 and sizes[-1]):  # there S = ∅
             continue
         for t in candidates:
             counts = {(j - 1, k): rank for (j, k), rank in zip(pairs(N), t, strict=True)}
-            strings = find_strings(rng, sizes, counts=counts, kind=kind)
-            assert (strings is not None) == (t in types), (kind, t)
+            strings = find_strings(rng, sizes, counts=counts, condition=condition)
+            assert (strings is not None) == (t in types), (condition, t)
             if strings is not None:
                 assert rank_type(strings, N) == t
                 # As many strings through every space as it has dimensions, none longer than N, none that ends at V_N.
@@ -115,12 +116,12 @@ def test_the_rank_types_that_exist_are_those_of_all_partial_permutations(sizes):
 def test_draws_cover_the_rank_types(sizes):
     """Every string system has a positive probability; some hundred draws find many rank types of every kind."""
     rng, N = np.random.default_rng(1), len(sizes) - 1
-    for kind, types in brute_force(sizes).items():
-        draws = 400 if kind == "any" else 60
-        seen = {rank_type(find_strings(rng, sizes, counts={}, kind=kind), N) for _ in range(draws)}
+    for condition, types in brute_force(sizes).items():
+        draws = 400 if condition == "any" else 60
+        seen = {rank_type(find_strings(rng, sizes, counts={}, condition=condition), N) for _ in range(draws)}
         assert seen <= types
         # 54 of 67 and 21 of 55 for this seed: the small numbers are those of few draws.
-        assert len(seen) >= (0.7 if kind == "any" else 0.3) * len(types)
+        assert len(seen) >= (0.7 if condition == "any" else 0.3) * len(types)
 
 
 def test_the_strings_of_a_cycle():

@@ -66,7 +66,7 @@ def test_graded_and_low_rank_form_are_the_same_flow(depth, rank):
     problem = gf.Problem(rng.normal(size=(4, 12)), rng.normal(size=(3, 12)))
     W0 = Balanced((4, rank, 3), singular_values=0.5).sample(KEY, 0).end_to_end
     options = dict(ts=4, rtol=1e-10, atol=1e-13)
-    graded = gf.riemannian_flow(problem, W0, depth, 2.0, form="graded", **options)
+    graded = gf.riemannian_flow(problem, W0, depth, 2.0, form=gf.dynamics.Graded(), **options)
     plain = gf.riemannian_flow(problem, W0, depth, 2.0, **options)
     assert graded.solved
     np.testing.assert_allclose(graded.matrices, plain.matrices, atol=1e-8)  # both at local tolerance 1e-10
@@ -81,7 +81,12 @@ def test_the_graded_form_stays_on_its_side_for_good():
     U, V = random_orthogonal(rng, 2), random_orthogonal(rng, 2)
     V[:, 1] *= -np.linalg.det(U) * np.linalg.det(V)
     flow = gf.riemannian_flow(
-        problem, jnp.asarray(U * [0.5, 0.4] @ V.T), 2, 400.0, ts=jnp.array([0.0, 20.0, 60.0, 400.0]), form="graded"
+        problem,
+        jnp.asarray(U * [0.5, 0.4] @ V.T),
+        2,
+        400.0,
+        ts=jnp.array([0.0, 20.0, 60.0, 400.0]),
+        form=gf.dynamics.Graded(),
     )
     assert flow.solved
     assert not flow.at_boundary
@@ -97,7 +102,9 @@ def test_the_graded_form_stays_on_its_side_for_good():
 def test_aligned_modes_of_the_graded_form_are_exact():
     problem = gf.Problem.from_singular_values([2.0, 1.0, 0.5])
     modes = [0.3, -0.4, 0.2]
-    flow = gf.riemannian_flow(problem, jnp.diag(jnp.array(modes)), 3, 4.0, ts=3, form="graded", rtol=1e-10, atol=1e-13)
+    flow = gf.riemannian_flow(
+        problem, jnp.diag(jnp.array(modes)), 3, 4.0, ts=3, form=gf.dynamics.Graded(), rtol=1e-10, atol=1e-13
+    )
     for k, (s, u) in enumerate(zip([2.0, 1.0, 0.5], modes, strict=True)):
         expected = [exact.balanced_chain(s, u, 3, t) for t in (0.0, 2.0, 4.0)]
         np.testing.assert_allclose(flow.matrices[:, k, k], expected, rtol=1e-8)
@@ -106,17 +113,15 @@ def test_aligned_modes_of_the_graded_form_are_exact():
 def test_options_of_the_graded_form():
     problem, W0 = gf.Problem.from_singular_values([2.0, 1.0]), 0.3 * jnp.eye(2)
     for options, message in (
-        (dict(form="thin"), "form must be one of"),
-        (dict(form="graded", boundary=1e-3), "no boundary to stop at"),
-        (dict(form="graded", adjoint=diffrax.ForwardMode()), "no derivatives"),
-        (dict(form="graded", solver=diffrax.Kvaerno5()), "explicit Runge–Kutta methods, not by Kvaerno5"),
+        (dict(adjoint=diffrax.ForwardMode()), "no derivatives"),
+        (dict(solver=diffrax.Kvaerno5()), "explicit Runge–Kutta methods, not by Kvaerno5"),
     ):
         with pytest.raises(ValueError, match=message):
-            gf.riemannian_flow(problem, W0, 2, 1.0, **options)
+            gf.riemannian_flow(problem, W0, 2, 1.0, form=gf.dynamics.Graded(), **options)
 
     def loss(W, s):
         other = with_singular_values(problem, s)
-        return gf.riemannian_flow(other, W, 2, 1.0, rank=2, ts=2, form="graded").losses[-1]
+        return gf.riemannian_flow(other, W, 2, 1.0, rank=2, ts=2, form=gf.dynamics.Graded()).losses[-1]
 
     s = problem.singular_values
     for differentiate in (
@@ -127,7 +132,7 @@ def test_options_of_the_graded_form():
     ):
         with pytest.raises(NotImplementedError, match="graded form of the Riemannian flow has no derivatives"):
             differentiate()
-    assert not gf.riemannian_flow(problem, W0, 2, 9.0, ts=2, form="graded", max_steps=3).solved
+    assert not gf.riemannian_flow(problem, W0, 2, 9.0, ts=2, form=gf.dynamics.Graded(), max_steps=3).solved
 
 
 @pytest.mark.parametrize("depth", [2, 5])

@@ -13,7 +13,7 @@ import pytest
 import gdflow as gf
 from gdflow import manifold
 from gdflow.certificates import radius_bounds
-from gdflow.initialization import Balanced, Gaussian
+from gdflow.initialization import BalancedGaussian, Gaussian
 
 KEY = jax.random.key(61)
 SLOW = pytest.mark.slow
@@ -80,13 +80,13 @@ def test_critical_points_on_the_manifold_are_strict_saddles_but_for_the_best_fit
 @pytest.mark.parametrize(("depth", "rank"), [(2, 2), pytest.param(3, 2, marks=SLOW), pytest.param(2, 1, marks=SLOW)])
 def test_theorem_6_the_flow_on_the_manifold_tends_to_the_best_fit_or_to_lower_rank(depth, rank):
     problem = data(9, 2, 2)
-    law = Balanced((2, *[rank] * (depth - 1), 2), singular_values="gaussian")
+    law = BalancedGaussian((2, *[rank] * (depth - 1), 2))
     best = np.asarray(manifold.best_fit(problem, rank))
     lower = np.asarray(manifold.best_fit(problem, rank - 1)) if rank > 1 else None
     ends = set()
     for i in range(6):
         net = law.sample(KEY, i)
-        flow = gf.riemannian_flow(problem, net, depth, 60.0, ts=2, form="graded")
+        flow = gf.riemannian_flow(problem, net, depth, 60.0, ts=2, form=gf.dynamics.Graded())
         side = np.linalg.det(np.asarray(net.end_to_end)) * np.linalg.det(best)
         if rank == 2 and side < 0:
             # Rates of the order of the data's eigenvalues, but like 1/t^{N/(N−2)} into zero for N > 2.

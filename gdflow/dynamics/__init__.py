@@ -1,12 +1,15 @@
 """Flows and their trajectories."""
 
 from gdflow.dynamics import exact as exact
+from gdflow.dynamics.forms import AbstractForm as AbstractForm
+from gdflow.dynamics.forms import Factored as Factored
+from gdflow.dynamics.graded import Graded as Graded
 from gdflow.dynamics.gradient_flow import gradient_flow_field as gradient_flow_field
 from gdflow.dynamics.gradient_flow import simulate as simulate
 from gdflow.dynamics.limits import limit as limit
-from gdflow.dynamics.riemannian_flow import LowRank as LowRank
-from gdflow.dynamics.riemannian_flow import RiemannianTrajectory as RiemannianTrajectory
+from gdflow.dynamics.low_rank import LowRank as LowRank
 from gdflow.dynamics.riemannian_flow import riemannian_flow as riemannian_flow
+from gdflow.dynamics.riemannian_trajectory import RiemannianTrajectory as RiemannianTrajectory
 from gdflow.dynamics.runge_kutta import RK4 as RK4
 from gdflow.dynamics.runge_kutta import RKC as RKC
 from gdflow.dynamics.runge_kutta import GaussLegendre as GaussLegendre

@@ -162,12 +162,16 @@ def _string_layers(rng, widths, subset, kind, ranks) -> list[np.ndarray]:
     """
     r = len(subset)
     sizes = tuple(d - r for d in widths)
-    condition = {"strict": "not-tightened" if _nested(subset) else "any", "non-strict": "tightened"}
+    conditions = {
+        "strict": "not-tightened" if _nested(subset) else "any",
+        "non-strict": "tightened",
+        "zero-hessian": "zero-hessian",
+    }
     strings = find_strings(
         rng,
         sizes,
         counts={(j - 1, k): rank - r for (j, k), rank in ranks.items()},
-        kind="zero-hessian" if kind == "zero-hessian" else condition.get(kind, "any"),
+        condition=conditions.get(kind, "any"),
     )
     if strings is None:
         of = f" and ranks {dict(ranks)}" if ranks else ""

@@ -17,7 +17,7 @@ every `v`. Ranks are counts: `rank W_k…W_j = r + #{strings that contain V_{j-1
 `rank W_{j-1}…W_1Σ_YᵀW_N…W_{i+1} = r + #{strings that contain V_i, …, V_N, V_0, …, V_{j-1}}`. The latter is the complement of
 `V_j, …, V_{i-1}` on the cycle: a pivot `(i, j)` is tightened iff no string contains the one arc or no string the other.
 
-What is asked for, ranks and a kind, is linear in the counts but for alternatives (one arc or the other): an integer program,
+What is asked for, ranks and a condition, is linear in the counts but for alternatives (one arc or the other): an integer program,
 which decides exactly whether there is such a point.
 """
 
@@ -66,15 +66,15 @@ def find_strings(
     sizes: tuple[int, ...],
     *,
     counts: Mapping[tuple[int, int], int],
-    kind: str = "any",
+    condition: str = "any",
 ) -> list[list[int]] | None:
-    """A random system of strings of a kind with given counts; `None` if there is none.
+    """A random system of strings that meets a condition, with given counts; `None` if there is none.
 
     **Arguments:**
 
     - `sizes`: `(dim V_0, …, dim V_N)`, `N ≥ 2`, `dim V_N ≤ dim V_0`.
     - `counts`: how many strings shall contain the arc `V_first, …, V_last`, by `(first, last)`.
-    - `kind`: `"any"`; `"not-tightened"` or `"tightened"`: some pivot is not, or all are; `"zero-hessian"`: all are and the
+    - `condition`: `"any"`; `"not-tightened"` or `"tightened"`: some pivot is not, or all are; `"zero-hessian"`: all are and the
       terms of first order vanish too (for `S = ∅`).
 
     **Returns:** the strings, each as the list of its spaces.
@@ -89,12 +89,12 @@ def find_strings(
         for i in range(2, strings.depth + 1)
         for j in range(1, i)
     ]
-    if kind == "not-tightened":
+    if condition == "not-tightened":
         program.some_both_positive(pairs)
-    elif kind in ("tightened", "zero-hessian"):
+    elif condition in ("tightened", "zero-hessian"):
         for pair in pairs:
             program.one_vanishes(*pair)
-    if kind == "zero-hessian":
+    if condition == "zero-hessian":
         N = strings.depth
         for j in range(1, N + 1):
             # Layers above j, layers below j; an empty product is no zero.

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from gdflow.dynamics import RKC, riemannian_flow, simulate
-from gdflow.initialization import AbstractInitialization, Balanced, Gaussian
+from gdflow.dynamics import RKC, LowRank, riemannian_flow, simulate
+from gdflow.initialization import AbstractInitialization, Balanced, Gaussian, fan_out
 from gdflow.landscape import extreme_eigenpairs
 from gdflow.manifold import best_fit
 from gdflow.network import LayerTuple, count_parameters
@@ -101,7 +101,7 @@ class Case:
 
         The paper does not give the standard deviation of the second: it is the teacher's here.
         """
-        law = Balanced(self.widths) if self.balanced else Gaussian(self.widths, "fan_out")
+        law = Balanced(self.widths) if self.balanced else Gaussian(self.widths, fan_out)
         return _draw(law, _keys(self.seed, self.d)[2])
 
 
@@ -117,7 +117,7 @@ def _draw(law: AbstractInitialization, key: Key[Array, ""]) -> LayerTuple:
 
 @functools.lru_cache(maxsize=64)
 def _teacher(widths: tuple[int, ...], seed: int) -> np.ndarray:
-    return np.asarray(_draw(Gaussian(widths, "fan_out"), _keys(seed, widths[0])[1]).end_to_end)
+    return np.asarray(_draw(Gaussian(widths, fan_out), _keys(seed, widths[0])[1]).end_to_end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +230,8 @@ def _adaptive(
         # In low-rank form a step costs so much less that Tsit5 gets far also where stability binds it.
         W = eqx.filter_jit(lambda net: net.end_to_end)(start)
         flow = riemannian_flow(
-            problem, W, case.depth, case.t1, rank=case.rank, ts=jnp.asarray(ts), boundary=1e-6, max_steps=4 * budget.steps,
-            rtol=RTOL, atol=ATOL,
+            problem, W, case.depth, case.t1, rank=case.rank, ts=jnp.asarray(ts), form=LowRank(boundary=1e-6),
+            max_steps=4 * budget.steps, rtol=RTOL, atol=ATOL,
         )  # fmt: skip
         how = "boundary met" if bool(flow.at_boundary) else "Riemannian flow"
         return np.asarray(flow.matrices), int(flow.num_steps), f"{how} at t = {float(flow.final_time):.4g}"
