@@ -18,7 +18,7 @@ def test_python_example_runs():
     namespace: dict = {}
     exec(compile(code, "README.md", "exec"), namespace)
     assert namespace["estimate"].certified == 2000
-    assert gf.classify(namespace["problem"], namespace["saddle"]).kind == "non-strict saddle"
+    assert gf.classify(namespace["problem"], namespace["saddle"]).kind == "strict saddle"
 
 
 def test_ci_runs_the_commands_of_the_readme():
