@@ -29,5 +29,6 @@ from gdflow.network import LayerTuple as LayerTuple
 from gdflow.problem import Problem as Problem
 from gdflow.problem import critical_values as critical_values
 from gdflow.problem import iterate_critical_values as iterate_critical_values
+from gdflow.programs import keep_programs as keep_programs
 
 __version__: str

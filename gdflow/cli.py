@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import math
 import os
 import pathlib
-import platform
 import signal
 import sys
 import threading
@@ -63,6 +63,9 @@ app = cyclopts.App(
         "GDFLOW_CACHE (by default gdflow in the user's cache folder; empty: nowhere) and may be deleted at any time."
     ),
     version=importlib.metadata.version("gdflow"),
+)
+app.register_install_completion_command(
+    help="Install completion of commands and options for your shell; the shell's startup file may get a line for it."
 )
 
 #: What went wrong without ending the command: said at its end.
@@ -145,39 +148,49 @@ class Columns:
         if len(self.hidden) > _MOST_LAYERS:
             raise ValueError(f"--hidden names {len(self.hidden)} layers, more than {_MOST_LAYERS}")
 
-    def problem(self, path: pathlib.Path | None) -> Any:
-        """The `Problem` of the data, which are read and checked; of the bundled data if there is no path."""
-        try:
-            return self._problem(path)
-        except TypeError as error:  # of the data
-            raise ValueError(str(error)) from error
-
-    def _problem(self, path: pathlib.Path | None) -> Any:
-        from gdflow.data.bundled import LINNERUD_TARGETS, linnerud_path
-        from gdflow.problem import Problem
-
+    def table(self, path: pathlib.Path | None) -> Any:
+        """The `Table` of the data, which are read and checked; of the bundled data if there is no path. It needs no JAX."""
         for name in (*self.targets, *self.features):
             if os.path.isfile(name):
                 raise ValueError(
                     f"{name!r} was read as a column name but is a file: put the data file first, e.g. "
                     f"gdflow basins {name} --targets …"
                 )
-        if path is None:
-            if self.targets or self.features:
-                raise ValueError("--targets and --features need a data file before them: FILE.csv --targets …")
-            return self._csv(linnerud_path(), LINNERUD_TARGETS)
-        if path.suffix.lower() != ".npz":
-            return self._csv(path, self.targets)
-        if self.targets or self.features:
+        named = bool(self.targets or self.features)
+        if path is None and named:
+            raise ValueError("--targets and --features need a data file before them: FILE.csv --targets …")
+        if _is_npz(path) and named:
             raise ValueError("an NPZ file holds X and Y: it takes no --targets or --features")
-        options = dict(center=bool(self.center), scale=bool(self.scale))
-        return Problem.from_npz(path, coordinates=self.coordinates, **options)
+        try:
+            return _read(path, self.targets, self.features or None)
+        except TypeError as error:  # of the data
+            raise ValueError(str(error)) from error
 
-    def _csv(self, path: pathlib.Path, targets: tuple[str, ...]) -> Any:
+    def problem(self, path: pathlib.Path | None) -> Any:
+        """The `Problem` of the data."""
         from gdflow.problem import Problem
 
-        options = dict(center=self.center is not False, scale=self.scale is not False)
-        return Problem.from_csv(path, targets, self.features or None, coordinates=self.coordinates, **options)
+        table = self.table(path)
+        center, scale = (not _is_npz(path) if chosen is None else chosen for chosen in (self.center, self.scale))
+        return Problem(
+            table.X, table.Y, features=table.features, targets=table.targets, source=table.source,
+            coordinates=self.coordinates, center=center, scale=scale,
+        )  # fmt: skip
+
+
+def _is_npz(path: pathlib.Path | None) -> bool:
+    return path is not None and path.suffix.lower() == ".npz"
+
+
+@functools.cache
+def _read(path: pathlib.Path | None, targets: tuple[str, ...], features: tuple[str, ...] | None) -> Any:
+    """The table of a file, read once for a command, although it is checked before JAX is imported and used after."""
+    from gdflow.data import read_csv, read_npz
+    from gdflow.data.bundled import LINNERUD_TARGETS, linnerud_path
+
+    if path is None:
+        return read_csv(linnerud_path(), LINNERUD_TARGETS, features)
+    return read_npz(path) if _is_npz(path) else read_csv(path, targets, features)
 
 
 @Parameter(name="*")
@@ -424,34 +437,6 @@ def experiment(
     _say_written(find_experiment(name).files, out)
 
 
-def keep_compiled_programs() -> pathlib.Path | None:
-    """Turns on JAX's persistent compilation cache, so that a second run starts in seconds; returns its folder.
-
-    `GDFLOW_CACHE` names the folder; empty it switches the cache off. By default it is `gdflow` in the user's cache folder
-    (`XDG_CACHE_HOME`, else `~/.cache`). Each host has a folder of its own in it, since programs are compiled for its processor.
-    """
-    import jax
-
-    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gdflow"
-    named = os.environ.get("GDFLOW_CACHE", str(default))
-    if not named:
-        return None
-    folder = pathlib.Path(named) / (platform.node() or "host")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None  # a convenience only: without a folder for it everything works, but slower
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # XLA compares a program's target with the host by names that include tuning hints ("prefer-no-gather"), which no host
-    # reports, and logs a false alarm for every kernel it loads. Errors that matter are raised, not logged.
-    with contextlib.suppress(ImportError):
-        from jaxlib.utils import absl_set_min_log_level  # type: ignore[import-not-found]
-
-        absl_set_min_log_level(3)
-    return folder
-
-
 def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
     """Shows a warning in one line; what could not be saved is said at the end instead."""
     from gdflow.basins.storage import StorageWarning
@@ -465,13 +450,17 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
 def _run(arguments: list[str]) -> None:
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
     if command.__module__ == __name__:  # neither help nor version
+        bound.apply_defaults()
+        if "columns" in bound.arguments:  # bad data are told of at once
+            bound.arguments["columns"].table(bound.arguments["data"])
         with _ended_by_interrupts():
             import jax
 
             import gdflow.experiments  # noqa: F401 (and all below it)
+            from gdflow.programs import keep_programs
 
         jax.config.update("jax_enable_x64", True)  # certificates need double precision
-        keep_compiled_programs()
+        keep_programs()
     command(*bound.args, **bound.kwargs)
 
 
@@ -484,6 +473,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # Σ in a terminal that knows ASCII only
     _failures.clear()
     _kept.clear()
+    _read.cache_clear()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
@@ -498,7 +488,3 @@ def main() -> None:
         _complain(message)
     if _failures:
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,14 @@
-"""Shared configuration of the tests: double precision, no silent broadcasting between ranks, shared problems."""
+"""Shared configuration of the tests: double precision, no silent broadcasting between ranks, shared problems, kept programs."""
+
+import os
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from raw_data import DATA
+
+from gdflow.programs import keep_programs
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -14,6 +18,12 @@ settings.register_profile(
     "gdflow", deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("gdflow")
+
+
+def pytest_configure(config):
+    """Keeps compiled programs among pytest's own files, for the next run; not in CI, nor where JAX has a folder already."""
+    if not (os.environ.get("CI") or jax.config.jax_compilation_cache_dir) and hasattr(config, "cache"):
+        keep_programs(config.cache.mkdir("programs"))
 
 
 @pytest.fixture(scope="module", autouse=True)

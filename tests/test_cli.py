@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 
-import jax
 import matplotlib.figure
 import matplotlib.image
 import numpy as np
@@ -42,7 +41,7 @@ def assert_same_outcomes(one, other):
 def run(capsys, monkeypatch, *arguments):
     """Runs the entry point in this process: (exit code, standard output, standard error)."""
     monkeypatch.setattr(sys, "argv", ["gdflow", *map(str, arguments)])
-    monkeypatch.setenv("GDFLOW_CACHE", "")  # other tests of this process are not to be served from a cache
+    monkeypatch.setenv("GDFLOW_CACHE", "")  # this process keeps its programs as `conftest.py` says
     try:
         cli.main()
         code = 0
@@ -137,14 +136,23 @@ def test_npz(gdflow, tmp_path):
 def test_bare_command_prints_help(gdflow):
     code, out, _ = gdflow()
     assert code == 0
-    for command in ("basins", "report", "simulate"):
+    for command in ("basins", "report", "simulate", "--install-completion"):
         assert command in out
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_where_asked(gdflow, monkeypatch, tmp_path, shell):
+    monkeypatch.setenv("HOME", str(tmp_path))  # startup files are there
+    code, out, err = gdflow("--install-completion", "--shell", shell, "--output", "completion")
+    assert (code, err) == (0, "")
+    assert "completion" in out
+    script = (tmp_path / "completion").read_text()
+    for word in ("basins", "coordinates", "whitened"):
+        assert word in script
+
+
 def test_version():
-    process = subprocess.run(
-        [sys.executable, "-m", "gdflow.cli", "--version"], capture_output=True, text=True, check=True
-    )
+    process = subprocess.run([sys.executable, "-m", "gdflow", "--version"], capture_output=True, text=True, check=True)
     assert process.stdout.strip()[0].isdigit()
 
 
@@ -212,25 +220,6 @@ def test_unwritable_folders(gdflow, tmp_path):
         assert "cannot be made" in err
 
 
-def test_the_cache_has_a_documented_folder_that_can_be_switched_off(monkeypatch, tmp_path):
-    chosen = {}
-    monkeypatch.setattr(jax.config, "update", chosen.__setitem__)
-    monkeypatch.setenv("GDFLOW_CACHE", "")
-    assert cli.keep_compiled_programs() is None
-    assert not chosen
-    monkeypatch.setenv("GDFLOW_CACHE", str(tmp_path / "named"))
-    folder = cli.keep_compiled_programs()
-    assert folder.parent == tmp_path / "named"
-    assert folder.is_dir()
-    assert chosen["jax_compilation_cache_dir"] == str(folder)
-    monkeypatch.delenv("GDFLOW_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cli.keep_compiled_programs().parent == tmp_path / "xdg" / "gdflow"
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("GDFLOW_CACHE", str(tmp_path / "file"))
-    assert cli.keep_compiled_programs() is None  # runs without
-
-
 @pytest.mark.slow
 def test_a_second_run_finds_its_programs_and_gives_the_same_outcomes(tmp_path):
     environment = {**os.environ, "GDFLOW_CACHE": str(tmp_path / "cache")}
@@ -239,7 +228,7 @@ def test_a_second_run_finds_its_programs_and_gives_the_same_outcomes(tmp_path):
         command = [
             sys.executable,
             "-m",
-            "gdflow.cli",
+            "gdflow",
             "basins",
             "--num",
             "100",
@@ -331,7 +320,7 @@ def without_jax(tmp_path):
         # Whatever runs the tests may ignore interrupts, as a shell's background jobs do: the command line shall not.
         as_module = (
             "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-            "runpy.run_module('gdflow.cli', run_name='__main__')"
+            "runpy.run_module('gdflow', run_name='__main__')"
         )
         return subprocess.run(
             [sys.executable, "-c", as_module, *arguments],

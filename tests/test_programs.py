@@ -1,16 +1,50 @@
-"""Compiled programs are forgotten before a process runs out of memory maps; by flows as well as by batches."""
+"""Compiled programs are kept for the next process, and forgotten before a process runs out of memory maps."""
 
 import io
 import os
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 import gdflow as gf
 from gdflow import programs
 
-#: With a limit of 1000 maps this process, which has far more, counts as crowded.
-LIMIT = "1000"
+
+def test_the_folder_of_kept_programs_is_documented_and_can_be_switched_off(monkeypatch, tmp_path):
+    chosen = {}
+    monkeypatch.setattr(jax.config, "update", chosen.__setitem__)
+    monkeypatch.setenv("GDFLOW_CACHE", "")
+    assert gf.keep_programs() is None
+    assert not chosen
+    monkeypatch.setenv("GDFLOW_CACHE", str(tmp_path / "named"))
+    folder = gf.keep_programs()
+    assert folder.parent == tmp_path / "named"
+    assert folder.is_dir()
+    assert chosen["jax_compilation_cache_dir"] == str(folder)
+    assert gf.keep_programs(tmp_path / "given").parent == tmp_path / "given"
+    monkeypatch.delenv("GDFLOW_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert gf.keep_programs().parent == tmp_path / "xdg" / "gdflow"
+    (tmp_path / "file").write_text("")
+    assert gf.keep_programs(tmp_path / "file") is None  # runs without
+
+
+def test_programs_are_kept_from_python(tmp_path):
+    code = f"import gdflow as gf, jax; gf.keep_programs({str(tmp_path)!r}); jax.jit(lambda x: 2 * x)(1.0)"
+    kept = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        kept.append({path.name for path in tmp_path.rglob("*-cache")})
+    assert kept[0]
+    assert kept[0] == kept[1]
+
+
+#: With a limit of 100 maps this process, which has some hundreds at least, counts as crowded.
+LIMIT = "100"
 
 
 @pytest.fixture
