@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -32,6 +34,8 @@ KINDS = {
     "strict saddles": (COLORS[1], "s"),
     "saddles, some non-strict": (COLORS[3], "^"),
 }
+#: Eigenvalues and differences of losses below this part of the largest are taken for zero.
+ROUND_OFF = 1e-9
 #: Markers of the points whose spectra are compared.
 MARKERS = "os^vD<>Ph*"
 
@@ -55,7 +59,9 @@ def plot_strata(strata: Strata) -> Figure:
     set_range(axes, "y", low - room, high + room, log=False)
     set_ticks(axes, "x", list(ranks), list(map(str, ranks)))
     axes.set(xlabel="rank $r = |S|$", ylabel=r"critical value $\ell(S)$", xlim=(-0.2, ranks[-1] + 0.95))
-    axes.set_title(f"strata of the critical set, widths {'-'.join(map(str, strata.widths))}", fontsize=10)
+    title = f"strata of the critical set, widths {'-'.join(map(str, strata.widths))}"
+    counts = "" if strata[0].index is None else "\nin brackets: index and dimension"
+    axes.set_title(title + counts, fontsize=10)
     for rank in ranks:
         _label_column(axes, [row for row in strata if row.rank == rank])
     figure.legend(fontsize=FONT, loc="outside lower center", ncols=3)
@@ -63,8 +69,7 @@ def plot_strata(strata: Strata) -> Figure:
 
 
 def _stratum_label(row: Stratum) -> str:
-    counts = "" if row.index is None else f": index {row.index}, dim {row.dimension}"
-    return subset_text(row.subset) + counts
+    return subset_text(row.subset) + ("" if row.index is None else f" ({row.index}, {row.dimension})")
 
 
 def _label_column(axes: Axes, rows: Sequence[Stratum]) -> None:
@@ -89,7 +94,7 @@ def _label_column(axes: Axes, rows: Sequence[Stratum]) -> None:
 def plot_spectra(problem: Problem, points: Mapping[str, LayerTuple]) -> Figure:
     """Eigenvalues of the Hessian at several points, in order, on a scale that is linear about zero.
 
-    What counts as zero lies in a grey band, as thin as the smallest eigenvalue that does not allows.
+    What counts as zero, and nothing else, lies in a grey band.
 
     **Arguments:** `points`: critical points, say one of each stratum, by the labels they get.
 
@@ -124,10 +129,10 @@ def _set_eigenvalues(axes: Axes, spectra: Sequence[Inertia]) -> None:
     kept = min(spectrum.smallest_kept for spectrum in spectra)
     if not np.isfinite(kept):
         set_range(axes, "y", -1.0, 1.0, log=False)
-        axes.axhline(0.0, color="0.85", lw=6, zorder=0, label="counts as zero (all)")
+        axes.axhline(0.0, color="0.85", lw=6, zorder=0, label="zero, up to round-off")
         return
     linear = 0.4 * kept
-    axes.axhspan(-linear, linear, color="0.9", zorder=0, lw=0, label="counts as zero")
+    axes.axhspan(-linear, linear, color="0.9", zorder=0, lw=0, label="zero, up to round-off")
     decades = math.log10(largest / linear)
     axes.set_yscale("symlog", linthresh=linear, linscale=0.08 * decades + 0.1)
     exponents = range(math.ceil(math.log10(linear)), math.floor(math.log10(largest)) + 1)
@@ -151,59 +156,85 @@ def plot_saddle(problem: Problem, saddle: LayerTuple, *, extent: float = 0.5, nu
 
     Left: the unstable direction (the Hessian's most negative eigenvector) against the stable one (the most positive). Right: the
     unstable direction against a tangent one, in the kernel of the Hessian, along which the loss does not change to second
-    order. At a point without negative eigenvalues the three extreme eigenvectors stand in.
+    order. At a point without negative eigenvalues the three extreme eigenvectors stand in. Networks of two parameters have the
+    left slice only.
 
     **Arguments:** `saddle`: a critical point; `extent`: half the side of the slice, in weights; `num_trajectories`: starts
     on a circle in the first slice and along the tangent direction in the second.
     """
     problem.check_network(saddle)
     eigenvalues, vectors = np.linalg.eigh(np.asarray(hessian(problem, saddle)))
-    flat, unravel = ravel_pytree(saddle)
-    kernel = int(np.argmin(abs(eigenvalues)))
-    unstable, tangent, stable = (jnp.asarray(vectors[:, k]) for k in (0, kernel, -1))
-    descends = eigenvalues[0] < -1e-9 * abs(eigenvalues).max()
-    name = "unstable" if descends else "lowest, not unstable"
-    slices = [
-        (stable, rf"stable direction, $\lambda$ = {eigenvalues[-1]:.3g}"),
-        (tangent, rf"tangent direction, $\lambda$ = {abs(eigenvalues[kernel]):.1g}"),
-    ]
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    grid = jnp.linspace(-extent, extent, 81)
-    levels = (
-        critical_values(problem, problem.max_rank(saddle.widths), lowest=64) if problem.spectrum is not None else None
-    )
+    eigenvalues[abs(eigenvalues) <= ROUND_OFF * abs(eigenvalues).max()] = 0.0
     angles = 2 * np.pi * (np.arange(num_trajectories) + 0.5) / max(num_trajectories, 1)
     rim = 0.8 * extent * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    line = extent * np.stack(
-        [0.02 * np.resize([1, -1], num_trajectories), np.linspace(-0.9, 0.9, num_trajectories)], axis=1
-    )
-    for axes, (other, label), places in zip(figure.subplots(1, 2), slices, (rim, line), strict=True):
-
-        def point(x, y, other=other):
-            return unravel(flat + x * unstable + y * other)
-
-        loss = jax.vmap(lambda y: jax.vmap(lambda x: problem.effective_loss(point(x, y)))(grid))(grid)  # noqa: B023
-        values = np.asarray(loss)
-        filled = axes.contourf(grid, grid, values, levels=24, cmap="viridis", alpha=0.85)
-        figure.colorbar(filled, ax=axes, label="effective loss $L$")
-        here = [v.value for v in levels if values.min() < v.value < values.max()] if levels is not None else []
-        if here:
-            lines = axes.contour(grid, grid, values, levels=sorted(here), colors="white", linewidths=1.0)
-            axes.clabel(lines, fmt=lambda v: rf"$\ell$ = {v:.3g}", fontsize=7)
+    sides, line = np.resize([0.02, -0.02], num_trajectories), np.linspace(-0.9, 0.9, num_trajectories)
+    slices = [("stable", -1, rim)]
+    if eigenvalues.size > 2:
+        tangent = 1 + int(np.argmin(abs(eigenvalues[1:-1])))
+        slices.append(("tangent", tangent, extent * np.stack([sides, line], axis=1)))
+    name = "unstable" if eigenvalues[0] < 0 else "lowest, not unstable"
+    rates = abs(eigenvalues[0]), abs(eigenvalues).max()
+    figure = Figure(figsize=(5.5 * len(slices), 4.6), layout="constrained")
+    for axes, (other, k, places) in zip(np.atleast_1d(figure.subplots(1, len(slices))), slices, strict=True):
+        plane = jnp.asarray(vectors[:, [0, k]])
+        _draw_slice(axes, problem, saddle, plane, extent)
         if num_trajectories:
-            starts = jax.vmap(point)(jnp.asarray(places[:, 0]), jnp.asarray(places[:, 1]))
-            paths = simulate(problem, starts, 20 / max(abs(eigenvalues[0]), 1e-2), ts=400, dense=False)
-            moved = jax.vmap(jax.vmap(lambda net: ravel_pytree(net)[0] - flat))(paths.networks)
-            for path in np.asarray(moved):
-                x, y = path @ np.asarray(unstable), path @ np.asarray(other)
-                axes.plot(x, y, color="white", lw=1.6, zorder=3)
-                axes.plot(x, y, color=COLORS[1], lw=0.9, zorder=4)
-            axes.plot(*places.T, "o", color=COLORS[1], mec="white", ms=4, zorder=5, label="starts")
+            _draw_paths(axes, problem, saddle, plane, places, rates)
         axes.plot(0, 0, "*", color="white", mec="k", ms=12, zorder=6, label="critical point")
         axes.set(
-            xlabel=rf"{name} direction, $\lambda$ = {eigenvalues[0]:.3g}", ylabel=label,
-            xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal",
-        )  # fmt: skip
+            xlabel=rf"{name} direction, $\lambda$ = {eigenvalues[0]:.3g}",
+            ylabel=rf"{other} direction, $\lambda$ = {eigenvalues[k]:.3g}",
+            xlim=(-extent, extent),
+            ylim=(-extent, extent),
+            aspect="equal",
+        )
         axes.locator_params(nbins=5)
-        axes.legend(fontsize=8, loc="upper right")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=FONT, loc="outside lower center", ncols=2)
     return figure
+
+
+def _draw_slice(axes: Axes, problem: Problem, saddle: LayerTuple, plane: Float[Array, "P 2"], extent: float) -> None:
+    """The loss in a plane through a point, and contours at the critical values."""
+    flat, unravel = ravel_pytree(saddle)
+    grid = jnp.linspace(-extent, extent, 81)
+
+    def loss(x, y):
+        return problem.effective_loss(unravel(flat + plane @ jnp.stack([x, y])))
+
+    values = np.asarray(jax.vmap(lambda y: jax.vmap(lambda x: loss(x, y))(grid))(grid))
+    low, high = float(values.min()), float(values.max())
+    if high - low <= ROUND_OFF * high:
+        axes.set_facecolor(matplotlib.colormaps["viridis"](0.4))
+        axes.set_title(f"the loss is {high:.4g} in all of this slice", fontsize=10)
+        return
+    filled = axes.contourf(grid, grid, values, levels=24, cmap="viridis", alpha=0.85)
+    axes.figure.colorbar(filled, ax=axes, label="effective loss $L$")
+    if problem.spectrum is None:
+        return
+    levels = critical_values(problem, problem.max_rank(saddle.widths), lowest=64)
+    inside = [level.value for level in levels if low < level.value < high]
+    if inside:
+        lines = axes.contour(grid, grid, values, levels=inside, colors="white", linewidths=1.0)
+        axes.clabel(lines, fmt=lambda v: rf"$\ell$ = {v:.3g}", fontsize=7)
+
+
+def _draw_paths(
+    axes: Axes,
+    problem: Problem,
+    saddle: LayerTuple,
+    plane: Float[Array, "P 2"],
+    places: Float[np.ndarray, "n 2"],
+    rates: tuple[float, float],
+) -> None:
+    """Trajectories from places in a plane, projected to it. `rates`: of the direction that they leave along, and the fastest."""
+    flat, unravel = ravel_pytree(saddle)
+    slow, fast = rates
+    end = 20 / (max(slow, 0.01 * fast) or 1.0)
+    starts = jax.vmap(lambda place: unravel(flat + plane @ place))(jnp.asarray(places))
+    # Every step is drawn: equidistant times would make polygons of paths that turn from a fast direction into a slow one.
+    paths = simulate(problem, starts, end, dense=False)
+    moved = jax.vmap(jax.vmap(lambda net: (ravel_pytree(net)[0] - flat) @ plane))(paths.networks)
+    for x, y in np.asarray(moved).transpose(0, 2, 1):
+        axes.plot(x, y, color="white", lw=1.6, zorder=3)
+        axes.plot(x, y, color=COLORS[1], lw=0.9, zorder=4)
+    axes.plot(*places.T, "o", color=COLORS[1], mec="white", ms=4, zorder=5, ls="", label="starts")

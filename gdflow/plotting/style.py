@@ -16,8 +16,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#00
 
 #: Where what is drawn spans more than this factor, its axis is logarithmic …
 WIDE = 10.0
-#: … and the axis of time, where the steps of the loss do.
-WIDE_STEPS = 30.0
+#: … and the axis of time where the steps of the loss span more than this one.
+WIDE_STEPS = 5.0
 
 #: The size of labels inside panels, and the room that a line of them takes, in points.
 FONT, LINE = 8, 10.5
@@ -96,7 +96,7 @@ def step_times(ts: Float[np.ndarray, " T"], losses: Float[np.ndarray, " T"], val
 def set_time(
     axes: Axes, ts: Float[np.ndarray, " T"], losses: Float[np.ndarray, "n T"], values: Iterable[float]
 ) -> None:
-    """The axis of time for curves of losses: logarithmic if the steps below these values are decades apart.
+    """The axis of time for curves of losses: logarithmic if the steps below these values are far apart.
 
     A value that a loss starts just above is no step of it.
     """
