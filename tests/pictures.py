@@ -34,7 +34,8 @@ def check_readable(figure: Figure) -> None:
         assert Bbox.union([box, figure.bbox]).extents.tolist() == figure.bbox.extents.tolist(), box
     groups = [[axes.title for axes in figure.axes]]
     for axes in figure.axes:
-        groups.append([*axes.texts, *_labels(axes.xaxis), *_labels(axes.yaxis), axes.xaxis.label, axes.yaxis.label])
+        groups.append([*axes.texts, *_labels(axes.xaxis), *_labels(axes.yaxis), axes.xaxis.label, axes.yaxis.label,
+                       axes.xaxis.get_offset_text(), axes.yaxis.get_offset_text()])  # fmt: skip
         for axis in (axes.xaxis, axes.yaxis):
             names = [label.get_text() for label in _labels(axis)]
             assert len(set(names)) == len(names)

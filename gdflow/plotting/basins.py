@@ -38,6 +38,8 @@ from gdflow.problem import Problem
 MINIMUM, LOWER, UNDECIDED = (COLORS[0], "o"), (COLORS[1], "s"), ("0.35", "x")
 #: Colour of certified limits of either kind, where they are not told apart.
 EITHER = COLORS[2]
+#: The width of the histogram is at least this part of the times.
+NARROWEST = 1e-3
 #: Characters in a line of a title.
 TITLE = 46
 #: Bins of the histogram, at most.
@@ -84,8 +86,10 @@ def time_histogram(estimate: BasinEstimate) -> TimeHistogram:
     if not positive.size:
         return TimeHistogram(np.zeros(0), np.zeros((2, 0), int), at_start)
     low, high = positive.min(), positive.max()
+    # Equal times, too, need bins of some width, and numbers at the axis that tell these apart.
+    room = max(NARROWEST * low - (high - low), 0.0) / 2
     space = np.geomspace if high > WIDE * low else np.linspace
-    edges = space(low, max(high, low * (1 + 1e-6)), BINS + 1)  # equal times, too, need bins of some width
+    edges = space(low - room, high + room, BINS + 1)
     edges[-1] = max(edges[-1], high)  # round-off must not leave out the last
     counts = np.array([np.histogram(group[group > 0], edges)[0] for group in groups])
     return TimeHistogram(edges, counts, at_start)
@@ -109,7 +113,8 @@ def _draw_staircases(axes: Axes, estimate: BasinEstimate, samples: SampleTraject
     axes.set_ylabel("effective loss $L(t)$")
     draw_levels(axes, estimate.levels)
     where = "certified" if samples.decided.all() else "certified or given up" if samples.decided.any() else "given up"
-    axes.set_title(f"{len(samples.ids)} of {estimate.num:,} starts, fast to slow\nmarked where {where}", fontsize=10)
+    order = ", fast to slow" if len(samples.ids) > 1 else ""
+    axes.set_title(f"{len(samples.ids)} of {estimate.num:,} starts{order}\nmarked where {where}", fontsize=10)
 
 
 def _edge(marker: str) -> dict[str, Any]:
@@ -156,7 +161,7 @@ def _draw_times(axes: Axes, estimate: BasinEstimate, histogram: TimeHistogram) -
     low, high = unscale(left if at_start else low - width), unscale(high + width)
     set_range(axes, "x", float(low), float(high), log=wide)
     if at_start and wide:
-        ticks = log_ticks(edges[0], high)
+        ticks = log_ticks(float(edges[0]), float(high))
         set_ticks(axes, "x", [float(np.sqrt(zero[0] * zero[1])), *ticks], ["0", *tick_labels(ticks)])
     median = estimate.time_quantile(0.5)
     if median:
@@ -188,7 +193,8 @@ def _legend(estimate: BasinEstimate, histogram: TimeHistogram) -> list[Artist]:
     median = estimate.time_quantile(0.5)
     if median:
         handles.append(Line2D([], [], color="black", lw=1.2, ls=":", label=f"median time {median:.3g}"))
-    handles.append(Line2D([], [], color="0.6", lw=0.8, ls="--", label=r"critical values $\ell(S)$"))
+    if len(estimate.levels) > 1:
+        handles.append(Line2D([], [], color="0.6", lw=0.8, ls="--", label=r"critical values $\ell(S)$"))
     return handles
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +83,8 @@ def _label_column(axes: Axes, rows: Sequence[Stratum]) -> None:
     if not shown:
         return
     places = spread(axes_heights(axes, [row.value for row in rows])[: len(shown)], gap)
-    style = dict(textcoords=("data", "axes fraction"), va="center", fontsize=FONT)
-    line = dict(arrowstyle="-", color="0.6", lw=0.6, shrinkA=0, shrinkB=3, relpos=(0, 0.5))
+    style: dict[str, Any] = dict(textcoords=("data", "axes fraction"), va="center", fontsize=FONT)
+    line: dict[str, Any] = dict(arrowstyle="-", color="0.6", lw=0.6, shrinkA=0, shrinkB=3, relpos=(0, 0.5))
     for row, place in zip(shown, places, strict=True):
         axes.annotate(_stratum_label(row), (row.rank, row.value), (row.rank + 0.12, place), arrowprops=line, **style)
     if len(shown) < len(rows):
@@ -215,7 +216,12 @@ def _draw_slice(axes: Axes, problem: Problem, saddle: LayerTuple, plane: Float[A
     inside = [level.value for level in levels if low < level.value < high]
     if inside:
         lines = axes.contour(grid, grid, values, levels=inside, colors="white", linewidths=1.0)
-        axes.clabel(lines, fmt=lambda v: rf"$\ell$ = {v:.3g}", fontsize=7)
+        # Labels of contours that are close would overprint.
+        labelled = [inside[0]]
+        for value in inside:
+            if value - labelled[-1] > 0.06 * (high - low):
+                labelled.append(value)
+        axes.clabel(lines, labelled, fmt=lambda v: rf"$\ell$ = {v:.3g}", fontsize=7)
 
 
 def _draw_paths(

@@ -47,7 +47,7 @@ def _choose_rows(estimate: BasinEstimate, num: int) -> Int[np.ndarray, " n"]:
     first, *others = sorted(groups, key=len, reverse=True)[:num] or [np.array([], int)]
     total = len(first) + sum(map(len, others))
     shares = [max(1, round(num * len(rows) / total)) for rows in others]
-    chosen = []
+    chosen: list[int] = []
     for rows, share in zip((first, *others), (num - sum(shares), *shares), strict=True):
         order = rows[np.argsort(times[rows], kind="stable")]
         places = np.round(np.linspace(0.01, 0.99, share) * (len(order) - 1)) if share > 1 else [(len(order) - 1) // 2]

@@ -22,8 +22,8 @@ WIDE_STEPS = 5.0
 #: The size of labels inside panels, and the room that a line of them takes, in points.
 FONT, LINE = 8, 10.5
 
-#: A step of the loss takes it below this part of where it starts.
-_STEP = 0.9
+#: A step of the loss takes it below this part of where it starts; it has moved when it is below that part.
+_STEP, _MOVED = 0.5, 0.9
 #: Of more levels than this only the nested ones have labels.
 MAX_LABELS = 8
 #: More decades than this are not all labelled.
@@ -77,7 +77,7 @@ def set_range(axes: Axes, which: str, low: float, high: float, *, log: bool | No
     else:
         axis = axes.xaxis if which == "x" else axes.yaxis
         axis.set_major_locator(MaxNLocator(5))
-        axis.set_major_formatter(ScalarFormatter())
+        axis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
 def set_counts(axes: Axes) -> None:
@@ -98,12 +98,12 @@ def set_time(
 ) -> None:
     """The axis of time for curves of losses: logarithmic if the steps below these values are far apart.
 
-    A value that a loss starts just above is no step of it.
+    A value that a loss starts not far above is no step of it.
     """
     steps = [t for loss in losses for t in step_times(ts, loss, [v for v in values if v < _STEP * loss[0]])]
     if steps and max(steps) > WIDE_STEPS * min(steps):
         # From before the first of them moves.
-        moves = [t for loss in losses for t in step_times(ts, loss, [_STEP * loss[0]])]
+        moves = [t for loss in losses for t in step_times(ts, loss, [_MOVED * loss[0]])]
         set_range(axes, "x", 0.2 * min(moves), float(ts[-1]), log=True)
     else:
         set_range(axes, "x", 0.0, float(ts[-1]), log=False)
@@ -123,7 +123,7 @@ def spread(places: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n
 
 def label_gap(axes: Axes) -> float:
     """The least distance of two labels, as a part of the height of the axes."""
-    height = axes.get_position().height * axes.figure.get_figheight() * 72
+    height = axes.get_position().height * axes.figure.bbox.height / axes.figure.dpi * 72
     return float(LINE / height)
 
 
