@@ -24,7 +24,7 @@ FONT, LINE = 8, 10.5
 
 #: A step of the loss takes it below this part of where it starts; it has moved when it is below that part.
 _STEP, _MOVED = 0.5, 0.9
-#: Of more levels than this only the nested ones have labels.
+#: Of more levels than this only the nested ones and the lowest two have labels.
 MAX_LABELS = 8
 #: More decades than this are not all labelled.
 _MOST_DECADES = 7
@@ -145,29 +145,37 @@ def subset_label(subset: Sequence[int]) -> str:
     return r"\{" + ",".join(parts) + r"\}" if parts else r"\emptyset"
 
 
-def _is_nested(level: Level) -> bool:
-    return any(subset == tuple(range(1, len(subset) + 1)) for subset in level.subsets)
+def _nested_subset(level: Level) -> tuple[int, ...] | None:
+    """The one of a level's subsets that is `{1,…,r}`, if any is."""
+    return next((subset for subset in level.subsets if subset == tuple(range(1, len(subset) + 1))), None)
 
 
 def draw_levels(axes: Axes, levels: Iterable[Level]) -> None:
     """Dashed lines at the critical values inside the axes, whose limits are set, with their subsets at the right.
 
-    Where labels would overlap they are moved apart. Of many levels those of the best fits, `{1,…,r}`, have labels.
+    Where labels would overlap they are moved apart. Of many levels those of the best fits, `{1,…,r}`, have labels,
+    and the lowest two.
     """
     low, high = axes.get_ylim()
     shown = [level for level in levels if low < level.value < high]
     for level in shown:
         axes.axhline(level.value, color="0.6", lw=0.8, ls="--", zorder=0)
     gap = label_gap(axes)
-    labelled = shown if len(shown) <= MAX_LABELS else [level for level in shown if _is_nested(level)]
+    labelled = (
+        shown
+        if len(shown) <= MAX_LABELS
+        else [level for k, level in enumerate(shown) if k < 2 or _nested_subset(level) is not None]
+    )
     labelled = labelled[: int(1 / gap) + 1]
     if not labelled:
         return
     places = spread(axes_heights(axes, [level.value for level in labelled]), gap)
     for level, place in zip(labelled, places, strict=True):
+        nested = _nested_subset(level)
+        subset = level.subsets[0] if nested is None else nested
         more = " …" if level.num_subsets > 1 else ""
         axes.annotate(
-            rf"$\ell({subset_label(level.subsets[0])})${more}",
+            rf"$\ell({subset_label(subset)})${more}",
             (1.0, level.value),
             (1.04, place),
             xycoords=("axes fraction", "data"),
