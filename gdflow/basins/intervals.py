@@ -21,17 +21,7 @@ whatever their dependence: the audited starts are among the others. `tests/test_
 import dataclasses
 import math
 
-import scipy.stats
-
-
-def clopper_pearson_lower(count: int, num: int, alpha: float) -> float:
-    """One-sided lower Clopper–Pearson bound: with probability at least `1 − alpha` below the success probability."""
-    return 0.0 if count == 0 else float(scipy.stats.beta.ppf(alpha, count, num - count + 1))
-
-
-def clopper_pearson_upper(count: int, num: int, alpha: float) -> float:
-    """One-sided upper Clopper–Pearson bound."""
-    return 1.0 if count == num else float(scipy.stats.beta.ppf(1 - alpha, count + 1, num - count))
+from gdflow.binomial import clopper_pearson_lower, clopper_pearson_upper
 
 
 def smallest_audit(confidence: float) -> int:
@@ -58,14 +48,13 @@ def check_audit(audit: int, num: int, confidence: float) -> None:
         )
 
 
-def contradicts(label: tuple[bool, int], again: tuple[bool, int]) -> bool:
+def contradicts(label: tuple[int, int], again: tuple[int, int]) -> bool:
     """Whether a new run of a start contradicts its label.
 
-    **Arguments:** of both runs, whether the start was certified, and its level: that of the limit if so, else the levels not
-    yet passed (`k`: the limit is at one of the lowest `k + 1`).
+    **Arguments:** of both runs, the limit (−1 for none) and the highest limit that is not excluded.
     """
-    (certified, level), (certified_now, level_now) = label, again
-    return (not certified_now or level_now != level) if certified else level_now > level
+    (limit, highest), (limit_now, highest_now) = label, again
+    return limit_now != limit if limit >= 0 else highest_now > highest
 
 
 @dataclasses.dataclass(frozen=True)

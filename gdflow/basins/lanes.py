@@ -4,7 +4,7 @@ A lane holds one start on its way. All lanes advance together until some have fi
 row and are refilled with the next starts of a queue that was fixed in advance, all on the device. So no lane waits for a
 slower one; and since every id is assigned before anything runs and lanes in flight are drained at the end, fast starts are not
 favoured. What a start is and how it steps is the business of a *process*, a small protocol; gradient flows
-(`gdflow.basins.flows`) are one.
+(`gdflow.basins.process`) are one.
 """
 
 import concurrent.futures
@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from gdflow.basins.layouts import AbstractLayout
 from gdflow.checks import check_count
-from gdflow.initialization import split_ids
+from gdflow.ids import split_ids
 from gdflow.programs import forget_old_programs
 
 #: Lanes hand in their rows and are refilled together, as soon as one in so many of them has finished …
@@ -32,7 +33,7 @@ STEPS_PER_LOOK = 8
 
 
 class AbstractLaneState(eqx.Module):
-    """The state of all lanes: every leaf is an array with the lanes along the process's lane axis (vectors: the only one)."""
+    """The state of all lanes: every leaf is an array, packed as the process's layout says (vectors: one number per lane)."""
 
     done: eqx.AbstractVar[Bool[Array, " lanes"]]
 
@@ -40,12 +41,14 @@ class AbstractLaneState(eqx.Module):
 class AbstractProcess(eqx.Module):
     """What runs in the lanes."""
 
-    #: Axis of the lanes in all arrays with more than one axis: 0 or -1.
-    lane_axis: eqx.AbstractVar[int]
+    @property
+    @abstractmethod
+    def layout(self) -> AbstractLayout:
+        """Where the lanes lie in arrays with more than one axis."""
 
     @abstractmethod
     def draw(self, high: Array, low: Array) -> Any:
-        """Starts with given ids (high and low 32 bits): a pytree of arrays with the lanes along the lane axis."""
+        """Starts with given ids (high and low 32 bits): a packed tree of arrays."""
 
     @abstractmethod
     def init(self, starts: Any) -> AbstractLaneState:
@@ -58,24 +61,6 @@ class AbstractProcess(eqx.Module):
     @abstractmethod
     def rows(self, state: Any) -> dict[str, Array]:
         """What is reported of each lane once it is done: columns of shape `(lanes,)`."""
-
-    def spread(self, values: Array, like: Array) -> Array:
-        """A per-lane vector in a shape that broadcasts against an array of the state."""
-        shape = [1] * like.ndim
-        shape[self.lane_axis if like.ndim > 1 else 0] = -1
-        return values.reshape(shape)
-
-    def select(self, condition: Array, new: Any, old: Any) -> Any:
-        """`new` in the lanes where the condition holds, `old` in the others."""
-        return jax.tree.map(lambda a, b: jnp.where(self.spread(condition, b), a, b), new, old)
-
-    def take(self, lanes: Any, index: Array) -> Any:
-        """The lanes with given indices (clipped)."""
-        return jax.tree.map(lambda x: jnp.take(x, index, axis=self.lane_axis if x.ndim > 1 else 0, mode="clip"), lanes)
-
-    def join(self, parts: Sequence[Any]) -> Any:
-        """Several sets of lanes as one."""
-        return jax.tree.map(lambda *x: jnp.concatenate(x, axis=self.lane_axis if x[0].ndim > 1 else 0), *parts)
 
 
 class _Flight(eqx.Module):
@@ -114,7 +99,7 @@ def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array
     steps_per_look = 1 if jax.default_backend() == "cpu" else STEPS_PER_LOOK
     capacity = high.shape[0] + lanes
     pool = process.draw(high, low)
-    shapes = jax.eval_shape(lambda: process.rows(process.take(flight.state, jnp.arange(batch))))
+    shapes = jax.eval_shape(lambda: process.rows(process.layout.take(flight.state, jnp.arange(batch))))
     rows = {name: jnp.zeros(capacity, x.dtype) for name, x in shapes.items()}
     finished_ids = (jnp.zeros(capacity, jnp.uint32), jnp.zeros(capacity, jnp.uint32))
 
@@ -122,11 +107,11 @@ def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array
         lane = jnp.nonzero(~flight.occupied, size=batch, fill_value=lanes)[0]
         source = taken + jnp.arange(batch)
         valid = (lane < lanes) & (source < num)
-        fresh = process.init(process.take(pool, source))
+        fresh = process.init(process.layout.take(pool, source))
         # For every lane, which of the fresh starts it takes (`batch` for none).
         chosen = jnp.full(lanes, batch).at[jnp.where(valid, lane, lanes)].set(jnp.arange(batch), mode="drop")
         use = chosen < batch
-        state = process.select(use, process.take(fresh, chosen), flight.state)
+        state = process.layout.select(use, process.layout.take(fresh, chosen), flight.state)
         ids = tuple(jnp.where(use, jnp.take(x, taken + chosen, mode="clip"), old)
                     for x, old in zip((high, low), flight.ids, strict=True))  # fmt: skip
         return _Flight(state, flight.occupied | use, ids), taken + jnp.sum(valid)
@@ -148,7 +133,7 @@ def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array
         finished = flight.state.done & flight.occupied
         lane = jnp.nonzero(finished, size=batch, fill_value=lanes)[0]
         got = lane < lanes
-        part = process.rows(process.take(flight.state, lane))
+        part = process.rows(process.layout.take(flight.state, lane))
         position = jnp.where(got, count + jnp.arange(batch), capacity)
         rows = {name: column.at[position].set(part[name], mode="drop") for name, column in rows.items()}
         finished_ids = tuple(x.at[position].set(jnp.take(i, lane, mode="clip"), mode="drop")

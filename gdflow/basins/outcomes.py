@@ -1,6 +1,7 @@
 """What became of each start: one row per start, and what the columns mean."""
 
 import enum
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -32,38 +33,37 @@ class Status(enum.IntEnum):
 
 
 _MESSAGES = {
-    Status.CERTIFIED: "the loss fell below all critical values but the lowest that the start can reach: the limit is there",
+    Status.CERTIFIED: "the verdict is that the limit is known",
     Status.TIME_LIMIT: "not decided by t1",
     Status.STEP_LIMIT: "not decided within max_steps",
     Status.STATIONARY: "the gradient vanishes (below 1e-150) at an undecided point: critical, or too near to be told apart",
     Status.NON_FINITE: "the start or the integration is not finite",
     Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
     Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
-    Status.STRAYED: "the sign of det W changed, which the exact flow keeps: integration errors took over near its zero",
+    Status.STRAYED: "withdrawn: integration errors carried the start across det W = 0, which its exact flow does not cross",
 }
 
 UNDECIDED = "undecided"
 
 _FIELDS = [
-    pa.field("id", pa.uint64(), metadata={"doc": "start id; with the key it determines the start"}),
-    pa.field("status", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "how the integration ended"}),
-    pa.field("verdict", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "what is certified of the limit"}),
+    pa.field("id", pa.uint64(), metadata={"doc": "start id; with the plan it determines the start"}),
+    pa.field("status", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "how the start ended"}),
+    pa.field("verdict", pa.dictionary(pa.int16(), pa.string()), metadata={"doc": "what is claimed of the limit"}),
+    pa.field("limit", pa.int32(), metadata={"doc": "the limit's level (0: lowest); null where it is undecided"}),
     pa.field(
-        "level", pa.int32(), metadata={"doc": "level of the limit if certified (0: minimum), else those not yet passed"}
+        "highest", pa.int32(), metadata={"doc": "the highest level that is not excluded: the limit's own if decided"}
     ),
-    pa.field("time", pa.float64(), metadata={"doc": "crossing of the last level, else the time reached (flow time)"}),
-    pa.field("steps", pa.int32(), metadata={"doc": "integration steps, accepted and rejected"}),
+    pa.field("time", pa.float64(), metadata={"doc": "flow time at which the limit was decided, else the time reached"}),
+    pa.field("steps", pa.int32(), metadata={"doc": "steps, accepted and rejected"}),
     pa.field("loss", pa.float64(), metadata={"doc": "effective loss where the integration ended"}),
     pa.field("gradient_norm", pa.float64(), metadata={"doc": "norm of the gradient there"}),
-    pa.field("drift", pa.float64(), metadata={"doc": "relative drift of the conserved quantities"}),
 ]
 
 
-def schema(num_crossings: int = 0) -> pa.Schema:
-    """What the columns are and mean; `crossing_i` for every level that is timed besides the last."""
-    doc = {"doc": "flow time at which the loss fell below this level; 0 if it started there, NaN if it never did"}
-    extra = [pa.field(f"crossing_{i}", pa.float64(), metadata=doc) for i in range(num_crossings)]
-    return pa.schema([*_FIELDS, *extra])
+def schema(extra: Mapping[str, str] | None = None) -> pa.Schema:
+    """What the columns are and mean. **Arguments:** `extra`: names and meanings of the riders' columns."""
+    riders = [pa.field(name, pa.float64(), metadata={"doc": doc}) for name, doc in (extra or {}).items()]
+    return pa.schema([*_FIELDS, *riders])
 
 
 def is_certified(table: pa.Table) -> Bool[np.ndarray, " num"]:
@@ -71,19 +71,36 @@ def is_certified(table: pa.Table) -> Bool[np.ndarray, " num"]:
     return pc.equal(table["status"].cast(pa.string()), Status.CERTIFIED.label).to_numpy()
 
 
-def outcome_table(columns: dict[str, np.ndarray], verdicts: tuple[str, str]) -> pa.Table:
+def outcome_table(
+    columns: Mapping[str, np.ndarray], labels: Sequence[str], extra: Mapping[str, str] | None = None
+) -> pa.Table:
     """A table with the columns of `schema` from arrays.
 
-    **Arguments:** `columns["status"]` holds codes of `gdflow.basins.Status`; `verdicts` are those of the certificate
-    (`gdflow.certificates.LevelCertificate.verdicts`).
+    **Arguments:** `columns["status"]` holds codes of `gdflow.basins.Status`, `columns["limit"]` −1 for none; `labels` are those
+    of the verdict, `extra` the columns of the riders.
     """
-    codes = columns["status"].astype(np.int8)
-    status = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array([s.label for s in Status]))
-    found = np.where(codes == Status.CERTIFIED, 1 + np.minimum(columns["level"], 1), 0).astype(np.int8)
-    verdict = pa.DictionaryArray.from_arrays(pa.array(found), pa.array([UNDECIDED, *verdicts]))
-    arrays = {"status": status, "verdict": verdict}
-    fields = schema(sum(name.startswith("crossing_") for name in columns))
+    status = columns["status"].astype(np.int8)
+    limit = np.asarray(columns["limit"], np.int32)
+    arrays = {
+        "status": pa.DictionaryArray.from_arrays(pa.array(status), pa.array([s.label for s in Status])),
+        "verdict": pa.DictionaryArray.from_arrays(
+            pa.array((1 + limit).astype(np.int16)), pa.array([UNDECIDED, *labels])
+        ),
+        "limit": pa.array(limit, mask=limit < 0),
+    }
+    fields = schema(extra)
     for field in fields:
         if field.name not in arrays:
             arrays[field.name] = pa.array(np.asarray(columns[field.name]), type=field.type)
     return pa.table([arrays[field.name] for field in fields], schema=fields)
+
+
+def outcome_columns(table: pa.Table) -> dict[str, np.ndarray]:
+    """The arrays that `outcome_table` makes a table of."""
+    codes = {status.label: int(status) for status in Status}
+    columns = {
+        name: table[name].to_numpy() for name in table.column_names if name not in ("status", "verdict", "limit")
+    }
+    columns["status"] = np.array([codes[label] for label in table["status"].to_pylist()], dtype=np.int64)
+    columns["limit"] = pc.fill_null(table["limit"], -1).to_numpy()
+    return columns

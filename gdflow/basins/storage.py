@@ -56,7 +56,10 @@ def prepare_folder(folder: str | os.PathLike, names: tuple[str, ...], *, overwri
     except OSError as error:
         raise PermissionError(f"the output folder {shown} cannot be written to: {error.strerror}") from None
     if present and not overwrite:
-        raise FileExistsError(f"{shown} already holds {', '.join(present)}: choose another folder, or ask to overwrite")
+        raise FileExistsError(
+            f"{shown} already holds {', '.join(present)} of another run: choose another folder, or replace them with "
+            "overwrite=True (--overwrite)"
+        )
     return folder
 
 
@@ -107,6 +110,34 @@ def write_table(table: pa.Table, folder: pathlib.Path) -> None:
     partial = folder / PARTIAL
     pq.write_table(table, partial, compression="zstd")
     os.replace(partial, folder / OUTCOMES)
+
+
+def read_summary(where: str | os.PathLike) -> dict[str, Any]:
+    """The numbers and the plan of a run.
+
+    **Arguments:** `where`: `summary.json`, or the folder that holds it.
+
+    **Raises:** `FileNotFoundError` if there is none, `ValueError` if it is no summary of a run.
+    """
+    path = pathlib.Path(where)
+    path = path / SUMMARY if path.is_dir() else path
+    shown = visible(shortened(str(path)))
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"there are no results of a run: {shown} does not exist") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shown} is not a summary of a run: {shortened(str(error))}") from None
+    number = (int, float)
+    needed: dict[str, Any] = dict(num=int, first_id=int, confidence=number, audit=(dict, type(None)), lanes=int,
+        seconds=number, plan=dict, digest=str)  # fmt: skip
+    missing = [name for name in needed if name not in summary] if isinstance(summary, dict) else list(needed)
+    if missing:
+        raise ValueError(f"{shown} is not a summary of a run: it has no {', '.join(missing)}")
+    for name, kind in needed.items():
+        if not isinstance(summary[name], kind) or isinstance(summary[name], bool):
+            raise ValueError(f"{shown} is not a summary of a run: {name} is {shortened(repr(summary[name]))}")
+    return summary
 
 
 def write_summary(summary: dict[str, Any], folder: pathlib.Path) -> None:

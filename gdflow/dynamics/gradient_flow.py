@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from gdflow.certificates import check_side
 from gdflow.checks import is_traced
 from gdflow.dynamics.adjoints import check_adjoint, explain_forward_mode
 from gdflow.dynamics.buffers import Buffers, trim
@@ -23,6 +22,7 @@ from gdflow.network import LayerTuple, check_layer_tuple
 from gdflow.objective import Objective
 from gdflow.problem import Problem
 from gdflow.programs import forget_old_programs
+from gdflow.sides import check_side
 
 
 def gradient_flow_field(t: ArrayLike, net: LayerTuple, objective: Objective | Problem) -> LayerTuple:
@@ -76,7 +76,7 @@ def simulate(
 
     **Raises:** `ValueError` for networks that do not fit or are not finite, times or options that make no sense, solvers that
     are not for a flow of one term, buffers that would not fit into memory, and `AtCertificate` for balanced starts on the wrong
-    side of `det W = 0` (`gdflow.certificates.check_side`); `TypeError` for a start that is no
+    side of `det W = 0` (`gdflow.sides.check_side`); `TypeError` for a start that is no
     `gdflow.LayerTuple`, options of another kind, and `jax.jvp` without an `adjoint` for it.
 
     Inside `jax.jit`, `grad` or `vmap` the value checks are skipped; give `ts` there, since times after a stop are padded.

@@ -19,7 +19,6 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from gdflow.certificates import check_side
 from gdflow.checks import is_traced
 from gdflow.dynamics.gradient_flow import simulate
 from gdflow.dynamics.stopping import AtGradientNorm
@@ -27,6 +26,7 @@ from gdflow.losses import SquaredError
 from gdflow.network import LayerTuple, check_layer_tuple, matmul
 from gdflow.objective import Objective
 from gdflow.problem import Problem
+from gdflow.sides import check_side
 
 #: Hessians of more parameters than this are not decomposed.
 MAX_PARAMETERS = 2**12

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from gdflow.checks import check_count, check_number
+from gdflow.checks import check_count, check_number, is_traced
 from gdflow.dynamics.adjoints import check_adjoint, explain_forward_mode
 from gdflow.dynamics.forms import AbstractForm, Integrator
 from gdflow.dynamics.low_rank import LowRank
@@ -25,7 +25,6 @@ from gdflow.dynamics.runge_kutta import check_solver
 from gdflow.invariants import check_balanced
 from gdflow.manifold import check_depth
 from gdflow.network import LayerTuple
-from gdflow.perturbation import is_traced
 from gdflow.problem import Problem
 from gdflow.programs import forget_old_programs
 from gdflow.ranks import decide_rank

@@ -70,7 +70,7 @@ def RKC(stages: int = 10) -> diffrax.AbstractERK:
     **Arguments:** `stages`: 3 to 30; more reach further and cost more where accuracy limits the step.
 
     ```python
-    >>> gf.basin_sizes(problem, law, 1000, key=key, solver=gf.RKC(20), rtol=1e-4, atol=1e-7, audit=100)
+    >>> gf.basin_sizes(problem, law, 1000, key=key, method=gf.integrator(gf.RKC(20), rtol=1e-4, atol=1e-7))
     ```
     """
     if not 3 <= stages <= 30:
@@ -87,6 +87,9 @@ def RKC(stages: int = 10) -> diffrax.AbstractERK:
 
         def error_order(self, terms):
             return 3  # the estimate is of the local error itself
+
+        def __reduce__(self):  # the class has no name to be found by: it is made by this function
+            return RKC, (stages,)
 
     _RKC.__name__ = _RKC.__qualname__ = f"RKC{stages}"
     return _RKC()

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Int
 
-from gdflow.certificates import certificate_slack, certificate_threshold, check_precision, residual_bound
 from gdflow.network import LayerTuple
 from gdflow.objective import Objective
 from gdflow.problem import Problem
 from gdflow.rounding import residual_error
+from gdflow.thresholds import certificate_slack, certificate_threshold, check_precision, residual_bound
 
 
 class _Bracket(eqx.Module):
@@ -73,25 +73,21 @@ class AbstractStop(eqx.Module):
 class AtCertificate(AbstractStop):
     """Stops where a global minimum is certified, i.e. the loss falls below the second-lowest critical value.
 
-    Where round-off cannot tell the lowest critical values apart (`gdflow.certificates.LevelCertificate.separated`), this
+    Where round-off cannot tell the lowest critical values apart (`gdflow.thresholds.Thresholds.separated`), this
     certifies only that the limit's value is one of them. The time is differentiable, in the start and in the data
     (`gdflow.perturbation`), which move the critical value too.
 
-    **Arguments:** `kind`: `"exact"` or `"almost sure"`, see `gdflow.certificates.LevelCertificate`.
+    **Arguments:** `almost_surely`: stop where that follows for almost every start, see `gdflow.verdicts.AlmostSure`.
     """
 
-    kind: str = eqx.field(static=True, default="exact")
+    almost_surely: bool = eqx.field(static=True, default=False)
     threshold: Float[Array, ""] | None = None
-
-    def __check_init__(self):
-        if self.kind not in ("exact", "almost sure"):
-            raise ValueError(f"kind must be one of ('exact', 'almost sure'), got {self.kind!r}")
 
     def prepare(self, problem: Problem, widths: tuple[int, ...], allow_float32: bool) -> "AtCertificate":
         check_precision(problem, allow_float32)
         # A slack of its own, so that the state at which the flow stops is certified whatever order its loss is summed in.
-        threshold = certificate_threshold(problem, widths, self.kind) - certificate_slack(problem)
-        return AtCertificate(self.kind, threshold)
+        threshold = certificate_threshold(problem, widths, nested=self.almost_surely) - certificate_slack(problem)
+        return AtCertificate(self.almost_surely, threshold)
 
     def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
         assert self.threshold is not None

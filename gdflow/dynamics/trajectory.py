@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int
 from rich.console import RenderableType
 from rich.text import Text
 
-from gdflow.certificates import LevelCertificate
 from gdflow.dynamics.crossings import first_crossing
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple
 from gdflow.objective import Objective
 from gdflow.problem import Problem
 from gdflow.tables import Printable, key_value_table, some_numbers
+from gdflow.thresholds import certificate_levels
 
 
 def is_concrete(tree: object) -> bool:
@@ -117,7 +117,7 @@ class Trajectory(Printable, eqx.Module):
         if self.interpolation is None:
             raise ValueError("crossing times need dense output: simulate(..., dense=True)")
         if levels is None:
-            levels = LevelCertificate(self.problem, self.start.widths, allow_float32=True).levels
+            levels = jnp.asarray(certificate_levels(self.problem, self.start.widths).values)
         crossing = _crossing_times
         if self.final_time.ndim:
             crossing = eqx.filter_vmap(crossing, in_axes=(None, None, eqx.if_array(0), 0, 0, 0))

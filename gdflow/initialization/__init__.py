@@ -1,8 +1,5 @@
 """Laws of random starts. Start `i` of a law depends on the key and on `i` alone, never on batch, lane or device."""
 
-from gdflow.ids import check_key as check_key
-from gdflow.ids import id_range as id_range
-from gdflow.ids import split_ids as split_ids
 from gdflow.initialization.densities import Around as Around
 from gdflow.initialization.densities import Gaussian as Gaussian
 from gdflow.initialization.densities import UniformBall as UniformBall

@@ -31,4 +31,3 @@ from gdflow.landscape.strata import stratum_tangent_space as stratum_tangent_spa
 from gdflow.landscape.two_hidden import second_variation_case_1 as second_variation_case_1
 from gdflow.landscape.two_hidden import second_variation_case_2_2 as second_variation_case_2_2
 from gdflow.landscape.two_hidden import two_hidden_case as two_hidden_case
-from gdflow.levels import subset_text as subset_text

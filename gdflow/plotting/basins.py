@@ -5,19 +5,18 @@ import textwrap
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Float, Int
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from gdflow.basins import BasinEstimate
+from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import interval_text
 from gdflow.basins.outcomes import is_certified
+from gdflow.basins.samples import SampleTrajectories, sample_trajectories
 from gdflow.basins.tally import Tally
-from gdflow.initialization import AbstractInitialization
-from gdflow.plotting.samples import SampleTrajectories, sample_trajectories
 from gdflow.plotting.style import (
     COLORS,
     FONT,
@@ -32,7 +31,6 @@ from gdflow.plotting.style import (
     set_time,
     tick_labels,
 )
-from gdflow.problem import Problem
 
 #: Colour and marker of limits at the lowest level, at lower rank, and of undecided starts.
 MINIMUM, LOWER, UNDECIDED = (COLORS[0], "o"), (COLORS[1], "s"), ("0.35", "x")
@@ -67,7 +65,7 @@ class TimeHistogram:
 
 def time_histogram(estimate: BasinEstimate) -> TimeHistogram:
     """The certificate times of all starts of an estimate in bins: of the kept rows by limit, of more from the tally."""
-    if estimate.num > estimate.tally.kept:
+    if estimate.num > len(estimate.outcomes):
         counts, edges = estimate.tally.times, Tally.edges()
         used = np.flatnonzero(counts[1:]) + 1  # the first bin is for zero
         if not used.size:
@@ -79,7 +77,7 @@ def time_histogram(estimate: BasinEstimate) -> TimeHistogram:
         return TimeHistogram(edges[[*starts, stop]], merged[None], counts[:1])
     certified = is_certified(estimate.outcomes)
     times = estimate.outcomes["time"].to_numpy()[certified]
-    lower = estimate.outcomes["level"].to_numpy()[certified] > 0
+    lower = estimate.outcomes["highest"].to_numpy()[certified] > 0
     groups = [times[~lower], times[lower]]
     at_start = np.array([np.sum(group == 0) for group in groups])
     positive = times[times > 0]
@@ -174,11 +172,16 @@ def _only_color(estimate: BasinEstimate) -> str:
     return EITHER if estimate.certified > estimate.rows[0].certified else MINIMUM[0]
 
 
+def _lower_label(estimate: BasinEstimate) -> str:
+    found = [row.label for row in estimate.rows[1:] if row.certified]
+    return found[0] if len(found) == 1 else "other limits"
+
+
 def _legend(estimate: BasinEstimate, histogram: TimeHistogram) -> list[Artist]:
     minimum, lower = estimate.rows[0].certified, estimate.certified - estimate.rows[0].certified
     entries = [
-        (minimum, f"{estimate.verdicts[0]} certified: {minimum:,}", MINIMUM, "-"),
-        (lower, f"{estimate.verdicts[1]} certified: {lower:,}", LOWER, "-"),
+        (minimum, f"{estimate.labels[0]} certified: {minimum:,}", MINIMUM, "-"),
+        (lower, f"{_lower_label(estimate)} certified: {lower:,}", LOWER, "-"),
         (estimate.undecided, f"undecided: {estimate.undecided:,}", UNDECIDED, "--"),
     ]
     handles: list[Artist] = [
@@ -198,22 +201,14 @@ def _legend(estimate: BasinEstimate, histogram: TimeHistogram) -> list[Artist]:
     return handles
 
 
-def plot_basins(
-    estimate: BasinEstimate,
-    problem: Problem,
-    initialization: AbstractInitialization,
-    key: Key[Array, ""],
-    *,
-    num_trajectories: int = 8,
-) -> Figure:
+def plot_basins(estimate: BasinEstimate, *, num_trajectories: int = 8) -> Figure:
     """Loss staircases of sample trajectories between the levels, and the distribution of certificate times.
 
     Markers are where the limit was certified, or where an undecided start was given up.
 
-    **Arguments:** the estimate, and the problem, law and key it was made with; `num_trajectories` starts, some of each kind of
-    end and both fast and slow ones, are integrated anew.
+    **Arguments:** `num_trajectories` starts, some of each kind of end and both fast and slow ones, are integrated anew.
     """
-    return draw_basins(estimate, sample_trajectories(estimate, problem, initialization, key, num_trajectories))
+    return draw_basins(estimate, sample_trajectories(estimate, num_trajectories))
 
 
 def draw_basins(estimate: BasinEstimate, samples: SampleTrajectories) -> Figure:
@@ -235,7 +230,7 @@ def draw_basins(estimate: BasinEstimate, samples: SampleTrajectories) -> Figure:
         ends = [f"{status.label}: {count:,}" for status, count in estimate.statuses.items() if count]
         say(right, "no start is certified\n" + "\n".join(ends))
     minimum = estimate.rows[0].certified
-    what = textwrap.fill(f"{estimate.verdicts[0]}: {minimum:,} of {estimate.num:,}", TITLE)
+    what = textwrap.fill(f"{estimate.labels[0]}: {minimum:,} of {estimate.num:,}", TITLE)
     interval = f"{100 * estimate.confidence:g} % interval {interval_text(estimate.interval)}"
     right.set_title(f"{what}\n{interval}", fontsize=10)
     figure.legend(handles=_legend(estimate, histogram), loc="outside lower center", ncols=3, fontsize=FONT)

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gdflow.dynamics import simulate
-from gdflow.landscape import Inertia, Strata, Stratum, hessian, inertia, subset_text
+from gdflow.landscape import Inertia, Strata, Stratum, hessian, inertia
+from gdflow.levels import subset_text
 from gdflow.network import LayerTuple
 from gdflow.plotting.style import (
     COLORS,

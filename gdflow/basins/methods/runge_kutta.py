@@ -1,0 +1,163 @@
+"""Explicit Runge–Kutta methods in lanes, from Diffrax's public tableaus, in the layout that suits the widths."""
+
+import functools
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gdflow.basins.layouts import AbstractLayout, LanesFirst, suitable_layout
+from gdflow.basins.methods.adaptive import AbstractIntegrator, check_integration
+from gdflow.basins.methods.diffrax_solver import DiffraxSolver
+from gdflow.basins.methods.method import Place, Step
+from gdflow.network import LayerTuple
+from gdflow.objective import Objective
+from gdflow.problem import Problem
+
+
+class RungeKutta(AbstractIntegrator):
+    """Explicit Runge–Kutta methods by their tableau; `memory` is the field at the state.
+
+    Works in the isometric coordinates in which the design is diagonal, for the squared error.
+
+    **Arguments:** `solver`: one of Diffrax's explicit Runge–Kutta methods with an error estimate; `rtol` and `atol` of the
+    step-size control; `layout`: by default the one that suits the widths.
+    """
+
+    solver: diffrax.AbstractERK = diffrax.Tsit5()
+    rtol: float = 1e-6
+    atol: float = 1e-9
+    chosen_layout: AbstractLayout | None = None
+
+    def __check_init__(self):
+        check_integration(self.solver, self.rtol, self.atol)
+
+    @property
+    def layout(self) -> AbstractLayout:
+        return LanesFirst() if self.chosen_layout is None else self.chosen_layout
+
+    def suited(self, widths: tuple[int, ...]) -> "RungeKutta":
+        layout = suitable_layout(widths) if self.chosen_layout is None else self.chosen_layout
+        return RungeKutta(self.solver, self.rtol, self.atol, layout)
+
+    def problem(self, problem: Problem) -> Problem:
+        return problem.isometric()
+
+    def residual(self, objective: Objective, W: Array) -> tuple[Array, Array, Array]:
+        """`M = A − WD`, the diagonal of `D` and the losses."""
+        d = self.layout.everywhere(jnp.diagonal(objective.design)[None, :])
+        M = self.layout.everywhere(objective.target) - W * d
+        return M, d, 0.5 * self.layout.squares(M)[0]
+
+    def field(self, objective: Objective, y: LayerTuple) -> tuple[LayerTuple, Float[Array, " lanes"]]:
+        """`−∇L` and `L`."""
+        product, transpose = self.layout.product, self.layout.transpose
+        right = [y.weights[0]]
+        for w in y.weights[1:]:
+            right.append(product(w, right[-1]))
+        M, d, loss = self.residual(objective, right[-1])
+        left, parts = M * d, []
+        for w, r in zip(y.weights[:0:-1], right[-2::-1], strict=True):
+            parts.append(product(left, transpose(r)))
+            left = product(transpose(w), left)
+        return _packed(y, [left, *parts[::-1]]), loss
+
+    def loss(self, objective: Objective, y: LayerTuple) -> Float[Array, " lanes"]:
+        W = functools.reduce(lambda W, w: self.layout.product(w, W), y.weights)
+        return self.residual(objective, W)[2]
+
+    def gradient_norm(self, objective: Objective, y: LayerTuple, memory: Any) -> Float[Array, " lanes"]:
+        return self.layout.norm(memory)
+
+    def begin(self, objective: Objective, y: LayerTuple) -> tuple[Any, Float[Array, " lanes"], Any]:
+        # One network at a time for Diffrax, all lanes at once for the machine.
+        arrays, rest = eqx.partition((self, objective), eqx.is_array)
+
+        def fields(arrays, nets):
+            method, objective = eqx.combine(arrays, rest)
+            return method.layout.unpack(method.field(objective, method.layout.pack(nets))[0])
+
+        @jax.custom_batching.custom_vmap
+        def lane_field(arrays, net):
+            return jax.tree.map(lambda w: w[0], fields(arrays, jax.tree.map(lambda w: w[None], net)))
+
+        @lane_field.def_vmap
+        def _(axis_size, in_batched, arrays, nets):
+            return fields(arrays, nets), jax.tree.map(lambda _: True, nets)
+
+        terms = diffrax.ODETerm(lambda t, net, args: lane_field(arrays, net))
+
+        def first(net):
+            zero = jnp.zeros(())
+            return self.controller.init(terms, zero, zero, net, None, None, self.solver.func, self.order)
+
+        t_next, control = jax.vmap(first)(self.layout.unpack(y))
+        control = tuple(jnp.broadcast_to(jnp.asarray(x), t_next.shape) for x in control)
+        return self.field(objective, y)[0], t_next, control
+
+    def forget(self, place: Place) -> Place:
+        return Place(place.y, None, place.t, place.t_next, place.loss)
+
+    def recall(self, objective: Objective, place: Place) -> Place:
+        return Place(place.y, self.field(objective, place.y)[0], place.t, place.t_next, place.loss)
+
+    def advance(self, y: LayerTuple, h: Array, row: np.ndarray, ks: list[LayerTuple]) -> LayerTuple:
+        """`y + hΣ a_i k_i`."""
+        used = [(float(a), k) for a, k in zip(row, ks, strict=True) if a != 0]
+        return self.layout.combine([jnp.ones_like(h), *[a * h for a, _ in used]], [y, *[k for _, k in used]])
+
+    def attempt(self, objective: Objective, place: Place) -> Step:
+        tableau: Any = self.solver.tableau
+        h = place.t_next - place.t
+        ks, y, loss = [place.memory], place.y, place.loss
+        for row in tableau.a_lower:
+            y = self.advance(place.y, h, row, ks)
+            k, loss = self.field(objective, y)
+            ks.append(k)
+        error = self.layout.combine([float(b) * h for b in tableau.b_error], ks)
+        if not (tableau.fsal and tableau.ssal):
+            y = self.advance(place.y, h, tableau.b_sol, ks)
+            k, loss = self.field(objective, y)
+        return Step(y, k, loss, error, ks)
+
+    def interpolate(self, objective: Objective, place: Place, step: Step, t: Float[Array, " lanes"]) -> LayerTuple:
+        # The interpolant is linear in the two ends and the stages: asked for unit vectors it tells their weights.
+        unit = jnp.eye(2 + len(step.dense))
+
+        def weights(t0, t1, t):
+            return self.solver.interpolation_cls(t0=t0, t1=t1, y0=unit[0], y1=unit[1], k=unit[2:]).evaluate(t)
+
+        w = jax.vmap(weights, out_axes=-1)(place.t, place.t_next, t)
+        h = place.t_next - place.t
+        return self.layout.combine([w[0], w[1], *(h[None] * w[2:])], [place.y, step.y, *step.dense])
+
+
+def _packed(like: LayerTuple, weights: list[Array]) -> LayerTuple:
+    """Packed layers as a tree of the structure of packed networks: their shapes do not chain as those of networks do."""
+    return jax.tree.unflatten(jax.tree.structure(like), weights)
+
+
+def integrator(
+    solver: diffrax.AbstractSolver | None = None, rtol: float = 1e-6, atol: float = 1e-9
+) -> AbstractIntegrator:
+    """The method that integrates the gradient flow with a Diffrax solver.
+
+    **Arguments:** `solver`: any adaptive one, Tsit5 by default, `gdflow.RKC` where the flow is stiff; `rtol` and `atol` of its
+    step-size control. Labels survive rtol 1e-3; the default is tighter so that times do too (benchmarks/tolerance.py).
+
+    **Raises:** `ValueError` or `TypeError` for solvers that cannot integrate the flow with steps of their own choice, and for
+    tolerances out of range.
+
+    ```python
+    >>> gf.basin_sizes(problem, law, 1000, key=key, method=gf.integrator(gf.RKC(20), rtol=1e-4, atol=1e-7))
+    ```
+    """
+    solver = diffrax.Tsit5() if solver is None else solver
+    check_integration(solver, rtol, atol)
+    if isinstance(solver, diffrax.AbstractERK):
+        return RungeKutta(solver, rtol, atol)
+    return DiffraxSolver(solver, rtol, atol)

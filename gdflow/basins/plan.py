@@ -1,0 +1,320 @@
+"""A plan: all that fixes every row of a run. Rows follow from a plan and an id, whoever computes them, where and when."""
+
+import dataclasses
+import functools
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Array, Key
+
+from gdflow.basins.lanes import default_pool, default_threads, run_lanes
+from gdflow.basins.layouts import NARROW
+from gdflow.basins.methods import AbstractMethod, integrator
+from gdflow.basins.outcomes import outcome_table, schema
+from gdflow.basins.process import LaneProcess, Limits
+from gdflow.basins.riders import MAX_CROSSINGS, AbstractRider, Crossings, Drift
+from gdflow.basins.starts import AbstractStarts, as_starts
+from gdflow.checks import check_count
+from gdflow.initialization import AbstractInitialization, Support
+from gdflow.invariants import check_balanced, is_balanced
+from gdflow.levels import nested_levels
+from gdflow.network import LayerTuple, count_parameters
+from gdflow.problem import Problem, check_problem
+from gdflow.ranks import decide_rank
+from gdflow.records import digest, is_known, record, restore
+from gdflow.sides import BALANCED, check_side, sign_decides
+from gdflow.thresholds import certificate_slack
+from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, default_verdict
+
+#: An audit re-runs at tolerances tighter by this factor, …
+AUDIT_FACTOR = 100.0
+#: … with so many times the steps and the flow time.
+_LONGER = 10
+#: A lane holds about so many copies of its state (stages, interpolant, old and new) …
+_COPIES = 32
+#: … and all lanes together may take this many bytes.
+_MEMORY = 2**32
+#: Starts are drawn in pools of about this many numbers.
+_POOL = 2**19
+#: So many starts are looked at to see whether they are balanced.
+_LOOKED_AT = 4
+#: Weights of so many times the size that the data ask for diverge.
+_LARGEST = 1e12
+_VERSIONS = ("gdflow", "jax", "jaxlib", "diffrax", "equinox", "numpy")
+
+Sink = Callable[[np.ndarray, dict[str, np.ndarray]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is run: made by `make_plan`, which checks it, or read from a `summary.json`.
+
+    - `problem`; `starts`, in its coordinates.
+    - `method`: how a start makes a step.
+    - `verdict`: when its limit is decided, and what is claimed of it.
+    - `riders`: what is carried along and reported besides.
+    - `limits`: when a start is given up.
+    """
+
+    problem: Problem
+    starts: AbstractStarts
+    method: AbstractMethod
+    verdict: AbstractVerdict
+    riders: tuple[AbstractRider, ...]
+    limits: Limits
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the networks."""
+        return self.starts.widths
+
+    @property
+    def extra_columns(self) -> dict[str, str]:
+        """The riders' columns, each with what it means."""
+        return {name: doc for rider in self.riders for name, doc in rider.columns.items()}
+
+    @functools.cached_property
+    def schema(self) -> pa.Schema:
+        """Of the rows; its metadata hold the fingerprint."""
+        return schema(self.extra_columns).with_metadata({"plan": self.digest})
+
+    @functools.cached_property
+    def process(self) -> LaneProcess:
+        """What runs in the lanes."""
+        return LaneProcess(self.problem, self.starts, self.method, self.verdict, self.riders, self.limits)
+
+    def run(
+        self, ids: Sequence[int] | np.ndarray, sink: Sink, *, lanes: int | None = None, threads: int | None = None
+    ) -> None:
+        """Runs the starts with given ids; rows go to `sink(ids, columns)` as they come, see `gdflow.basins.lanes.run_lanes`.
+
+        **Arguments:** `lanes`: starts in flight at once per thread; results do not depend on it.
+        """
+        lanes = self.check_lanes(len(ids), lanes)
+        threads = default_threads() if threads is None else threads
+        pool = default_pool(len(ids), _POOL // count_parameters(self.widths), threads)
+        limits = len(self.verdict.labels)
+
+        def checked(some: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+            for name, least in (("limit", -1), ("highest", 0)):
+                if len(some) and not least <= columns[name].min() <= columns[name].max() < limits:
+                    raise ValueError(
+                        f"the verdict settles on a {name} from {columns[name].min()} to {columns[name].max()}, but has "
+                        f"{limits} labels"
+                    )
+            sink(some, columns)
+
+        run_lanes(self.process, ids, checked, lanes=lanes, pool=pool, threads=min(threads, -(-len(ids) // pool)))
+
+    def check_lanes(self, num: int, lanes: float | None) -> int:
+        """The number of lanes for so many starts; `ValueError` if they would not fit into memory."""
+        lanes = default_lanes(self.widths) if lanes is None else check_count("lanes", lanes)
+        lanes, parameters = min(lanes, num), count_parameters(self.widths)
+        needed = lanes * parameters * self.problem.target.dtype.itemsize * _COPIES
+        if needed > _MEMORY:
+            raise ValueError(
+                f"{lanes} networks of widths {self.widths} ({parameters:.2g} parameters each) would need "
+                f"{needed / 2**30:.0f} GiB: fewer lanes, or narrower layers"
+            )
+        return lanes
+
+    def collect(self, ids: Sequence[int] | np.ndarray, **options: Any) -> pa.Table:
+        """The rows of the starts with given ids, in the order of the ids. **Arguments:** `options`: of `run`."""
+        parts: list[pa.Table] = []
+        self.run(ids, lambda some, columns: parts.append(self.table({"id": some, **columns})), **options)
+        return pa.concat_tables([self.schema.empty_table(), *parts]).combine_chunks().sort_by("id")
+
+    def table(self, columns: dict[str, np.ndarray]) -> pa.Table:
+        """Arrays as rows of this plan."""
+        return outcome_table(columns, self.verdict.labels, self.extra_columns).replace_schema_metadata(
+            self.schema.metadata
+        )
+
+    def audited(self) -> "Plan | None":
+        """The same starts with another method, tighter tolerances, and more steps and time; `None` if the method knows none."""
+        method = self.method.tighter(AUDIT_FACTOR)
+        limits = self.limits.longer(_LONGER, AUDIT_FACTOR)
+        return None if method is None else dataclasses.replace(self, method=method, limits=limits, riders=())
+
+    # -- on paper ------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """All that fixes the rows as JSON can hold it, the versions of what computes them included."""
+        parts = {field.name: record(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+        return parts | {
+            "backend": jax.default_backend(),
+            "x64": bool(jax.config.read("jax_enable_x64")),
+            "versions": versions,
+        }
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A fingerprint of the record: equal plans of equal versions give the same rows."""
+        return digest(self.record)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the record says it all: code that is not of a package with a version in it may have changed."""
+        return is_known(self.record)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Plan":
+        """The plan that was recorded; `ValueError` for records that are not complete, or name what is not there."""
+        missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
+        if missing:
+            raise ValueError(f"the record of the plan has no {', '.join(missing)}")
+        try:
+            parts = {field.name: restore(record[field.name]) for field in dataclasses.fields(cls)}
+        except ValueError:
+            raise
+        except Exception as error:  # of whatever the damage leads to
+            raise ValueError(f"the record of the plan is damaged: {type(error).__name__}: {error}") from None
+        for name, kind in _PARTS.items():
+            if not isinstance(parts[name], kind):
+                raise ValueError(f"the record of the plan is damaged: its {name} is a {type(parts[name]).__name__}")
+        if not all(isinstance(rider, AbstractRider) for rider in parts["riders"]):
+            raise ValueError("the record of the plan is damaged: its riders are not all riders")
+        return cls(**parts)
+
+
+_PARTS = {
+    "problem": Problem, "starts": AbstractStarts, "method": AbstractMethod, "verdict": AbstractVerdict, "riders": tuple,
+    "limits": Limits,
+}  # fmt: skip
+
+
+def default_lanes(widths: tuple[int, ...]) -> int:
+    """How many lanes suit a network of given widths on the default backend; benchmarks/layout.py measures it.
+
+    On a CPU as many as fit into the cache: 96 small networks, fewer of larger ones; products of wide layers need only a few
+    for company. On an accelerator, where launching a step costs more than computing it, as many as fill it.
+    """
+    parameters = count_parameters(widths)
+    if jax.default_backend() != "cpu":
+        return int(np.clip(2**27 // parameters, 8, 2**16))
+    if max(widths) <= NARROW:
+        return int(np.clip(2**13 // parameters, 16, 96)) // 16 * 16  # whole vectors
+    return int(np.clip(2**16 // parameters, 8, 64))
+
+
+def make_plan(
+    problem: Problem,
+    starts: AbstractStarts | AbstractInitialization | LayerTuple,
+    *,
+    key: Key[Array, ""] | None = None,
+    method: AbstractMethod | None = None,
+    verdict: AbstractVerdict | None = None,
+    riders: Sequence[AbstractRider] | None = None,
+    limits: Limits | None = None,
+    first_id: int = 0,
+) -> Plan:
+    """A plan, checked; what is left out follows from the rest. The arguments are those of `gdflow.basin_sizes`.
+
+    **Raises:** `ValueError` or `TypeError` for widths that do not fit the problem, float32, and verdicts that would mislead of
+    such starts.
+    """
+    check_problem(problem)
+    starts = as_starts(starts, key)
+    problem.check_widths(starts.widths)
+    verdict = default_verdict(problem, starts) if verdict is None else verdict
+    for name, value, kind in (
+        ("method", method, AbstractMethod),
+        ("verdict", verdict, AbstractVerdict),
+        ("limits", limits, Limits),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"the {name} must be a {kind.__name__}, got {value!r}")
+    riders = default_riders(problem, starts.widths, verdict) if riders is None else _check_riders(riders)
+    if not verdict.labels or len(set(verdict.labels)) < len(verdict.labels):
+        raise ValueError(f"a verdict needs at least one label, and different ones; got {verdict.labels}")
+    verdict.check(problem, starts)
+    _check_balance(problem, starts, first_id)
+    limits = Limits() if limits is None else limits
+    if limits.largest is None:
+        limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(problem, starts.widths)))
+    return Plan(
+        problem,
+        starts,
+        integrator() if method is None else method,
+        verdict,
+        riders,
+        limits,
+    )
+
+
+def _check_riders(riders: Any) -> tuple[AbstractRider, ...]:
+    """Riders as a tuple; `TypeError` for what is none, `ValueError` for columns of a name that is taken."""
+    riders = (riders,) if isinstance(riders, AbstractRider) else tuple(riders)
+    taken = set(schema().names)
+    for rider in riders:
+        if not isinstance(rider, AbstractRider):
+            raise TypeError(f"riders are instances of AbstractRider, got {rider!r}")
+        for name in rider.columns:
+            if name in taken:
+                raise ValueError(f"{type(rider).__name__} reports a column {name!r}, which there is already")
+            taken.add(name)
+    return riders
+
+
+def default_riders(problem: Problem, widths: tuple[int, ...], verdict: AbstractVerdict) -> tuple[AbstractRider, ...]:
+    """The drift of the conserved quantities, and the staircase: crossings of the values `ℓ({1, …, r})` above the verdict's."""
+    s = np.asarray(problem.singular_values, dtype=np.float64)
+    staircase = nested_levels(s, problem.max_rank(widths), lowest=MAX_CROSSINGS, tolerance=problem.level_tolerance)
+    values = np.asarray(staircase.values)[:0:-1] - float(certificate_slack(problem))
+    decisive = float(verdict.thresholds.threshold()) if isinstance(verdict, AbstractLevelVerdict) else -np.inf
+    above = [float(v) for v in values if v > decisive + problem.level_tolerance]
+    return (Drift(), Crossings(above)) if above else (Drift(),)
+
+
+def _natural_size(problem: Problem, widths: tuple[int, ...]) -> float:
+    """The size of the layers of a network that fits the data."""
+    smallest = np.linalg.svd(np.asarray(problem.design), compute_uv=False).min()
+    return float((float(problem.singular_values[0]) / smallest) ** (1 / (len(widths) - 1)))
+
+
+def _check_balance(problem: Problem, starts: AbstractStarts, first_id: int) -> None:
+    """Looks at some starts: whether they are balanced, and of the rank of the smallest width, if they say so.
+
+    Starts that are balanced without saying so are refused where one is on the wrong side of `det W = 0`.
+    """
+    balanced = starts.invariant_set is Support.BALANCED
+    decides = sign_decides(problem, starts.widths)
+    if not (balanced or decides):
+        return
+
+    def first(count):
+        if starts.num is not None:  # a list is looked at as a whole
+            return starts.networks(range(starts.num))
+        return starts.networks(range(first_id, min(first_id + count, 2**64)))
+
+    some = first(_LOOKED_AT)
+    if not balanced:
+        alike = np.asarray(jax.vmap(lambda net: is_balanced(net, BALANCED))(some))
+        if alike.any() if starts.num is not None else alike.all():
+            try:
+                # Half of them are expected on either side.
+                check_side(problem, first(8 * _LOOKED_AT))
+            except ValueError as error:
+                raise ValueError(
+                    f"starts of {starts.name} are balanced, though they do not say so by an `invariant_set` of "
+                    f"gdflow.initialization.Support.BALANCED (balanced networks: gdflow.basins.Listed(nets, "
+                    f"Support.BALANCED)): {error}"
+                ) from None
+        return
+    for i in range(some.batch_shape[0]):
+        start = jax.tree.map(lambda w, i=i: w[i], some)
+        check_balanced(start, BALANCED)
+        W = start.end_to_end
+        rank = decide_rank(np.linalg.svd(np.asarray(W), compute_uv=False), size=max(W.shape)).rank
+        if rank < min(start.widths):
+            thin = (start.widths[0], *[rank] * (start.depth - 1), start.widths[-1])
+            raise ValueError(
+                f"starts of rank {rank} in widths {start.widths}: round-off leaks into ranks up to {min(start.widths)}; the flow "
+                f"on the matrices of rank {rank} is that of the widths {thin}"
+            )

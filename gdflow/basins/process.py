@@ -1,0 +1,317 @@
+"""Gradient flows and other methods in lanes: starts, a method, a verdict and riders put together for the batch engine."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from gdflow.basins.lanes import AbstractLaneState, AbstractProcess
+from gdflow.basins.layouts import AbstractLayout
+from gdflow.basins.methods import AbstractMethod, Place, Step
+from gdflow.basins.outcomes import Status
+from gdflow.basins.riders import AbstractRider, Event, Stride
+from gdflow.basins.starts import AbstractStarts
+from gdflow.checks import check_count, check_number
+from gdflow.dynamics.crossings import first_crossing
+from gdflow.objective import Objective
+from gdflow.problem import Problem
+from gdflow.rounding import coarse_is_enough, coarse_residual_error, residual_error
+from gdflow.verdicts import AbstractVerdict, Moment
+
+#: A gradient of this norm or less is zero for the purposes of stepping: any step size would do, and overflow; below it the
+#: squares of its entries underflow.
+_VANISHING = 1e-150
+
+#: A step shorter than this many units in the last place of `t` makes no progress.
+_SMALLEST_STEP = 8.0
+
+#: The first step where a method finds none.
+_FIRST_STEP = 0.01
+
+
+class Limits(eqx.Module):
+    """When a start is given up as undecided.
+
+    - `t1`: flow time; infinite by default.
+    - `max_steps`: number of steps, accepted and rejected.
+    - `gradient_tolerance`, `dwell`: a start whose gradient norm has stayed at or below the tolerance for a flow time of
+      `dwell` has converged numerically, which decides nothing: it may be passing a saddle. Off (0) by default: a certificate
+      needs no such guess.
+    - `largest`: a start whose weights exceed this Frobenius norm diverges; by default 10^12 times what the data ask for.
+    """
+
+    t1: float = np.inf
+    max_steps: int = eqx.field(static=True, default=10_000, converter=functools.partial(check_count, "max_steps"))
+    gradient_tolerance: float = 0.0
+    dwell: float = 0.0
+    largest: float | None = None
+
+    def __check_init__(self):
+        for name in ("t1", "largest"):
+            value = getattr(self, name)
+            if value is not None and value != np.inf and not check_number(name, value) > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        for name in ("gradient_tolerance", "dwell"):
+            if check_number(name, getattr(self, name)) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    def longer(self, factor: int, tighter: float) -> "Limits":
+        """So many times the steps and the time, and a gradient tolerance smaller by a factor."""
+        return Limits(
+            factor * self.t1,
+            factor * self.max_steps,
+            self.gradient_tolerance / tighter,
+            factor * self.dwell,
+            self.largest,
+        )
+
+
+class _State(AbstractLaneState):
+    """Lanes on their way. Once a lane is `done` nothing in it changes.
+
+    A lane whose step decides it stays at the *beginning* of that step: repeated, it gives its interpolant again.
+    """
+
+    here: Place
+    control: Any
+    verdict: Any
+    riders: tuple[Any, ...]
+    steps: Int[Array, " lanes"]
+    quiet_since: Float[Array, " lanes"]
+    status: Int[Array, " lanes"]
+    done: Bool[Array, " lanes"]
+
+
+def _evaluated_once(evaluate: Callable[[], Any], *, unless: Array) -> Any:
+    """`evaluate()`, or zeros where it is not needed.
+
+    The point of the branch is less to save the work than that on CPU the compiler fuses nothing across it: what is computed
+    in it would otherwise be computed again for each of its users. On an accelerator a branch costs a round trip to the host.
+    """
+    if jax.default_backend() != "cpu":
+        return evaluate()
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), eqx.filter_eval_shape(evaluate))
+    return jax.lax.cond(unless, lambda: empty, evaluate)
+
+
+def _first_true(ends: dict[Status, Array], otherwise: Array) -> Array:
+    """The first status whose condition holds."""
+    for status, condition in reversed(ends.items()):
+        otherwise = jnp.where(condition, status, otherwise)
+    return otherwise
+
+
+def _is_place(x: Any) -> bool:
+    return isinstance(x, Place)
+
+
+class LaneProcess(AbstractProcess):
+    """What runs in the lanes: `method` steps the starts until the `verdict` or the limits end them; `riders` look on.
+
+    Fields: `source`, the coordinates of the starts; `problem`, in those of the method.
+    """
+
+    starts: AbstractStarts
+    problem: Problem
+    source: str = eqx.field(static=True)
+    method: AbstractMethod
+    verdict: AbstractVerdict
+    riders: tuple[AbstractRider, ...]
+    limits: Limits
+    largest: Float[Array, ""]
+
+    def __init__(
+        self,
+        problem: Problem,
+        starts: AbstractStarts,
+        method: AbstractMethod,
+        verdict: AbstractVerdict,
+        riders: tuple[AbstractRider, ...],
+        limits: Limits,
+    ):
+        self.method = method.suited(starts.widths)
+        self.source, self.problem = problem.coordinates, self.method.problem(problem).without_info()
+        self.starts, self.verdict, self.riders = starts, verdict.without_info(), riders
+        # An array: it depends on the data, for which nothing is to be compiled anew.
+        self.largest = jnp.asarray(np.inf if limits.largest is None else limits.largest, float)
+        self.limits = dataclasses.replace(limits, largest=None)
+
+    @property
+    def layout(self) -> AbstractLayout:
+        return self.method.layout
+
+    @property
+    def objective(self) -> Objective:
+        return self.problem.objective
+
+    def draw(self, high: Array, low: Array) -> Any:
+        nets = self.problem.convert(self.starts.draw(high, low), self.source, self.problem.coordinates)
+        return self.layout.pack(nets)
+
+    # -- what verdicts and riders see ----------------------------------------------------------------------------------
+
+    def moment(self, y: Any, memory: Any, t: Array, loss: Array) -> Moment:
+        """The lanes as verdicts and riders see them; what they do not look at is not computed."""
+        nets, squares = self.layout.unpack(y), self.layout.squares(y)
+        if coarse_is_enough(self.starts.widths):
+            error = coarse_residual_error(self.objective, self.starts.widths, squares)
+        else:
+            error = jax.vmap(functools.partial(residual_error, self.objective))(nets)
+        return Moment(t, nets, loss, error, self.method.gradient_norm(self.objective, y, memory))
+
+    def _pack(self, state: Any) -> Any:
+        layout = self.layout
+        return jax.tree.map(lambda x: x if _is_place(x) else layout.pack(x), state, is_leaf=_is_place)
+
+    def _unpack(self, state: Any) -> Any:
+        layout = self.layout
+        return jax.tree.map(lambda x: x if _is_place(x) else layout.unpack(x), state, is_leaf=_is_place)
+
+    # -- the process ---------------------------------------------------------------------------------------------------
+
+    def init(self, starts: Any) -> _State:
+        method, objective, limits = self.method, self.objective, self.limits
+        loss, size = method.loss(objective, starts), self.layout.norm(starts)
+        zero = jnp.zeros_like(loss)
+        memory, t_next, control = method.begin(objective, starts)
+        # Where the start is critical the selection of the first step has nothing to go by and may return no number.
+        t_next = jnp.minimum(jnp.where(jnp.isfinite(t_next) & (t_next > 0), t_next, _FIRST_STEP), limits.t1)
+        here = Place(starts, memory, zero, t_next, loss)
+        now = self.moment(starts, memory, zero, loss)
+        verdict, decided = self.verdict.begin(objective, now)
+        ends = {
+            Status.NON_FINITE: ~(jnp.isfinite(size) & jnp.isfinite(loss)),
+            Status.CERTIFIED: decided,
+            Status.STATIONARY: now.gradient_norm <= _VANISHING,
+            Status.DIVERGING: size > self.largest,
+        }
+        return _State(
+            here=here,
+            control=control,
+            verdict=self._pack(verdict),
+            riders=tuple(self._pack(rider.begin(objective, now, method.forget(here))) for rider in self.riders),
+            steps=jnp.zeros(loss.shape, int),
+            quiet_since=jnp.where(now.gradient_norm <= limits.gradient_tolerance, 0.0, jnp.inf),
+            status=_first_true(ends, jnp.full(loss.shape, Status.STEP_LIMIT)),
+            done=functools.reduce(jnp.logical_or, ends.values()),
+        )
+
+    def step(self, state: _State) -> _State:
+        method, objective, limits, here = self.method, self.objective, self.limits, state.here
+
+        def attempt():
+            step = method.attempt(objective, here)
+            # Interpolants are made anew where they are needed (`rows`), unless a rider wants them at every step.
+            return (
+                step
+                if any(rider.wants_dense for rider in self.riders)
+                else eqx.tree_at(lambda s: s.dense, step, None, is_leaf=lambda x: x is None)
+            )
+
+        step = _evaluated_once(attempt, unless=jnp.all(state.done))
+        decision = method.accept(objective, here, step, state.control)
+        t, t_next = decision.t, decision.t_next
+        active = ~state.done
+        keep = decision.keep & active
+        end = self.moment(step.y, step.memory, here.t_next, step.loss)
+        verdict, decided = self.verdict.look(objective, self._unpack(state.verdict), end, keep)
+        decided = decided & keep
+        stride = Stride(method, here, step, keep, end)
+        riders = tuple(
+            self._pack(rider.after(objective, self._unpack(carried), stride))
+            for rider, carried in zip(self.riders, state.riders, strict=True)
+        )
+        moved, active = keep & ~decided, active & ~decided
+        y, memory = self.layout.select(moved, (step.y, step.memory), (here.y, here.memory))
+        gradient_norm = method.gradient_norm(objective, y, memory)
+        quiet = moved & (gradient_norm <= limits.gradient_tolerance)
+        quiet_since = jnp.where(moved, jnp.where(quiet, jnp.minimum(state.quiet_since, t), jnp.inf), state.quiet_since)
+        too_short = active & (t_next - t <= _SMALLEST_STEP * jnp.finfo(t.dtype).eps * t)
+        steps = jnp.where(state.done, state.steps, state.steps + 1)
+        ends = {
+            Status.CERTIFIED: decided,
+            Status.STATIONARY: moved & (gradient_norm <= _VANISHING),
+            Status.CONVERGED: quiet & (t - quiet_since >= limits.dwell),
+            Status.DIVERGING: (moved & (self.layout.norm(step.y) > self.largest)) | (too_short & decision.finite),
+            Status.NON_FINITE: too_short,
+            Status.TIME_LIMIT: active & (t >= limits.t1),
+            Status.STEP_LIMIT: active & (steps >= limits.max_steps),
+        }
+        return _State(
+            here=Place(
+                y=y,
+                memory=memory,
+                t=jnp.where(active, t, here.t),
+                t_next=jnp.where(active, jnp.minimum(t_next, limits.t1), here.t_next),
+                loss=jnp.where(moved, step.loss, here.loss),
+            ),
+            control=self.layout.select(active, decision.control, state.control),
+            verdict=self._pack(verdict),
+            riders=riders,
+            steps=steps,
+            quiet_since=quiet_since,
+            status=_first_true(ends, state.status),
+            done=functools.reduce(jnp.logical_or, ends.values(), state.done),
+        )
+
+    def rows(self, state: _State) -> dict[str, Array]:
+        method, objective = self.method, self.objective
+        decided = state.status == Status.CERTIFIED
+        last = decided & (state.steps > 0)
+        verdict = self._unpack(state.verdict)
+        riders = tuple(map(self._unpack, state.riders))
+        events = [list(rider.events(carried)) for rider, carried in zip(self.riders, riders, strict=True)]
+        lanes = state.done.shape[0]
+        # The last step and all those with an event together, as so many lanes more.
+        flat = [event for some in events for event in some]
+        every = self.layout.join([state.here, *(method.recall(objective, event.place) for event in flat)])
+        step = method.attempt(objective, every)
+        first = self.layout.take((step.y, step.memory, step.loss), jnp.arange(lanes))
+        y, memory, loss = first
+        end = self.moment(y, memory, state.here.t_next, loss)
+        goal = self.verdict.goal(objective, verdict, end)
+        own = Event(state.here, jnp.full(lanes, jnp.nan) if goal is None else goal, last & (goal is not None))
+        times = self.crossing_times(every, step, [own, *flat]).reshape(-1, lanes)
+        here = state.here
+        y, memory, loss = self.layout.select(last, first, (here.y, here.memory, here.loss))
+        time = jnp.where(last, state.here.t_next if goal is None else times[0], here.t)
+        now = self.moment(y, memory, time, loss)
+        limit, highest = self.verdict.settle(objective, verdict, now, decided)
+        limit = jnp.where(decided, limit, -1)
+        table = dict(
+            status=jnp.where(decided & (limit < 0), Status.STRAYED, state.status),
+            limit=limit,
+            highest=highest,
+            time=time,
+            steps=state.steps,
+            loss=loss,
+            gradient_norm=now.gradient_norm,
+        )
+        rest = list(times[1:])
+        for rider, carried, some in zip(self.riders, riders, events, strict=True):
+            columns = rider.rows(objective, carried, now, [rest.pop(0) for _ in some])
+            if set(columns) != set(rider.columns):
+                raise ValueError(
+                    f"{type(rider).__name__} announces the columns {sorted(rider.columns)} but reports {sorted(columns)}"
+                )
+            table |= columns
+        return table
+
+    def crossing_times(self, place: Place, step: Step, events: list[Event]) -> Float[Array, " lanes"]:
+        """When the loss fell to the levels of all events, on the method's own interpolant; the events' lanes one after another.
+
+        A loss may be below its level at the beginning of the step: that of a verdict, whose level moves with round-off.
+        """
+        level = jnp.concatenate([event.level for event in events])
+        wanted = jnp.concatenate([event.wanted for event in events])
+
+        def excess(t):
+            return self.method.loss(self.objective, self.method.interpolate(self.objective, place, step, t)) - level
+
+        return first_crossing(excess, place.t, place.loss - level, place.t_next, step.loss - level, wanted)

@@ -1,0 +1,87 @@
+"""Trajectories of some of an estimate's starts, for pictures: chosen, integrated anew, with what was found out of them."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from gdflow.basins.estimate import BasinEstimate
+from gdflow.basins.outcomes import is_certified
+from gdflow.dynamics import simulate
+
+#: Curves are drawn so much longer than the slowest of them takes …
+LONGER = 1.25
+#: … at so many equidistant times, and as many in a geometric sequence that begins at this part of the end.
+NUM_TIMES, FIRST_TIME = 300, 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleTrajectories:
+    """Losses of some starts over time, and how they ended.
+
+    - `ids`: of the starts.
+    - `ts`: the times, the same for all; those at which any of them was certified or crossed a level are among them.
+    - `losses`: NaN after the time at which an undecided start was given up.
+    - `decided`: whether the limit is certified.
+    - `times`: of the certificate, or when the start was given up; one of `ts`.
+    - `limits`: which limit, if decided.
+    """
+
+    ids: tuple[int, ...]
+    ts: Float[np.ndarray, " T"]
+    losses: Float[np.ndarray, "n T"]
+    decided: Bool[np.ndarray, " n"]
+    times: Float[np.ndarray, " n"]
+    limits: Int[np.ndarray, " n"]
+
+
+def _choose_rows(estimate: BasinEstimate, num: int) -> Int[np.ndarray, " n"]:
+    """Rows of `outcomes`: of every kind of end, the `num` most frequent ones, its share, spread over the fast and the slow."""
+    outcomes = estimate.outcomes
+    times, decided = outcomes["time"].to_numpy(), is_certified(outcomes)
+    kinds = np.where(decided, outcomes["highest"].to_numpy(), -1)
+    kinds = np.where(np.isfinite(outcomes["loss"].to_numpy()), kinds, -2)  # not to be drawn
+    groups = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds[kinds > -2])]
+    first, *others = sorted(groups, key=len, reverse=True)[:num] or [np.array([], int)]
+    total = len(first) + sum(map(len, others))
+    shares = [max(1, round(num * len(rows) / total)) for rows in others]
+    chosen: list[int] = []
+    for rows, share in zip((first, *others), (num - sum(shares), *shares), strict=True):
+        order = rows[np.argsort(times[rows], kind="stable")]
+        places = np.round(np.linspace(0.01, 0.99, share) * (len(order) - 1)) if share > 1 else [(len(order) - 1) // 2]
+        chosen.extend(order[np.unique(np.asarray(places, int))] if len(order) else [])
+    return np.array(chosen, int)
+
+
+def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories:
+    """Integrates some starts of an estimate anew: at most `num`, of every kind of end, fast and slow ones.
+
+    None if none is finite. Nothing is drawn that the estimate does not know: undecided starts end where they were given up,
+    and no loss falls below the value of its certified limit, where it cannot be. (From balanced starts round-off takes an
+    integration of the factors there, after a long time near the limit.)
+    """
+    outcomes, rows = estimate.outcomes, _choose_rows(estimate, num)
+    decided, limits = is_certified(outcomes)[rows], outcomes["highest"].to_numpy()[rows]
+    ids, times = outcomes["id"].to_numpy()[rows], outcomes["time"].to_numpy()[rows]
+    if not len(rows):
+        return SampleTrajectories((), np.zeros(0), np.zeros((0, 0)), decided, times, limits)
+    end = LONGER * float(times.max()) if decided.any() else float(times.max())
+    if not end > 0:  # all ended where they began: as long as the loss takes to fall, −L/L̇ = L/‖∇L‖²
+        excess = outcomes["loss"].to_numpy()[rows] - estimate.levels[0].value
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scales = excess / outcomes["gradient_norm"].to_numpy()[rows] ** 2
+        end = 5 * float(np.max(scales, initial=0.0, where=np.isfinite(scales))) or 1.0
+    crossings = [outcomes[f"crossing_{k}"].to_numpy()[rows] for k in range(len(estimate.crossings))]
+    events = np.concatenate([times, *crossings])
+    events = events[(events >= 0) & (events <= end)]
+    first = min(FIRST_TIME * end, 0.1 * np.min(events, initial=end, where=events > 0))
+    even, geometric = np.linspace(0, end, NUM_TIMES), np.geomspace(first, end, NUM_TIMES)
+    ts = np.unique(np.concatenate([even, geometric[:-1], events]))
+    problem, starts = estimate.plan.problem, estimate.plan.starts.networks(ids)
+    losses = np.array(simulate(problem, starts, end, ts=ts, dense=False, rtol=1e-8, atol=1e-11).losses)
+    if losses.shape[1] < len(ts):  # NaN after the last step of all of them is cut off
+        losses = np.pad(losses, ((0, 0), (0, len(ts) - losses.shape[1])), constant_values=np.nan)
+    lowest = np.where(decided, estimate.levels.values[np.minimum(limits, len(estimate.levels) - 1)], 0.0)
+    losses = np.maximum(losses, lowest[:, None])
+    losses[~decided[:, None] & (ts > times[:, None])] = np.nan
+    return SampleTrajectories(tuple(map(int, ids)), ts, losses, decided, times, limits)

@@ -1,0 +1,258 @@
+"""What is claimed of the limit of a start, and when.
+
+A *verdict* looks at a start before and after every step and says when its limit is decided; in the end it names the limit, and
+what is not excluded of a start that it could not decide. `LevelVerdict` claims what the level certificate proves
+(`gdflow.thresholds`): it is about the exact flow through the computed state. `AlmostSure` and `Balanced` claim more of starts
+that are known to lie, or not to lie, on a set of measure zero. Others can be written against `AbstractVerdict`.
+
+What none of these covers is the integration error up to the state at which a limit is decided: drift and audit watch it.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gdflow.initialization import Support
+from gdflow.levels import CriticalValues, subset_text
+from gdflow.network import LayerTuple
+from gdflow.objective import Objective
+from gdflow.problem import Problem
+from gdflow.sides import sign_decides, wrong_side
+from gdflow.thresholds import Thresholds, certificate_levels
+
+
+class Moment(eqx.Module):
+    """The lanes at one moment, as verdicts and riders see them; the first axis of every array counts the lanes.
+
+    - `t`: flow times.
+    - `networks`: the states, a batch, in the coordinates of the objective.
+    - `loss`: effective losses; `residual_error`: how far the computed residuals may lie from the exact ones
+      (`gdflow.rounding`).
+    - `gradient_norm`: `‖∇L‖`.
+    """
+
+    t: Float[Array, " lanes"]
+    networks: LayerTuple
+    loss: Float[Array, " lanes"]
+    residual_error: Float[Array, " lanes"]
+    gradient_norm: Float[Array, " lanes"]
+
+
+class AbstractVerdict(eqx.Module):
+    """When the limit of a start is decided, and what is claimed of it.
+
+    Everything but `labels` and `check` is traced, for all lanes at once. A state is any pytree of arrays whose first axis
+    counts the lanes. Example: a start is decided once its end-to-end matrix is within 1e-3 of one of two given matrices; see
+    `tests/test_third_party.py`.
+    """
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """The possible limits, in words; a start that is undecided may be at the first so many of them."""
+
+    @abstractmethod
+    def begin(self, objective: Objective, now: Moment) -> tuple[Any, Bool[Array, " lanes"]]:
+        """At the starts: a state, and which starts are decided already."""
+
+    @abstractmethod
+    def look(
+        self, objective: Objective, state: Any, now: Moment, kept: Bool[Array, " lanes"]
+    ) -> tuple[Any, Bool[Array, " lanes"]]:
+        """After a step: the state, which must not change in lanes that are not `kept`, and which lanes are decided now."""
+
+    @abstractmethod
+    def settle(
+        self, objective: Objective, state: Any, now: Moment, decided: Bool[Array, " lanes"]
+    ) -> tuple[Int[Array, " lanes"], Int[Array, " lanes"]]:
+        """In the end: the limit, an index of `labels` or −1, and the highest index that is not excluded.
+
+        Of a lane that is `decided` the limit may still be −1: the verdict is withdrawn.
+        """
+
+    def goal(self, objective: Objective, state: Any, now: Moment) -> Float[Array, " lanes"] | None:
+        """The loss at whose crossing, inside its last step, a start was decided; by default that is the step's end (`None`)."""
+        return None
+
+    def check(self, problem: Problem, starts: Any) -> None:
+        """`ValueError` where the verdict would mislead of such starts (`gdflow.basins.starts`); by default it never does."""
+
+    def without_info(self) -> "AbstractVerdict":
+        """The same verdict without what only people read, for which programs would be compiled anew."""
+        return self
+
+
+class _Passed(eqx.Module):
+    """The lowest level that a start can reach, and the highest that its limit can be at."""
+
+    ground: Int[Array, " lanes"]
+    highest: Int[Array, " lanes"]
+
+
+class AbstractLevelVerdict(AbstractVerdict):
+    """What verdicts by levels have in common: decided is a start whose loss is below all levels but those it can reach.
+
+    `table`: the levels with their subsets, for people; `None` where these are left out.
+    """
+
+    thresholds: eqx.AbstractVar[Thresholds]
+    table: eqx.AbstractVar[CriticalValues | None]
+
+    def without_info(self) -> "AbstractLevelVerdict":
+        copy = jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(self))
+        object.__setattr__(copy, "table", None)  # it is static: no leaf that eqx.tree_at could replace
+        return copy
+
+    @property
+    def minimum(self) -> str:
+        """What a limit at the lowest level is."""
+        return "global minimum" if self.thresholds.separated else "lowest levels (merged)"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        assert self.table is not None
+        above = [
+            f"level {k} {subset_text(level.subsets[0])}" + (" …" if level.num_subsets > 1 else "")
+            for k, level in enumerate(self.table)
+        ][1:]
+        if above and not self.table.complete:
+            above[-1] = f"level {len(above)} or above"
+        return (self.minimum, *above)
+
+    def ground(self, objective: Objective, networks: LayerTuple) -> Int[Array, " lanes"] | int:
+        """The lowest level that the flow from each start can reach."""
+        return 0
+
+    def begin(self, objective: Objective, now: Moment) -> tuple[_Passed, Bool[Array, " lanes"]]:
+        ground = self.ground(objective, now.networks)
+        highest = self.thresholds.level(now.loss, now.residual_error)
+        decided = self.thresholds.certified(now.loss, now.residual_error, ground)
+        return _Passed(jnp.broadcast_to(ground, highest.shape), highest), decided
+
+    def look(self, objective, state, now, kept):
+        highest = jnp.minimum(self.thresholds.level(now.loss, now.residual_error), state.highest)
+        decided = self.thresholds.certified(now.loss, now.residual_error, self._known(state.ground))
+        return _Passed(state.ground, jnp.where(kept, highest, state.highest)), kept & decided
+
+    def goal(self, objective, state, now):
+        return self.thresholds.goal(now.residual_error, state.ground)
+
+    def settle(self, objective, state, now, decided):
+        # Decided is a start at its ground; where that has changed, the integration's error carried it across.
+        kept = decided & (self.ground(objective, now.networks) == state.ground)
+        unknown = jnp.where(decided, self.thresholds.values.shape[0], state.highest)
+        return jnp.where(kept, state.ground, -1), jnp.where(kept, state.ground, unknown)
+
+    def _known(self, ground: Int[Array, " lanes"]) -> Int[Array, " lanes"] | int:
+        return 0
+
+
+class LevelVerdict(AbstractLevelVerdict):
+    """A loss below all critical values but the lowest proves, for this very state, that the exact flow ends at the lowest level.
+
+    That is a global minimum, if round-off can tell the lowest critical value from the others.
+
+    **Arguments:** as for `gdflow.thresholds.Thresholds`.
+
+    ```python
+    >>> gf.basin_sizes(problem, law, 1000, key=key, verdict=gf.verdicts.LevelVerdict(problem, law.widths, num_levels=40))
+    ```
+    """
+
+    thresholds: Thresholds
+    table: CriticalValues | None = eqx.field(static=True)
+
+    def __init__(self, problem: Problem, widths: Iterable[int], *, num_levels: int = 16, allow_float32: bool = False):
+        self.thresholds = Thresholds(problem, widths, num_levels=num_levels, allow_float32=allow_float32)
+        self.table = certificate_levels(problem, widths, num_levels=num_levels)
+
+    def check(self, problem: Problem, starts: Any) -> None:
+        if starts.invariant_set is Support.BALANCED and sign_decides(problem, starts.widths):
+            raise ValueError(
+                f"LevelVerdict would mislead for the exactly balanced starts of {starts.name}: their flow keeps the sign of "
+                "det W, but round-off takes the integration across, to minima that the exact flow never reaches. Leave the "
+                "verdict out: the limits of lower rank are certified then, too"
+            )
+
+
+class AlmostSure(AbstractLevelVerdict):
+    """The claim that outside a set of starts of Lebesgue measure zero the limit is a best fit of some rank.
+
+    So only the nested levels `ℓ({1..r})` have to be passed (Terstiege, Rauhut, Bah, Westdickenberg 2022, Theorem 5a): weaker
+    than `LevelVerdict`, but decided earlier where the bottleneck is narrower than the rank of the target. Nothing follows
+    for laws on null sets (balanced, λ-balanced, orthogonal starts): these are refused.
+
+    **Arguments:** as for `gdflow.thresholds.Thresholds`.
+    """
+
+    thresholds: Thresholds
+    table: CriticalValues | None = eqx.field(static=True)
+
+    def __init__(self, problem: Problem, widths: Iterable[int], *, num_levels: int = 16, allow_float32: bool = False):
+        self.thresholds = Thresholds(problem, widths, nested=True, num_levels=num_levels, allow_float32=allow_float32)
+        self.table = certificate_levels(problem, widths, nested=True, num_levels=num_levels)
+
+    @property
+    def minimum(self) -> str:
+        return super().minimum + " (almost surely)"
+
+    def check(self, problem: Problem, starts: Any) -> None:
+        if starts.invariant_set is not Support.FULL:
+            raise ValueError(
+                f"AlmostSure speaks of Lebesgue-almost every start, and the starts of {starts.name} lie on a set of measure zero "
+                "(its `invariant_set`), of which that says nothing: leave the verdict out"
+            )
+
+
+class Balanced(AbstractLevelVerdict):
+    """For exactly balanced starts: like `LevelVerdict`, and those on the wrong side of `det W = 0` are certified at lower rank.
+
+    These can reach no limit of full rank (`gdflow.sides`), so a loss below all but the two lowest values proves that the limit
+    is at the second-lowest. A start that ends on another side than it began on was carried across by the integration's error,
+    and nothing is claimed of it.
+
+    **Arguments:** as for `gdflow.thresholds.Thresholds`.
+    """
+
+    thresholds: Thresholds
+    table: CriticalValues | None = eqx.field(static=True)
+    has_sides: bool = eqx.field(static=True)
+
+    def __init__(self, problem: Problem, widths: Iterable[int], *, num_levels: int = 16, allow_float32: bool = False):
+        self.thresholds = Thresholds(problem, widths, num_levels=num_levels, allow_float32=allow_float32)
+        self.table = certificate_levels(problem, widths, num_levels=num_levels)
+        self.has_sides = sign_decides(problem, tuple(widths))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        minimum, *above = super().labels
+        if above and self.has_sides:
+            above[0] = above[0].replace("level 1", "lower rank")
+        return (minimum, *above)
+
+    def ground(self, objective: Objective, networks: LayerTuple) -> Int[Array, " lanes"] | int:
+        if not self.has_sides:
+            return 0
+        return jax.vmap(lambda net: wrong_side(objective, net))(networks).astype(int)
+
+    def _known(self, ground):
+        return ground if self.has_sides else 0
+
+    def check(self, problem: Problem, starts: Any) -> None:
+        if starts.invariant_set is not Support.BALANCED:
+            raise ValueError(
+                f"verdicts.Balanced is about exactly balanced starts, and {starts.name} does not say that its starts are (its "
+                "`invariant_set`): the smallest imbalance decides where the flow ends in the long run. Leave the verdict out"
+            )
+        problem.check_full_row_rank()
+
+
+def default_verdict(problem: Problem, starts: Any) -> AbstractLevelVerdict:
+    """`Balanced` for starts that say that they are balanced, where the theory applies to them, else `LevelVerdict`."""
+    balanced = starts.invariant_set is Support.BALANCED and problem.has_full_row_rank
+    return (Balanced if balanced else LevelVerdict)(problem, starts.widths)
