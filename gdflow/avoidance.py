@@ -9,10 +9,10 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 from jaxtyping import Array, Bool
 from rich.console import RenderableType
 
+from gdflow.binomial import clopper_pearson_lower, clopper_pearson_upper
 from gdflow.factorizations import symmetric_eigen
 from gdflow.invariants import conserved
 from gdflow.landscape import NormalForm
@@ -141,6 +141,6 @@ def saddle_avoidance(problem: Problem, starts: LayerTuple, *, confidence: float 
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     excluded = np.asarray(jax.vmap(lambda net: excludes_non_strict_saddles(problem, net))(starts))
-    bounds = scipy.stats.binomtest(int(excluded.sum()), excluded.size).proportion_ci(confidence, method="exact")
-    by_widths = widths_exclude_non_strict_saddles(problem, starts.widths)
-    return SaddleAvoidance(excluded, (float(bounds.low), float(bounds.high)), confidence, by_widths)
+    count, num, tail = int(excluded.sum()), excluded.size, (1 - confidence) / 2
+    interval = clopper_pearson_lower(count, num, tail), clopper_pearson_upper(count, num, tail)
+    return SaddleAvoidance(excluded, interval, confidence, widths_exclude_non_strict_saddles(problem, starts.widths))
