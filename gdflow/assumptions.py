@@ -1,4 +1,7 @@
-"""Which of the papers' assumptions a problem meets, and by what margin. They are reported, never demanded."""
+"""Which of the papers' assumptions a problem meets, by what margin, and what it costs where one fails.
+
+They are reported, never demanded: certificates of limits need none of them.
+"""
 
 import dataclasses
 
@@ -10,11 +13,12 @@ from gdflow.ranks import RankDecision, decide_rank
 
 @dataclasses.dataclass(frozen=True)
 class Assumption:
-    """One assumption: `name`, whether it `holds` (`None`: not checked), and `margin` in words and numbers."""
+    """One assumption: `name`, whether it `holds` (`None`: not checked), `margin` in words and numbers, and `cost` if it fails."""
 
     name: str
     holds: bool | None
     margin: str
+    cost: str = ""
 
 
 def _ratio(value: float, threshold: float) -> str:
@@ -26,7 +30,14 @@ def check_dimensions(m: int | None, d_x: int, d_y: int, hidden: tuple[int, ...] 
     holds = d_x >= d_y and (m is None or m >= d_x) and min(hidden or (d_y,)) >= d_y
     samples = "" if m is None else f"m={m}, "
     layers = "" if hidden is None else f", min hidden={min(hidden, default='none')}"
-    return Assumption("A1 dimensions", holds, f"m ≥ d_x ≥ d_y, hidden ≥ d_y: {samples}d_x={d_x}, d_y={d_y}{layers}")
+    margin = f"m ≥ d_x ≥ d_y, hidden ≥ d_y: {samples}d_x={d_x}, d_y={d_y}{layers}"
+    narrow = min(hidden or (d_y,)) < d_y
+    cost = "a bottleneck bounds the rank of every limit, and the least loss with it" if narrow else ""
+    if d_x < d_y or (m is not None and m < d_x):
+        cost = "; ".join(
+            filter(None, [cost, "fits have at most rank min(m, d_x), and the landscape is that of the transpose"])
+        )
+    return Assumption("A1 dimensions", holds, margin, cost)
 
 
 def check_ranks(rank_x: RankDecision, rank_y: RankDecision, d_x: int, d_y: int) -> Assumption:
@@ -38,7 +49,11 @@ def check_ranks(rank_x: RankDecision, rank_y: RankDecision, d_x: int, d_y: int) 
         for name, r, d in (("X", rank_x, d_x), ("Y", rank_y, d_y))
     ]
     uncertain = "" if rank_x.certain and rank_y.certain else "; near the threshold: UNCERTAIN"
-    return Assumption("A2 full rank", holds, ", ".join(parts) + uncertain)
+    cost = [
+        "nothing is learnt in the null directions of X" if rank_x.rank < d_x else "",
+        "a target of lower rank is fitted by networks of that rank" if rank_y.rank < d_y else "",
+    ]
+    return Assumption("A2 full rank", holds, ", ".join(parts) + uncertain, "; ".join(filter(None, cost)))
 
 
 def check_distinct(s: np.ndarray, d_y: int) -> Assumption:
@@ -49,7 +64,9 @@ def check_distinct(s: np.ndarray, d_y: int) -> Assumption:
     top = squares[0]
     relative = gaps.min() / top if top > 0 else 0.0
     holds = decide_rank(gaps, size=d_y).rank == d_y
-    return Assumption("A3 distinct s_i", holds, f"smallest gap of ȲȲᵀ = {relative:.2e} of its largest eigenvalue")
+    margin = f"smallest gap of ȲȲᵀ = {relative:.2e} of its largest eigenvalue"
+    cost = "subsets that exchange tied or zero s_i share one critical set: points are not classified by subsets there"
+    return Assumption("A3 distinct s_i", holds, margin, cost)
 
 
 def check_subset_sums(levels: CriticalValues) -> Assumption:
@@ -68,4 +85,6 @@ def check_subset_sums(levels: CriticalValues) -> Assumption:
         if all(s > 0 for s in levels.singular_values)
         else "; zero singular values cost nothing: subsets with and without"
     )
-    return Assumption(name, holds, smallest + shared + zeros)
+    return Assumption(
+        name, holds, smallest + shared + zeros, "the level of a limit does not tell its subset, nor its rank"
+    )

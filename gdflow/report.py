@@ -79,6 +79,10 @@ class Report(Printable):
             ("least squares", f"residual ½‖Y − W_LS X‖² = {self.residual:.6g}"),
         ]
         marks = {True: "holds", False: "FAILS", None: "not checked"}
-        rows += [(a.name, f"{marks[a.holds]}: {a.margin}") for a in self.assumptions]
+        for a in self.assumptions:
+            cost = f". It costs: {a.cost}" if a.holds is False and a.cost else ""
+            rows.append((a.name, f"{marks[a.holds]}: {a.margin}{cost}"))
+        if any(a.holds is False for a in self.assumptions):
+            rows.append(("", "certificates of limits need none of these assumptions"))
         rows += [("note", note) for note in info.notes]
         return rich.console.Group(key_value_table("Problem", rows), self.levels.__rich__())
