@@ -1,60 +1,25 @@
-"""The command line: `gdflow basins`, `report`, `simulate` and `experiment`, thin over the library."""
+"""The command line: `gdflow basins`, `repeat`, `report`, `simulate` and `experiment`, thin over the library."""
 
-import contextlib
-import dataclasses
-import functools
 import importlib.metadata
 import io
 import math
 import os
 import pathlib
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Any
 
+from gdflow.console import complain, ended_by_interrupts, failures, kept, save_picture, say, say_written
 
-@contextlib.contextmanager
-def _ended_by_interrupts() -> Iterator[None]:
-    """Lets an interrupt end the process at once: amid imports it would leave a traceback, if not a broken module."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-with _ended_by_interrupts():
+with ended_by_interrupts():
     import cyclopts
-    import rich.console
-    from cyclopts import Parameter
-    from cyclopts.validators import Number
-    from rich.text import Text
 
-    from gdflow.tables import WIDTH, shortened, visible
+    from gdflow.command_options import Columns, Count, Folder, Running, Starts, Steps, Tolerance, read
 
 # What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 BASINS_PICTURE, TRAJECTORY_PICTURE = "basins.png", "trajectory.png"
-
-#: More hidden layers than this are taken for a mistake: compiling takes time for each.
-_MOST_LAYERS = 1000
-#: Messages are cut to so many characters.
-_LONGEST_MESSAGE = 2000
-
-# Numbers beyond any use, which would overflow somewhere; what is sensible the library says itself.
-Count = Annotated[int, Parameter(validator=Number(lt=2**63))]
-Steps = Annotated[int, Parameter(validator=Number(lte=10**8))]
-Width = Annotated[int, Parameter(validator=Number(lte=2**30))]
-Tolerance = Annotated[float, Parameter(validator=Number(lte=1))]
 
 app = cyclopts.App(
     name="gdflow",
@@ -68,183 +33,8 @@ app.register_install_completion_command(
     help="Install completion of commands and options for your shell; the shell's startup file may get a line for it."
 )
 
-#: What went wrong without ending the command: said at its end.
-_failures: list[str] = []
-#: What an interrupt leaves.
-_kept: list[str] = []
-
-
-class _Console(rich.console.Console):
-    """A console that leaves it to us what to do when nobody reads any more."""
-
-    def on_broken_pipe(self) -> None:
-        raise
-
-
-def _say(what: rich.console.RenderableType) -> None:
-    """Prints to standard output. If nobody reads there any more, or the disk is full, the command goes on in silence."""
-    try:
-        # Where the output is no terminal rich would assume 80 columns, too few for the tables.
-        _Console(width=None if sys.stdout.isatty() else WIDTH).print(what)
-        sys.stdout.flush()
-    except OSError as error:
-        if not isinstance(error, BrokenPipeError):
-            _failures.append(f"standard output cannot be written: {error.strerror}")
-        sys.stdout = io.StringIO()
-
-
-def _complain(message: str, style: str = "bold red") -> None:
-    """Prints one message to standard error, safe to show."""
-    text = visible(shortened(message, _LONGEST_MESSAGE), keep="\n")
-    with contextlib.suppress(OSError):
-        _Console(stderr=True).print(Text.assemble(("gdflow:", style), " ", text), soft_wrap=True)
-
-
-def _save_picture(draw: "Callable[[], Figure]", path: pathlib.Path) -> bool:
-    """Draws a picture into a file, complete or not at all; a failure is said at the end, for the numbers are there."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        draw().savefig(partial, dpi=150, format="png")
-        os.replace(partial, path)
-    except Exception as error:  # whatever it was
-        _failures.append(f"the picture {path} could not be made: {type(error).__name__}: {error}")
-        return False
-    return True
-
-
-def _say_written(names: tuple[str, ...], folder: pathlib.Path) -> None:
-    _say(Text(f"wrote {', '.join(names)} to {visible(str(folder))}{os.sep}"))
-
-
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """Which columns, coordinates and widths.
-
-    Parameters
-    ----------
-    targets
-        Target columns of a CSV file.
-    features
-        Feature columns. By default all columns that are no targets.
-    hidden
-        Widths of the hidden layers.
-    coordinates
-        data: the flow a practitioner runs. whitened: the flow of Chitour, Liao and Couillet.
-    center
-        Subtract the mean of every column. By default for CSV, not for NPZ.
-    scale
-        Divide every column by its standard deviation. By default for CSV, not for NPZ.
-    """
-
-    targets: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
-    features: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
-    hidden: Annotated[tuple[Width, ...], Parameter(consume_multiple=True, negative="")] = (5, 5)
-    coordinates: Literal["data", "whitened"] = "data"
-    center: bool | None = None
-    scale: bool | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.hidden) > _MOST_LAYERS:
-            raise ValueError(f"--hidden names {len(self.hidden)} layers, more than {_MOST_LAYERS}")
-
-    def table(self, path: pathlib.Path | None) -> Any:
-        """The `Table` of the data, which are read and checked; of the bundled data if there is no path. It needs no JAX."""
-        for name in (*self.targets, *self.features):
-            if os.path.isfile(name):
-                raise ValueError(
-                    f"{name!r} was read as a column name but is a file: put the data file first, e.g. "
-                    f"gdflow basins {name} --targets …"
-                )
-        named = bool(self.targets or self.features)
-        if path is None and named:
-            raise ValueError("--targets and --features need a data file before them: FILE.csv --targets …")
-        if _is_npz(path) and named:
-            raise ValueError("an NPZ file holds X and Y: it takes no --targets or --features")
-        try:
-            return _read(path, self.targets, self.features or None)
-        except TypeError as error:  # of the data
-            raise ValueError(str(error)) from error
-
-    def problem(self, path: pathlib.Path | None) -> Any:
-        """The `Problem` of the data."""
-        from gdflow.problem import Problem
-
-        table = self.table(path)
-        center, scale = (not _is_npz(path) if chosen is None else chosen for chosen in (self.center, self.scale))
-        return Problem(
-            table.X, table.Y, features=table.features, targets=table.targets, source=table.source,
-            coordinates=self.coordinates, center=center, scale=scale,
-        )  # fmt: skip
-
-
-def _is_npz(path: pathlib.Path | None) -> bool:
-    return path is not None and path.suffix.lower() == ".npz"
-
-
-@functools.cache
-def _read(path: pathlib.Path | None, targets: tuple[str, ...], features: tuple[str, ...] | None) -> Any:
-    """The table of a file, read once for a command, although it is checked before JAX is imported and used after."""
-    from gdflow.data import read_csv, read_npz
-    from gdflow.data.bundled import LINNERUD_TARGETS, linnerud_path
-
-    if path is None:
-        return read_csv(linnerud_path(), LINNERUD_TARGETS, features)
-    return read_npz(path) if _is_npz(path) else read_csv(path, targets, features)
-
-
-@Parameter(name="*")
-@dataclasses.dataclass(frozen=True)
-class Starts:
-    """The law of starts.
-
-    Parameters
-    ----------
-    init
-        gaussian: independent entries. ball: uniform in a ball. orthogonal, balanced: Haar. pyramidal: with a proved rate.
-    init_scale
-        Standard deviation (gaussian; fan-in by default), radius (ball), scale (orthogonal), singular values of the product
-        (balanced) or margin (pyramidal).
-    seed
-        Seed of the random key.
-    """
-
-    init: Literal["gaussian", "ball", "orthogonal", "balanced", "pyramidal"] = "gaussian"
-    init_scale: float | None = None
-    seed: int = 0
-
-    def law(self, widths: tuple[int, ...]) -> Any:
-        """The law, an `AbstractInitialization`, on networks of these widths."""
-        from gdflow.initialization import Balanced, Gaussian, Orthogonal, Pyramidal, UniformBall, fan_in
-
-        if self.init == "gaussian":
-            return Gaussian(widths, fan_in if self.init_scale is None else self.init_scale)
-        size = 1.0 if self.init_scale is None else self.init_scale
-        if self.init == "balanced":
-            return Balanced(widths, singular_values=size)
-        return {"ball": UniformBall, "orthogonal": Orthogonal, "pyramidal": Pyramidal}[self.init](widths, size)
-
-    def key(self):
-        """The random key."""
-        import jax
-
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed must lie between 0 and 2**63 - 1, got {self.seed}")
-        return jax.random.key(self.seed)
-
-
-COLUMNS, STARTS = Columns(), Starts()
+COLUMNS, STARTS, RUNNING = Columns(), Starts(), Running()
 DEFAULT_OUT = pathlib.Path("gdflow-out")
-
-
-def _as_folder(_: Any, tokens: Any) -> pathlib.Path:
-    """The folder that an option names; an empty name is none, while `Path("")` is the current folder."""
-    if not tokens[0].value:
-        raise ValueError("the name of the output folder is empty; for the current folder it is a dot")
-    return pathlib.Path(tokens[0].value)
-
-
-Folder = Annotated[pathlib.Path, Parameter(converter=_as_folder)]
 
 
 @app.command
@@ -255,20 +45,17 @@ def basins(
     columns: Columns = COLUMNS,
     starts: Starts = STARTS,
     num: Count = 10_000,
-    t1: float = math.inf,
-    max_steps: Steps = 10_000,
-    rtol: Tolerance = 1e-6,
-    atol: float = 1e-9,
-    kind: Literal["exact", "almost sure", "balanced"] | None = None,
+    running: Running = RUNNING,
     confidence: float = 0.95,
     audit: int | None = None,
     lanes: int | None = None,
-    staircase: bool = True,
     out: Folder = DEFAULT_OUT,
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
     """How likely does a random start converge to a global minimum? A certified answer, as table, picture and files.
+
+    Where the folder holds the results of this very run they are opened; `--overwrite` runs it again.
 
     Parameters
     ----------
@@ -276,53 +63,93 @@ def basins(
         CSV file with a header, or NPZ file with arrays X (d_x, m) and Y (d_y, m). Without one: the bundled Linnerud data.
     num
         Number of random starts.
-    t1
-        Flow time after which an undecided start is given up.
-    max_steps
-        Steps after which an undecided start is given up.
-    rtol
-        Relative tolerance of the integration.
-    atol
-        Absolute tolerance of the integration.
-    kind
-        exact: certified for this very start. almost sure: up to starts of measure zero, stops earlier at bottlenecks, for laws
-        with a density. balanced: limits of lower rank are certified too, for balanced starts. The default follows the law.
     confidence
         Confidence of the intervals.
     audit
         Starts to re-run with another solver at 100 times tighter tolerances. By default 5 %, at least 100 and at most 500.
     lanes
         Starts in flight at once, per core. Results do not depend on it.
-    staircase
-        Time the crossing of every value ℓ({1..r}) on the way, not of the last one alone.
     out
         Folder for outcomes.parquet, summary.json and basins.png.
     overwrite
-        Replace results that are in the folder.
+        Run in any case, and replace results that are in the folder.
     progress
         Show a progress bar.
     """
-    from gdflow import plotting
     from gdflow.basins import basin_sizes
-    from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder
 
     problem = columns.problem(data)
     widths = problem.widths(columns.hidden)
     law, key = starts.law(widths), starts.key()
-    folder = prepare_folder(out, (OUTCOMES, SUMMARY, BASINS_PICTURE), overwrite=overwrite)
-    _say(problem.report(widths, lowest=16))
-    _kept.append(f"the rows of the starts that had finished are in {folder / PARTIAL}, a Parquet file")
-    estimate = basin_sizes(
-        problem, law, num, key=key, t1=t1, max_steps=max_steps, rtol=rtol, atol=atol, kind=kind, confidence=confidence,
-        audit=audit, lanes=lanes, crossings="staircase" if staircase else (), folder=folder, overwrite=overwrite,
-        progress=progress,
+    options = running.options(problem, widths)
+    _prepare_for_basins(out, overwrite)
+    say(problem.report(widths, lowest=16))
+    _say_basins(
+        lambda: basin_sizes(
+            problem, law, num, key=key, **options, confidence=confidence, audit=audit, lanes=lanes, folder=out,
+            overwrite=overwrite, progress=progress,
+        ),
+        out,
     )  # fmt: skip
-    _say(estimate)
-    written = () if _failures else (OUTCOMES, SUMMARY)
-    if _save_picture(lambda: plotting.plot_basins(estimate, problem, law, key), folder / BASINS_PICTURE):
+
+
+@app.command
+def repeat(
+    results: pathlib.Path,
+    /,
+    *,
+    num: Count | None = None,
+    out: Folder = DEFAULT_OUT,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Runs a plan again, from the summary.json of a run alone.
+
+    Parameters
+    ----------
+    results
+        A summary.json, or the folder that holds it.
+    num
+        Number of starts, if not those of the run.
+    out
+        Folder for outcomes.parquet, summary.json and basins.png.
+    overwrite
+        Run in any case, and replace results that are in the folder.
+    progress
+        Show a progress bar.
+    """
+    from gdflow import basins as library
+
+    _prepare_for_basins(out, overwrite)
+    _say_basins(
+        lambda: library.repeat(results, num, folder=out, overwrite=overwrite, progress=progress),
+        out,
+    )
+
+
+def _prepare_for_basins(folder: pathlib.Path, overwrite: bool) -> None:
+    """Makes the folder; results of a run in it are left to the library, which knows whose they are."""
+    from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder
+
+    if not os.path.exists(folder / SUMMARY):
+        prepare_folder(folder, (OUTCOMES, SUMMARY, BASINS_PICTURE), overwrite=overwrite)
+    kept.append(f"the rows of the starts that had finished are in {folder / PARTIAL}, a Parquet file")
+
+
+def _say_basins(run: Callable[[], Any], folder: pathlib.Path) -> None:
+    """Runs, shows the table, draws the picture."""
+    from gdflow import plotting
+    from gdflow.basins.storage import OUTCOMES, SUMMARY
+
+    estimate = run()
+    say(estimate)
+    if estimate.opened_from is not None and (folder / BASINS_PICTURE).exists():
+        return  # nothing to write
+    written = () if failures or estimate.opened_from is not None else (OUTCOMES, SUMMARY)
+    if save_picture(lambda: plotting.plot_basins(estimate), folder / BASINS_PICTURE):
         written = (*written, BASINS_PICTURE)
     if written:
-        _say_written(written, folder)
+        say_written(written, folder)
 
 
 @app.command
@@ -337,7 +164,7 @@ def report(data: pathlib.Path | None = None, /, *, columns: Columns = COLUMNS, l
         How many of the lowest critical values to list.
     """
     problem = columns.problem(data)
-    _say(problem.report(problem.widths(columns.hidden), lowest=lowest))
+    say(problem.report(problem.widths(columns.hidden), lowest=lowest))
 
 
 @app.command(name="simulate")
@@ -380,8 +207,8 @@ def simulate_command(
 
     from gdflow import plotting
     from gdflow.basins.storage import prepare_folder
-    from gdflow.certificates import LevelCertificate
     from gdflow.dynamics import AtCertificate, simulate
+    from gdflow.verdicts import LevelVerdict
 
     problem = columns.problem(data)
     law = starts.law(problem.widths(columns.hidden))
@@ -391,15 +218,15 @@ def simulate_command(
     certified = simulate(problem, net, t1, stop=AtCertificate(), **options)
     end = t1 if math.isfinite(t1) else 4 * float(certified.final_time)
     trajectory = simulate(problem, net, max(end, 1e-12), **options)
-    _say(trajectory)
-    verdict = LevelCertificate(problem, net.widths).verdicts[0]
+    say(trajectory)
+    verdict = LevelVerdict(problem, net.widths).minimum
     times = np.asarray(trajectory.crossing_times()) if trajectory.interpolation is not None else np.array([])
     for k, time in enumerate(times):
         if k and np.isfinite(time):
             what = f": {verdict} certified" if k == 1 else ""
-            _say(f"  loss below critical value {k} from t = {time:.6g}{what}")
-    if _save_picture(lambda: plotting.plot_trajectory(trajectory), folder / TRAJECTORY_PICTURE):
-        _say_written((TRAJECTORY_PICTURE,), folder)
+            say(f"  loss below critical value {k} from t = {time:.6g}{what}")
+    if save_picture(lambda: plotting.plot_trajectory(trajectory), folder / TRAJECTORY_PICTURE):
+        say_written((TRAJECTORY_PICTURE,), folder)
 
 
 @app.command
@@ -433,8 +260,8 @@ def experiment(
     from gdflow.experiments import find_experiment, run_experiment
 
     for result in run_experiment(name, out, fast=fast, seed=seed, overwrite=overwrite, progress=progress):
-        _say(result)
-    _say_written(find_experiment(name).files, out)
+        say(result)
+    say_written(find_experiment(name).files, out)
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
@@ -442,9 +269,9 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
     from gdflow.basins.storage import StorageWarning
 
     if issubclass(category, StorageWarning):
-        _failures.append(str(message))
+        failures.append(str(message))
     else:
-        _complain(f"note: {message}", style="bold yellow")
+        complain(f"note: {message}", style="bold yellow")
 
 
 def _run(arguments: list[str]) -> None:
@@ -453,7 +280,7 @@ def _run(arguments: list[str]) -> None:
         bound.apply_defaults()
         if "columns" in bound.arguments:  # bad data are told of at once
             bound.arguments["columns"].table(bound.arguments["data"])
-        with _ended_by_interrupts():
+        with ended_by_interrupts():
             import jax
 
             import gdflow.experiments  # noqa: F401 (and all below it)
@@ -471,20 +298,20 @@ def main() -> None:
             setattr(sys, name, io.StringIO())
         elif hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # Σ in a terminal that knows ASCII only
-    _failures.clear()
-    _kept.clear()
-    _read.cache_clear()
+    failures.clear()
+    kept.clear()
+    read.cache_clear()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _warn  # type: ignore[assignment]
             _run(sys.argv[1:])
     except (ValueError, OSError, MemoryError, cyclopts.CycloptsError) as error:
-        _failures.append(str(error) or type(error).__name__)
+        failures.append(str(error) or type(error).__name__)
     except KeyboardInterrupt:
-        _complain("interrupted" + "".join(f"; {note}" for note in _kept))
+        complain("interrupted" + "".join(f"; {note}" for note in kept))
         sys.exit(130)
-    for message in _failures:
-        _complain(message)
-    if _failures:
+    for message in failures:
+        complain(message)
+    if failures:
         sys.exit(2)
