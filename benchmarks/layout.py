@@ -5,8 +5,8 @@
 Times the field `−∇L` of networks w-w-w-w, and of workload C's 64-32-32-64, in float64, called from one thread, with the
 lanes along the last axis (products as sums over the inner index) and along the first (batched matrix products), and prints
 nanoseconds per lane with the share of the machine's matrix-product rate (1024 × 1024). The rule: the widest layers for which
-the last axis wins are `gdflow.basins.explicit.NARROW`; the number of lanes from which on it no longer gets faster, as many
-numbers as fit into the cache, is `gdflow.basins.explicit.default_lanes`.
+the last axis wins are `gdflow.basins.layouts.NARROW`; the number of lanes from which on it no longer gets faster, as many
+numbers as fit into the cache, is `gdflow.basins.plan.default_lanes`.
 """
 
 import argparse
@@ -23,10 +23,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import gdflow as gf  # noqa: E402
-from gdflow.basins import LaneSettings  # noqa: E402
-from gdflow.basins.explicit import ExplicitFlow  # noqa: E402
 from gdflow.basins.lanes import COMPILER_OPTIONS  # noqa: E402
-from gdflow.certificates import LevelCertificate  # noqa: E402
+from gdflow.basins.layouts import AbstractLayout, LanesFirst, LanesLast  # noqa: E402
+from gdflow.basins.methods import RungeKutta  # noqa: E402
 
 LANES = (8, 16, 32, 64, 128, 256)
 
@@ -47,23 +46,22 @@ def products(widths: tuple[int, ...]) -> int:
     return 3 * widths[0] * sum(a * b for a, b in zip(widths[1:-1], widths[2:], strict=True))
 
 
-def field_seconds(widths: tuple[int, ...], lanes: int, lane_axis: int) -> float:
+def field_seconds(widths: tuple[int, ...], lanes: int, layout: AbstractLayout) -> float:
     """Of one field in one lane."""
     problem = gf.Problem.from_singular_values(np.linspace(3, 1, min(widths[0], widths[-1])), d_x=widths[0])
     law = gf.initialization.Gaussian(widths)
-    certificate = LevelCertificate(problem, law.widths, kind="almost sure")
-    flow = ExplicitFlow(problem, law, jax.random.key(0), certificate, jnp.zeros(0), LaneSettings(), lane_axis=lane_axis)
-    ids = jnp.arange(lanes, dtype=jnp.uint32)
+    method, objective = RungeKutta(chosen_layout=layout), problem.isometric().objective
     repeats = max(3, int(1e7 / (lanes * products(widths))))
 
     @functools.partial(eqx.filter_jit, compiler_options=COMPILER_OPTIONS)
-    def run(flow, y):
+    def run(method, objective, y):
         def body(_, y):
-            return jax.tree.map(lambda a, b: a + 1e-6 * b, y, flow.field(y)[0])
+            return jax.tree.map(lambda a, b: a + 1e-6 * b, y, method.field(objective, y)[0])
 
         return jax.lax.fori_loop(0, repeats, body, y)
 
-    return median_seconds(run, flow, flow.draw(jnp.zeros_like(ids), ids)) / repeats / lanes
+    starts = layout.pack(law.sample_batch(jax.random.key(0), range(lanes)))
+    return median_seconds(run, method, objective, starts) / repeats / lanes
 
 
 def matmul_rate(size: int = 1024) -> float:
@@ -83,8 +81,8 @@ def main() -> None:
     )
     print("|---" * (len(LANES) + 3) + "|")
     for shape in [(w,) * 4 for w in widths] + [(64, 32, 32, 64)]:
-        for name, axis in (("last axis", -1), ("first axis", 0)):
-            seconds = [field_seconds(shape, lanes, axis) for lanes in LANES]
+        for name, layout in (("last axis", LanesLast()), ("first axis", LanesFirst())):
+            seconds = [field_seconds(shape, lanes, layout) for lanes in LANES]
             share = products(shape) / min(seconds) / rate
             shown = " | ".join(f"{1e9 * s:.0f} ns" for s in seconds)
             print(f"| {'-'.join(map(str, shape))} | {name} | {shown} | {100 * share:.0f} % |", flush=True)

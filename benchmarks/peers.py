@@ -18,6 +18,7 @@ import numpy as np
 from workloads import KEY, Workload
 
 import gdflow as gf
+from gdflow.basins import Drift, Limits
 
 BATCH = 1000
 
@@ -91,16 +92,14 @@ class Gdflow(Peer):
             w.law,
             num,
             key=KEY,
-            rtol=w.rtol,
-            atol=w.atol,
-            max_steps=w.max_steps,
-            t1=w.t1,
-            crossings=(),
-            audit=0,  # as for the peers
+            audit=0,
             progress=False,
+            method=gf.integrator(rtol=w.rtol, atol=w.atol),
+            limits=Limits(max_steps=w.max_steps, t1=w.t1),
+            riders=(Drift(),),
         )
-        level, times, steps = (estimate.outcomes[c].to_numpy() for c in ("level", "time", "steps"))
-        return Run(np.where(level == 0, times, np.nan), estimate.fraction, float(steps.mean()))
+        highest, times, steps = (estimate.outcomes[c].to_numpy() for c in ("highest", "time", "steps"))
+        return Run(np.where(highest == 0, times, np.nan), estimate.fraction, float(steps.mean()))
 
 
 class Diffrax(Peer):

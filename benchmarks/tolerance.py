@@ -21,6 +21,7 @@ import diffrax  # noqa: E402
 import numpy as np  # noqa: E402
 
 import gdflow as gf  # noqa: E402
+from gdflow.basins import Drift, Limits  # noqa: E402
 
 KEY = jax.random.key(0)
 LAWS = {
@@ -45,8 +46,8 @@ def run(law: str, num: int, solver, rtol: float) -> tuple[gf.BasinEstimate, floa
     for _ in range(4):
         begin = time.perf_counter()
         estimate = gf.basin_sizes(
-            problem, starts, num, key=KEY, solver=solver, rtol=rtol, atol=1e-3 * rtol, t1=t1, max_steps=100_000,
-            crossings=(), progress=False,
+            problem, starts, num, key=KEY, method=gf.integrator(solver, rtol=rtol, atol=1e-3 * rtol),
+            limits=Limits(t1=t1, max_steps=100_000), riders=(Drift(),), progress=False,
         )  # fmt: skip
         seconds.append(time.perf_counter() - begin)
     return estimate, 1e6 * statistics.median(seconds[1:]) / num
@@ -60,7 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     for law in options.laws:
         exact = run(law, options.num, diffrax.Dopri8(), options.reference)[0].outcomes
-        certified = float(np.mean(exact["level"].to_numpy() == 0))
+        certified = float(np.mean(exact["highest"].to_numpy() == 0))
         print(f"\n{law}: {options.num} starts, {100 * certified:.1f} % certified\n")
         print("| method | rtol | labels changed | time error: median | largest | drift | steps | cost |")
         print("|---|---|---|---|---|---|---|---|")
@@ -69,11 +70,11 @@ def main() -> None:
             num = min(options.num, IMPLICIT_NUM) if isinstance(solver, diffrax.AbstractImplicitSolver) else options.num
             estimate, cost = run(law, num, solver, rtol)
             base = base or cost
-            levels, times = (exact[name].to_numpy()[:num] for name in ("level", "time"))
-            both = (levels == 0) & (estimate.outcomes["level"].to_numpy() == 0) & (times > 0)
+            levels, times = (exact[name].to_numpy()[:num] for name in ("highest", "time"))
+            both = (levels == 0) & (estimate.outcomes["highest"].to_numpy() == 0) & (times > 0)
             error = abs(estimate.outcomes["time"].to_numpy() - times)[both] / times[both]
             print(
-                f"| {type(solver).__name__} | {rtol:.0e} | {np.sum(estimate.outcomes['level'].to_numpy() != levels)} of {num} "
+                f"| {type(solver).__name__} | {rtol:.0e} | {np.sum(estimate.outcomes['highest'].to_numpy() != levels)} of {num} "
                 f"| {np.median(error):.0e} | {error.max():.0e} | {estimate.tally.largest_drift:.0e} "
                 f"| {estimate.tally.steps / num:.0f} | {cost / base:.2f} |",
                 flush=True,

@@ -44,7 +44,7 @@ class Workload:
     @functools.cached_property
     def level(self) -> float:
         """The loss below which a start is certified."""
-        return float(gf.certificates.LevelCertificate(self.problem, self.law.widths).thresholds[0])
+        return float(gf.thresholds.Thresholds(self.problem, self.law.widths).values[0])
 
     def starts(self, first: int, num: int) -> list[jax.Array]:
         """Layers of starts `first, …, first + num − 1`, stacked; the same for every contender that takes starts."""
