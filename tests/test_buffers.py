@@ -39,6 +39,7 @@ def first_buffers(monkeypatch):
     monkeypatch.setattr(buffers, "_FIRST_STEPS", 8)
 
 
+@pytest.mark.slow
 def test_buffers_that_were_too_short_leave_no_trace(first_buffers, flow):
     again = gf.simulate(PROBLEM, START, END, **TOLERANCES)
     assert len(flow.ts) > 20
@@ -63,6 +64,7 @@ def test_steps_that_do_not_fit_into_memory_are_not_taken(first_buffers, monkeypa
     assert float(trajectory.ts[-1]) == float(trajectory.final_time)
 
 
+@pytest.mark.slow
 def test_dense_output_that_is_too_large_is_left_out(first_buffers, monkeypatch):
     monkeypatch.setattr(buffers, "DENSE_BYTES", 20 * 8 * 15 * 9)
     options = dict(**TOLERANCES)

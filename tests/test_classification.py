@@ -82,6 +82,7 @@ def test_pivots_and_hessians_agree_on_two_thousand_points():
 
 
 @pytest.mark.parametrize("name", HALF_OF_POOL)
+@pytest.mark.slow
 def test_zero_hessians_are_found_by_the_ranks(name):
     largest = np.max(abs(spectra(name)), axis=1)
     for found, size in zip(pivots(name), largest, strict=True):
@@ -256,6 +257,7 @@ def test_the_verdict_does_not_depend_on_transposition(name):
 
 
 @pytest.mark.parametrize("name", ["3 bottleneck", "4 data, fewer inputs"])
+@pytest.mark.slow
 def test_lanczos_and_dense_eigenvalues_give_the_same_verdict(name, monkeypatch):
     problem, _ = POOL[name]
     monkeypatch.setattr(classification, "MAX_EIGENVALUES", 1)
@@ -266,6 +268,7 @@ def test_lanczos_and_dense_eigenvalues_give_the_same_verdict(name, monkeypatch):
         np.testing.assert_allclose(other.smallest_eigenvalue, e[0], rtol=0, atol=1e-10 * max(1.0, e[-1]))
 
 
+@pytest.mark.slow
 def test_all_strata_of_a_depth_occur_in_the_pool():
     """The pool misses no subset: what is tested above is tested on every stratum."""
     for name in (*TWO_HIDDEN, "5 wide"):

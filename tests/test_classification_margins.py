@@ -61,6 +61,7 @@ def test_conditions_of_the_lemmas_fail_at_other_points():
             assert exact.residuals[condition] < 1e-14
 
 
+@pytest.mark.slow
 def test_the_nearest_level_may_lie_above_the_lowest_4096():
     """Thirteen singular values have 8192 levels; the origin's is the highest."""
     s = np.sqrt(2.0 ** np.arange(13, 0, -1))
@@ -181,6 +182,7 @@ def test_the_tolerance_admits_points_known_to_few_digits():
 # Many parameters: the smallest eigenvalue by Lanczos.
 
 
+@pytest.mark.slow
 def test_large_networks_are_classified_by_their_smallest_eigenvalue():
     problem, widths = whitened([3, 2, 1], 20, 3), (20, 40, 30, 3)
     for subset, kind in [((), "zero-hessian"), ((1,), "non-strict"), ((1,), "strict")]:

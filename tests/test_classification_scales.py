@@ -68,6 +68,7 @@ def test_singular_values_of_any_size_give_the_same_verdict(size, N):
 
 
 @pytest.mark.parametrize("N", SCALED)
+@pytest.mark.slow
 def test_norms_of_layers_may_be_far_apart(N):
     """`W_j → t_jW_j`, `∏t_j = 1`: a change of basis in the hidden layers."""
     problem, widths = whitened([3.0, 2.0, 1.0], 4, 3), SCALED[N]

@@ -20,7 +20,7 @@ import pytest
 
 import gdflow as gf
 from gdflow import cli, plotting
-from gdflow.basins import estimate as estimate_module
+from gdflow.basins import running as running_module
 from gdflow.data import linnerud_path
 
 LINNERUD = str(linnerud_path())
@@ -30,7 +30,7 @@ TARGETS = ["--targets", "Weight", "Waist", "Pulse"]
 def assert_same_outcomes(one, other):
     """Labels and counts alike; times and norms to round-off, for root finding depends on which lanes finish together."""
     for name in one.column_names:
-        if name in ("id", "status", "verdict", "level", "steps"):
+        if name in ("id", "status", "verdict", "limit", "highest", "steps"):
             assert one[name].equals(other[name]), name
         else:
             np.testing.assert_allclose(
@@ -85,24 +85,47 @@ def test_basins_without_arguments_runs_linnerud_and_writes_everything(gdflow, tm
     assert table.num_rows == 60
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["certified"] + summary["undecided"] == summary["num"] == 60
-    assert summary["configuration"]["notes"][0].startswith("rows of X and Y were standardised")
-    assert summary["configuration"]["versions"]["jax"]
+    assert summary["data"]["notes"][0].startswith("rows of X and Y were standardised")
+    assert summary["plan"]["versions"]["jax"]
     picture = matplotlib.image.imread(folder / "basins.png")
     assert picture.shape[0] > 300
     assert np.std(picture) > 0.05  # not blank
 
-    # A folder with results is left alone unless asked.
-    code, _, err = gdflow("basins", "--num", 60, "--no-progress")
+    # The same command opens them again; another one leaves the folder alone unless asked.
+    before = (folder / "outcomes.parquet").stat().st_mtime_ns
+    code, out, err = gdflow("basins", "--num", 60, "--no-progress")
+    assert (code, err) == (0, "")
+    assert "gdflow-out: of an earlier run" in out
+    assert (folder / "outcomes.parquet").stat().st_mtime_ns == before
+    code, _, err = gdflow("basins", "--num", 61, "--no-progress")
     assert code == 2
     assert "already holds outcomes.parquet" in err
+    assert "--overwrite" in err
 
-    # The same command gives the same outcomes; another seed gives others.
+    # From the summary alone, and anew, the outcomes are the same; another seed gives others.
+    code, *_ = gdflow("repeat", "gdflow-out/summary.json", "--out", "again", "--no-progress")
+    assert code == 0
+    assert_same_outcomes(pyarrow.parquet.read_table(tmp_path / "again" / "outcomes.parquet"), table)
     code, *_ = gdflow("basins", "--num", 60, "--overwrite", "--no-progress")
     assert code == 0
     assert_same_outcomes(pyarrow.parquet.read_table(folder / "outcomes.parquet"), table)
     gdflow("basins", "--num", 60, "--seed", 1, "--out", "other", "--no-progress")
     other = pyarrow.parquet.read_table(tmp_path / "other" / "outcomes.parquet")
     assert not np.any(np.isclose(other["time"].to_numpy(), table["time"].to_numpy(), rtol=1e-9))
+
+
+@pytest.mark.slow
+def test_solvers_and_verdicts_by_name(gdflow):
+    options = ["--hidden", 2, "--num", 20, "--audit", 0, "--no-progress", "--rtol", "1e-4"]
+    code, out, _ = gdflow("basins", *options, "--solver", "rkc", "--verdict", "almost-sure", "--out", "a")
+    assert code == 0
+    assert "(almost surely)" in out
+    code, out, _ = gdflow("basins", *options, "--max-steps", 3, "--out", "b")
+    assert code == 0
+    assert "--solver rkc" in out  # a hint where starts end at the step limit
+    code, _, err = gdflow("basins", *options, "--verdict", "balanced", "--out", "c")
+    assert code == 2
+    assert "does not say that its starts are" in err
 
 
 def test_report_and_coordinates(gdflow):
@@ -361,6 +384,7 @@ def test_a_note_is_one_line(gdflow, csv):
 SMALL = ["basins", "--num", 20, "--hidden", 2, "--no-staircase", "--audit", 0, "--no-progress", "--out", "x"]
 
 
+@pytest.mark.slow
 def test_numbers_are_printed_and_kept_if_the_picture_cannot_be_drawn(gdflow, tmp_path, monkeypatch):
     monkeypatch.setattr(plotting, "plot_basins", lambda *_: (_ for _ in ()).throw(RuntimeError("no [red]ink")))
     code, out, err = gdflow(*SMALL)
@@ -376,12 +400,12 @@ def test_numbers_are_printed_and_kept_if_the_folder_goes(gdflow, tmp_path, monke
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
 
-    class Removing(estimate_module.Tally):
+    class Removing(running_module.Rows):
         def add(self, ids, columns):
             shutil.rmtree(tmp_path / "x", ignore_errors=True)
             super().add(ids, columns)
 
-    monkeypatch.setattr(estimate_module, "Tally", Removing)
+    monkeypatch.setattr(running_module, "Rows", Removing)
     monkeypatch.setattr(plotting, "plot_basins", lambda *_: matplotlib.figure.Figure())
     code, out, err = gdflow(*SMALL)
     assert code == 2

@@ -287,6 +287,7 @@ def test_lanczos_finds_the_multiplicities_of_the_dense_hessian(widths, subset, m
             check_orthonormal(vectors)
 
 
+@pytest.mark.slow
 def test_multiplicities_beyond_dense_hessians():
     """Closed forms above 1024 parameters: two layers at the origin, one layer (the identity), and nothing at all."""
     problem = Problem.from_singular_values([3, 2, 1], d_x=9)

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gdflow as gf
-from gdflow.certificates import LevelCertificate, certificate_threshold
 from gdflow.dynamics import exact
 from gdflow.initialization import Balanced, Gaussian
 from gdflow.losses import Huber
 from gdflow.network import LayerTuple
 from gdflow.perturbation import with_data, with_singular_values
+from gdflow.thresholds import Thresholds, certificate_threshold
 
 KEY = jax.random.key(31)
 SLOW = pytest.mark.slow
@@ -61,6 +61,7 @@ def scalar_limit(a_0, b_0, s):
 
 @pytest.mark.parametrize("differentiate", ["grad", pytest.param("jacfwd", marks=SLOW)])
 @pytest.mark.parametrize("start", [(0.3, 1.1, 2.0), pytest.param((1.4, -0.2, 0.5), marks=SLOW)])
+@pytest.mark.slow
 def test_derivatives_of_the_scalar_limit_are_exact(differentiate, start):
     options = dict(adjoint=FORWARD) if differentiate == "jacfwd" else {}
 
@@ -189,6 +190,7 @@ def test_degenerate_limits_say_so():
 # Times.
 
 
+@pytest.mark.slow
 def test_forward_mode_without_its_adjoint_says_what_to_do():
     problem, net = scalar(0.3, 1.1, 2.0)
     for f, x in (
@@ -201,6 +203,7 @@ def test_forward_mode_without_its_adjoint_says_what_to_do():
 
 
 @pytest.mark.parametrize("stop", ["certificate", pytest.param("gradient norm", marks=SLOW)])
+@pytest.mark.slow
 def test_times_of_stops_already_met_do_not_move(stop):
     """Certified at the start, or at a critical point: the flow ends where it starts, at time 0 whatever the start is."""
     problem = gf.Problem.from_singular_values([2.0, 1.0])
@@ -352,15 +355,15 @@ def test_riemannian_flow_forward():
 @given(
     st.lists(st.sampled_from([3.0, 2.5, 2.0, 1.0, 0.5, 0.0]), min_size=1, max_size=5),
     st.integers(1, 5),
-    st.sampled_from(["exact", "almost sure"]),
+    st.booleans(),
 )
-def test_closed_form_of_the_second_level_is_that_of_the_listing(s, hidden, kind):
+def test_closed_form_of_the_second_level_is_that_of_the_listing(s, hidden, nested):
     if not any(s):
         s[0] = 1.0
     problem = gf.Problem.from_singular_values(s)
     widths = problem.widths([hidden])
-    listed = LevelCertificate(problem, widths, kind=kind, depth=1).thresholds
-    threshold = certificate_threshold(problem, widths, kind)
+    listed = Thresholds(problem, widths, nested=nested, num_levels=1).values
+    threshold = certificate_threshold(problem, widths, nested=nested)
     if listed.size:
         np.testing.assert_allclose(threshold, listed[0], rtol=0, atol=1e-13 * sum(x**2 for x in s))
     else:

@@ -56,6 +56,7 @@ def test_width_h_at_degenerate_starts():
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_hitting_time_and_its_derivatives(seed):
     a, b = map(jnp.asarray, np.random.default_rng(seed).normal(size=(2, 3)))
     s = 4.0
@@ -257,6 +258,7 @@ def test_chains_at_the_ends_of_the_range_of_doubles():
 
 @pytest.mark.parametrize(("widths", "lam"), [((3, 2, 4), 0.0), ((3, 2, 4), 0.6), ((4, 2, 2), 0.6), ((4, 3, 2), -0.5)])
 @pytest.mark.parametrize("t", [3.0, pytest.param(0.3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_lambda_balanced_against_integration(widths, lam, t):
     problem = gf.Problem.from_singular_values([2.0, 1.0], d_x=widths[0], d_y=widths[2])
     net = gf.initialization.LambdaBalanced(widths, lam=lam).sample(jax.random.key(1), 0)
@@ -328,6 +330,7 @@ def test_errors():
 
 
 @pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
 def test_aligned_modes_of_networks(depth):
     """Rectangular, with a mode on the wrong side and one that is zero, against an integration of the factors."""
     problem = gf.Problem.from_singular_values([2.0, 1.0, 0.5], d_x=4)

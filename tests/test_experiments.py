@@ -39,6 +39,7 @@ def test_widths_are_the_printed_ones(d, rank, depth, rounding, widths):
 
 
 @pytest.mark.parametrize("depth", [2, 5])
+@pytest.mark.slow
 def test_balanced_starts_are_those_of_section_B1(depth):
     case = Case("autoencoder", 8, 4, depth, True, 1.0, "nearest")
     start = case.start()
@@ -51,6 +52,7 @@ def test_balanced_starts_are_those_of_section_B1(depth):
         )
 
 
+@pytest.mark.slow
 def test_data_and_teacher():
     case = Case("supervised", 20, 2, 5, False, 1.0)
     problem = case.problem()
@@ -145,6 +147,7 @@ def test_a_figure_is_written_and_decided(small, tmp_path, monkeypatch):
     assert len(computed) == 3
 
 
+@pytest.mark.slow
 def test_verdicts_follow_the_numbers(small):
     runs = Runs(fast=True)
     panels = measured_panels(runs, 1, [supervised.panel_cases(runs, "supervised", 0, True)], distance_to_best)
@@ -170,6 +173,7 @@ def test_every_figure_has_an_experiment():
         assert "\n" not in experiment.description
 
 
+@pytest.mark.slow
 def test_finished_figures_stay_if_a_later_one_fails(small, tmp_path, monkeypatch):
     def fails(**options):
         raise RuntimeError("no")
@@ -186,6 +190,7 @@ def test_finished_figures_stay_if_a_later_one_fails(small, tmp_path, monkeypatch
     assert {path.name for path in tmp_path.iterdir()} == set(file_names("riemannian-4"))
 
 
+@pytest.mark.slow
 def test_command(small, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 

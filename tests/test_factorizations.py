@@ -192,6 +192,7 @@ def test_determinant_sign_does_not_mind_scales(d, rng):
         np.testing.assert_array_equal(batched(determinant_sign)(scaled), exact)
 
 
+@pytest.mark.slow
 def test_determinant_sign_of_permutations_and_what_cannot_be_decided():
     for permutation in ([0, 1, 2, 3], [1, 0, 2, 3], [1, 2, 0, 3], [3, 2, 1, 0], [1, 2, 3, 0], [2, 3, 1, 0]):
         P = np.eye(4)[permutation]

@@ -54,6 +54,7 @@ def test_exact_solutions(s):
 
 
 @pytest.mark.parametrize("name", ["unbalanced-N3-below"])
+@pytest.mark.slow
 def test_the_fixed_step_method_has_order_four(name):
     s = systems.named(name)
     problem, start = Problem.from_target(s.target), LayerTuple(s.weights)
@@ -67,6 +68,7 @@ def test_the_fixed_step_method_has_order_four(name):
         assert 13 < coarse / fine < 20
 
 
+@pytest.mark.slow
 def test_an_implicit_solver_agrees():
     s = systems.named("unbalanced-N3-below")
     trajectory = gf.simulate(
@@ -121,6 +123,7 @@ def test_field_in_data_coordinates_from_the_samples(rng):
 
 
 @pytest.mark.parametrize("loss", [Logistic(), SoftmaxCrossEntropy(), Huber(0.5)], ids=lambda loss: type(loss).__name__)
+@pytest.mark.slow
 def test_other_losses_fall_and_conserve(loss, rng):
     problem = labelled_problem(rng, loss)
     start = random_net(rng, (3, 3, 2))
@@ -157,6 +160,7 @@ def scalar_final(a, b, s, t: float) -> LayerTuple:
     return gf.simulate(problem, net, t, ts=[t], rtol=1e-10, atol=1e-12, dense=False).final
 
 
+@pytest.mark.slow
 def test_gradients_of_the_scalar_network_are_those_of_its_solution():
     # a' = b(s − ab), b' = a(s − ab) from (0.3, 1.1), s = 2, differentiated in a_0, b_0 and s.
     arguments = (0.3, 1.1, 2.0)

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdflow import cli
-from gdflow.basins import estimate as estimate_module
+from gdflow.basins import plan as plan_module
 
 TABLE = b"a,b,y\n1,2,3\n4,5,7\n-1,2.5,1e1\n0,1,5\n"
 ESCAPES = "\x1b[31m\x07\u202e[/red][bold]"
@@ -41,7 +41,7 @@ def nothing_runs(monkeypatch, tmp_path):
     def refuse(*args, **options):
         raise NotRun("nothing is run in this test")
 
-    monkeypatch.setattr(estimate_module, "run_lanes", refuse)
+    monkeypatch.setattr(plan_module, "run_lanes", refuse)
     monkeypatch.setattr(gradient_flow, "_solve", refuse)
     monkeypatch.setattr(gdflow.experiments.riemannian, "run_figures", refuse)
     monkeypatch.setenv("GDFLOW_CACHE", "")

@@ -30,6 +30,7 @@ LAWS = (
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
+@pytest.mark.slow
 def test_a_start_depends_on_key_and_id_alone(law, key):
     # Among them pairs that would coincide if only 32 bits, or the sum of the halves, went into the key.
     ids = np.array([7, 7 + 2**32, 7 + 2**33, 7 * 2**32, 8, 2**32, 1, 0, MAX_ID - 1], dtype=np.uint64)

@@ -75,6 +75,7 @@ def test_uniform_ball_radius_in_low_dimension(widths):
     assert_law((radii / 2.5) ** (len(widths) - 1), scipy.stats.uniform.cdf)
 
 
+@pytest.mark.slow
 def test_orthogonal_layers_are_haar_with_orthonormal_rows_or_columns():
     layers = draws(Orthogonal((4, 2, 3, 3), scale=0.7), 3000)
     # Both halves of the orthogonal group are equally likely.
@@ -98,6 +99,7 @@ def test_orthogonal_layers_are_haar_with_orthonormal_rows_or_columns():
         ((3, 2), 1, 1.7),
     ],
 )
+@pytest.mark.slow
 def test_balanced_starts(widths, rank, values):
     law = Balanced(widths, rank=rank, singular_values=values)
     layers = draws(law, 20)
@@ -119,6 +121,7 @@ def test_balanced_starts(widths, rank, values):
         )
 
 
+@pytest.mark.slow
 def test_gaussian_singular_values_are_independent_of_the_frames():
     # At full rank the product is a Gaussian matrix with independent entries: the row space is independent of the singular
     # values. Drawn with the key of the first frame they were correlated with it (here with coefficients up to 0.1).
@@ -162,6 +165,7 @@ def test_balanced_frames_are_haar():
         ((3, 2), 1.0),
     ],
 )
+@pytest.mark.slow
 def test_lambda_balanced_starts(widths, lam):
     layers = draws(LambdaBalanced(widths, lam=lam, scale=1.5), 300)
     for c in conserved(layers):
@@ -187,6 +191,7 @@ def test_lambda_balanced_refuses_impossible_widths(widths, lam):
 
 
 @pytest.mark.parametrize(("widths", "margin"), [((3, 4, 2), 0.5), ((2, 4, 3, 1), 2.0)])
+@pytest.mark.slow
 def test_pyramidal_starts_meet_the_eigenvalue_condition(widths, margin):
     layers = draws(Pyramidal(widths, margin=margin, scale=1.2), 50)
     for c, after in zip(conserved(layers), widths[2:], strict=True):
@@ -227,6 +232,7 @@ def test_around_a_network():
     ],
     ids=repr,
 )
+@pytest.mark.slow
 def test_laws_say_on_which_set_they_live(law, support, rank):
     assert law.invariant_set is support
     assert law.balanced == (support is Support.BALANCED)
@@ -280,6 +286,7 @@ def draw_many(num: int, per_call: int, laws: list[str], limit: float) -> None:
     assert run.stdout.split("\n")[:-1] == laws, run.stderr
 
 
+@pytest.mark.slow
 def test_many_starts_in_one_call_return():
     # With LAPACK's QR, SVD and eigendecomposition, all of which these two need, none ever ended on two cores.
     laws = ["BalancedGaussian((2, 2, 2))", "LambdaBalanced((2, 2, 2), lam=1.0)"]
@@ -287,8 +294,11 @@ def test_many_starts_in_one_call_return():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("widths", [(2, 2, 2), (3, 3, 3, 3), (10, 8, 8, 4)], ids=str)
-def test_a_million_starts_of_every_law(widths):
+@pytest.mark.parametrize(
+    ("widths", "num"), [((2, 2, 2), 10**6), ((3, 3, 3, 3), 10**6), ((10, 8, 8, 4), 2 * 10**5)], ids=str
+)
+def test_a_million_starts_of_every_law(widths, num):
+    """Two hundred thousand of wide layers, whose factorisations are LAPACK's, one matrix at a time."""
     laws = [
         f"Gaussian({widths})",
         f"Gaussian({widths}, scale=fan_out)",
@@ -306,3 +316,4 @@ def test_a_million_starts_of_every_law(widths):
         laws.append(f"LambdaBalanced({widths}, lam=-0.7)")
     if list(widths[1:]) == sorted(widths[1:], reverse=True):
         laws.append(f"Pyramidal({widths})")
+    draw_many(num, 200_000, laws, limit=1800)

@@ -1,25 +1,25 @@
 """The batch engine: every id once, whatever the lanes, pools, threads and layout; slow starts are not left out."""
 
-import functools
 import os
 import subprocess
 import sys
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
+from lane_runs import process
 
 import gdflow as gf
-from gdflow.basins import LaneSettings, Status
-from gdflow.basins.explicit import ExplicitFlow, default_lanes, gradient_flow_process
-from gdflow.basins.flows import SolverFlow
+from gdflow.basins import Limits, Status
 from gdflow.basins.lanes import AbstractLaneState, AbstractProcess, default_pool, default_threads, run_lanes
-from gdflow.certificates import LevelCertificate
-from gdflow.initialization import Gaussian, id_range
+from gdflow.basins.layouts import AbstractLayout, LanesFirst, LanesLast
+from gdflow.basins.methods import DiffraxSolver, RungeKutta
+from gdflow.basins.plan import default_lanes
+from gdflow.ids import id_range
+from gdflow.initialization import Gaussian
 
 KEY = jax.random.key(3)
 
@@ -33,7 +33,7 @@ class _Countdown(AbstractLaneState):
 class Countdown(AbstractProcess):
     """A process without mathematics: start `i` takes `1 + (7i mod 23)` steps, one in ten of them a hundred times as many."""
 
-    lane_axis: int = eqx.field(static=True, default=-1)
+    layout: AbstractLayout = LanesLast()
 
     def draw(self, high, low):
         i = low.astype(int)
@@ -86,18 +86,15 @@ def problem():
     return gf.Problem(rng.normal(size=(4, 30)) / 5, rng.normal(size=(3, 30)) / 2)
 
 
-def process(problem, hidden, cls=None, crossings=(), **settings):
-    law = Gaussian(problem.widths(hidden))
-    certificate, levels = LevelCertificate(problem, law.widths), jnp.asarray(crossings, float)
-    arguments = (problem, law, KEY, certificate, levels, LaneSettings(**settings))
-    return gradient_flow_process(*arguments) if cls is None else cls(*arguments)
+def gaussian(problem, hidden, method=None):
+    return process(problem, Gaussian(problem.widths(hidden)), method=method, key=KEY)
 
 
 @pytest.mark.slow
 def test_threads_give_the_same_outcomes(problem):
-    flow = process(problem, [5, 4])
+    flow = gaussian(problem, [5, 4])
     one, two = (run(flow, id_range(0, 96), lanes=8, pool=16, threads=n) for n in (1, 2))
-    for name in ("status", "level", "steps"):
+    for name in ("status", "limit", "steps"):
         np.testing.assert_array_equal(one[name], two[name])
     # Root finding goes on until the last lane of a batch has converged, so the others' last bits depend on their company.
     np.testing.assert_allclose(one["time"], two["time"], rtol=1e-12)
@@ -111,27 +108,35 @@ def test_layouts_and_solver_steps_agree(problem):
     to round-off amplified over a few dozen steps.
     """
     reduced = problem.in_coordinates("reduced")
-    last = process(reduced, [5, 4])
-    assert isinstance(last, ExplicitFlow)
-    assert last.lane_axis == -1
-    first = process(reduced, [5, 4], functools.partial(ExplicitFlow, lane_axis=0))
-    own = process(reduced, [5, 4], SolverFlow)
+    last = gaussian(reduced, [5, 4])
+    assert isinstance(last.method, RungeKutta)
+    assert last.layout == LanesLast()
+    first = gaussian(reduced, [5, 4], RungeKutta(chosen_layout=LanesFirst()))
+    own = gaussian(reduced, [5, 4], DiffraxSolver(diffrax.Tsit5()))
     a, b, c = (run(p, id_range(0, 40), lanes=8, pool=64, threads=1) for p in (last, first, own))
     assert np.all(a["status"] == Status.CERTIFIED)
     for other in (b, c):
-        np.testing.assert_array_equal(other["level"], a["level"])
+        np.testing.assert_array_equal(other["limit"], a["limit"])
         assert np.mean(other["steps"] == a["steps"]) >= 0.95
         np.testing.assert_allclose(other["time"], a["time"], rtol=1e-9)
         np.testing.assert_allclose(other["gradient_norm"], a["gradient_norm"], rtol=1e-6)
-    assert process(problem, [16]).lane_axis == 0
+    assert gaussian(problem, [16]).layout == LanesFirst()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", [diffrax.Dopri5(), diffrax.Bosh3(), diffrax.Dopri8()])
 def test_explicit_methods_of_every_kind(problem, solver):
     """With and without the first-same-as-last property: the crossing times of Tsit5 at much tighter tolerance."""
-    reference = run(process(problem, [4], rtol=1e-10, atol=1e-12), id_range(0, 12), lanes=4, pool=16, threads=1)
-    rows = run(process(problem, [4], solver=solver, rtol=1e-7, atol=1e-9), id_range(0, 12), lanes=4, pool=16, threads=1)
+    reference = run(
+        gaussian(problem, [4], gf.integrator(rtol=1e-10, atol=1e-12)), id_range(0, 12), lanes=4, pool=16, threads=1
+    )
+    rows = run(
+        gaussian(problem, [4], gf.integrator(solver, rtol=1e-7, atol=1e-9)),
+        id_range(0, 12),
+        lanes=4,
+        pool=16,
+        threads=1,
+    )
     assert np.all(rows["status"] == Status.CERTIFIED)
     # Local errors of 1e-7 a step over at most a few hundred steps.
     np.testing.assert_allclose(rows["time"], reference["time"], rtol=2e-5)
@@ -148,7 +153,10 @@ def test_slow_starts_are_not_left_out():
 
     chain = gf.Problem.from_singular_values([1.0])
     law = Chains()
-    few, many = (gf.basin_sizes(chain, law, 120, key=KEY, t1=6.0, lanes=n, progress=False, audit=0) for n in (2, 60))
+    few, many = (
+        gf.basin_sizes(chain, law, 120, key=KEY, lanes=n, progress=False, audit=0, limits=Limits(t1=6.0))
+        for n in (2, 60)
+    )
     assert few.outcomes["verdict"].to_pylist() == many.outcomes["verdict"].to_pylist()
     sizes = [float(law.sample(KEY, i).end_to_end[0, 0]) for i in range(120)]
     assert few.outcomes["verdict"].to_pylist() == ["global minimum" if s > 0.1 else "undecided" for s in sizes]
@@ -200,6 +208,6 @@ def test_several_devices_give_the_same_outcomes(tmp_path):
         command = [sys.executable, "-c", _DEVICES.format(devices=devices)]
         subprocess.run(command, cwd=tmp_path, env={**os.environ, "XLA_FLAGS": flags}, check=True)
         tables.append(pyarrow.parquet.read_table(tmp_path / f"out{devices}" / "outcomes.parquet"))
-    for name in ("id", "status", "verdict", "level", "steps"):
+    for name in ("id", "status", "verdict", "limit", "steps"):
         assert tables[0][name].equals(tables[1][name]), name
     np.testing.assert_allclose(tables[0]["time"].to_numpy(), tables[1]["time"].to_numpy(), rtol=1e-9)

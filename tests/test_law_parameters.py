@@ -80,6 +80,7 @@ def test_one_number_is_one_number(make, bad, monkeypatch):
         make(bad)
 
 
+@pytest.mark.slow
 def test_numbers_of_any_kind_and_size(key):
     # NumPy's and JAX's scalars will do, and make the same law; extreme ones stay finite.
     assert (

@@ -42,6 +42,7 @@ WIDTHS = [(3, 2), (1, 1), (4, 3, 2), (3, 1, 8, 3), (2, 5, 4, 4), (8, 7, 2, 6, 5,
 
 
 @given(st.sampled_from(WIDTHS), st.sampled_from(["data", "whitened"]), st.integers(0, 2**31))
+@pytest.mark.slow
 def test_gradient_in_closed_form_is_the_derivative(widths, coordinates, seed):
     rng = np.random.default_rng(seed)
     X, Y = rng.normal(size=(widths[0], 12)), rng.normal(size=(widths[-1], 12))

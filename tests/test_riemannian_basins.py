@@ -10,8 +10,9 @@ import scipy.stats
 
 import gdflow as gf
 from gdflow.basins import Status
-from gdflow.certificates import LevelCertificate, full_rank_is_out_of_reach
 from gdflow.initialization import Balanced, BalancedGaussian, LambdaBalanced, Orthogonal, Support
+from gdflow.sides import full_rank_is_out_of_reach
+from gdflow.thresholds import Thresholds
 
 KEY = jax.random.key(21)
 
@@ -22,20 +23,21 @@ def signs(law, num):
     return np.sign(np.linalg.det(np.asarray(jax.vmap(lambda net: net.end_to_end)(starts))))
 
 
-@pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.slow
 def test_square_starts_of_full_rank_are_decided_by_the_sign_of_their_determinant(depth):
     """The law of `W(0)` is Gaussian: exactly half of the starts have `det W(0) < 0` and end at rank 2, on level 1."""
     problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0])
     law = BalancedGaussian((3,) * (depth + 1))
     estimate = gf.basin_sizes(problem, law, 300, key=KEY, progress=False, audit=30)
-    assert estimate.configuration["kind"] == "balanced"
+    assert isinstance(estimate.plan.verdict, gf.verdicts.Balanced)
     assert estimate.certified == 300
     negative = signs(law, 300) < 0
-    np.testing.assert_array_equal(estimate.outcomes["level"].to_numpy(), negative)
-    assert set(np.array(estimate.outcomes["verdict"].to_pylist())[negative]) == {"lower rank"}
+    np.testing.assert_array_equal(estimate.outcomes["limit"].to_numpy(), negative)
+    assert set(np.array(estimate.outcomes["verdict"].to_pylist())[negative]) == {"lower rank {1,2}"}
     full, lower, *others = estimate.rows
     assert full.ranks == (3,)
-    assert (lower.ranks, lower.subsets) == ((2,), ((1, 2),))
+    assert (lower.ranks, lower.level.subsets) == ((2,), ((1, 2),))
     assert full.certified + lower.certified == 300
     assert full.interval[0] < 0.5 < full.interval[1]  # 5 % false alarm, at a fixed seed
     assert lower.interval[0] < 0.5 < lower.interval[1]
@@ -58,6 +60,7 @@ def test_lower_limits_are_those_that_exact_modes_have():
         np.testing.assert_allclose(loss, gf.critical_values(problem, 2).values[level], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_side_is_the_same_in_all_coordinates():
     rng = np.random.default_rng(22)
     data = gf.Problem(rng.normal(size=(3, 20)), rng.normal(size=(3, 20)))
@@ -87,21 +90,20 @@ def test_where_nothing_is_claimed():
 
 def test_certificate_of_the_level_above():
     problem = gf.Problem.from_singular_values([2.0, 1.0])  # levels 0, ½, 2, 5/2
-    certificate = LevelCertificate(problem, (2, 2, 2), kind="balanced")
+    certificate = Thresholds(problem, (2, 2, 2))
     losses, exactly = jnp.asarray([0.4, 1.9, 2.1, jnp.nan]), jnp.zeros(4)
     assert certificate.certified(losses, exactly).tolist() == [True, False, False, False]
     assert certificate.certified(losses, exactly, jnp.ones(4, int)).tolist() == [True, True, False, False]
     # With the levels cut off above the first nothing is known of what lies between.
-    short = LevelCertificate(problem, (2, 2, 2), kind="balanced", depth=1)
+    short = Thresholds(problem, (2, 2, 2), num_levels=1)
     assert not np.any(short.certified(losses, exactly, jnp.ones(4, int)))
     # One by one there is no other level than zero to end at: certified from the start.
-    chain = LevelCertificate(gf.Problem.from_singular_values([1.0]), (1, 1, 1), kind="balanced")
+    chain = Thresholds(gf.Problem.from_singular_values([1.0]), (1, 1, 1))
     assert bool(chain.certified(jnp.asarray(7.0), jnp.asarray(0.0), jnp.asarray(1)))
-    # Other kinds know of no side.
-    exact = LevelCertificate(problem, (2, 2, 2))
-    assert exact.certified(losses, exactly, jnp.ones(4, int)).tolist() == [True, False, False, False]
-    wrong = gf.LayerTuple([np.eye(2), np.diag([1.0, -1.0])])
-    assert [int(c.lowest_level(problem, wrong)) for c in (exact, certificate)] == [0, 1]
+    # Other verdicts know of no side.
+    wrong = gf.LayerTuple([np.eye(2)[None], np.diag([1.0, -1.0])[None]])
+    made = [kind(problem, (2, 2, 2)) for kind in (gf.verdicts.LevelVerdict, gf.verdicts.Balanced)]
+    assert [int(np.ravel(verdict.ground(problem.objective, wrong))[0]) for verdict in made] == [0, 1]
 
 
 @pytest.mark.slow
@@ -112,7 +114,7 @@ def test_below_full_rank_the_limit_is_the_best_fit_of_the_rank(widths, rank):
     estimate = gf.basin_sizes(problem, Balanced(widths, singular_values=0.5), 60, key=KEY, progress=False, audit=0)
     assert estimate.rows[0].certified == 60
     assert estimate.rows[0].ranks == (rank,)
-    np.testing.assert_allclose(estimate.rows[0].value, 0.5)  # ℓ({1, 2})
+    np.testing.assert_allclose(estimate.rows[0].level.value, 0.5)  # ℓ({1, 2})
 
 
 @pytest.mark.slow
@@ -152,6 +154,7 @@ class Pretended(gf.initialization.Gaussian):
 
 
 @pytest.mark.parametrize("small", [pytest.param(0.5, marks=pytest.mark.slow), 1e-8])
+@pytest.mark.slow
 def test_an_integration_that_strays_is_not_certified(small):
     """Modes −`small` and 1 of the target: the exact flow from a start like this tends to the saddle {2} with `det W < 0`.
 
@@ -162,7 +165,15 @@ def test_an_integration_that_strays_is_not_certified(small):
     problem = gf.Problem.from_target(U @ np.diag([2.0, 1.0]) @ V.T)
     root = np.sqrt([small, 1.0])
     net = gf.LayerTuple([R @ np.diag(root) @ V.T, U @ np.diag(root * [-1, 1]) @ R.T])
-    estimate = gf.basin_sizes(problem, Fixed(net), 1, key=KEY, kind="balanced", progress=False, audit=0)
+    estimate = gf.basin_sizes(
+        problem,
+        Fixed(net),
+        1,
+        key=KEY,
+        progress=False,
+        audit=0,
+        verdict=gf.verdicts.Balanced(problem, Fixed(net).widths),
+    )
     assert estimate.statuses[Status.STRAYED] == 1
     assert estimate.outcomes["verdict"].to_pylist() == ["undecided"]
     assert estimate.rows[0].certified == estimate.rows[1].certified == 0
@@ -170,7 +181,15 @@ def test_an_integration_that_strays_is_not_certified(small):
     # Exactly aligned modes do not stray: no round-off turns them.
     aligned = gf.LayerTuple([np.diag(root), np.diag(root * [1, -1])])
     straight = gf.Problem.from_singular_values([2.0, 1.0])
-    estimate = gf.basin_sizes(straight, Fixed(aligned), 1, key=KEY, kind="balanced", progress=False, audit=0)
+    estimate = gf.basin_sizes(
+        straight,
+        Fixed(aligned),
+        1,
+        key=KEY,
+        progress=False,
+        audit=0,
+        verdict=gf.verdicts.Balanced(straight, Fixed(aligned).widths),
+    )
     assert estimate.rows[1].certified == 1
 
 
@@ -185,6 +204,7 @@ def test_laws_know_whether_they_are_balanced():
         assert law.balanced == all(np.allclose(c, 0.0, atol=1e-12) for c in C)
 
 
+@pytest.mark.slow
 def test_gaussian_singular_values():
     """At full rank the product is a Gaussian matrix: its squared norm is chi-square distributed."""
     law = BalancedGaussian((3, 2, 2))
@@ -208,7 +228,9 @@ def test_gaussian_singular_values():
 def test_starts_that_are_not_on_the_manifold_are_refused(law, message):
     problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0])
     with pytest.raises(ValueError, match=message):
-        gf.basin_sizes(problem, law, 5, key=KEY, kind="balanced", progress=False, audit=0)
+        gf.basin_sizes(
+            problem, law, 5, key=KEY, progress=False, audit=0, verdict=gf.verdicts.Balanced(problem, law.widths)
+        )
 
 
 @pytest.mark.slow
@@ -218,14 +240,20 @@ def test_rank_deficient_inputs_are_refused():
     problem = gf.Problem(X, rng.normal(size=(3, 10)))
     message = "X has rank 2 < d_x = 3, so XXᵀ is not invertible"
     with pytest.raises(ValueError, match=message):
-        gf.basin_sizes(problem, Balanced((3, 3, 3)), 5, key=KEY, kind="balanced", progress=False, audit=0)
+        gf.basin_sizes(
+            problem,
+            Balanced((3, 3, 3)),
+            5,
+            key=KEY,
+            progress=False,
+            audit=0,
+            verdict=gf.verdicts.Balanced(problem, Balanced((3, 3, 3)).widths),
+        )
     with pytest.raises(ValueError, match=message):
         gf.riemannian_flow(problem, jnp.eye(3), 2, 1.0)
     # Without being asked for it, such starts are not taken for ones on the manifold.
-    assert (
-        gf.basin_sizes(problem, Balanced((3, 3, 3)), 5, key=KEY, progress=False, audit=0).configuration["kind"]
-        == "exact"
-    )
+    estimate = gf.basin_sizes(problem, Balanced((3, 3, 3)), 5, key=KEY, progress=False, audit=0)
+    assert isinstance(estimate.plan.verdict, gf.verdicts.LevelVerdict)
     assert gf.riemannian_flow(problem.in_coordinates("reduced"), jnp.eye(3, 2), 2, 1.0, ts=2).solved
 
 
@@ -234,6 +262,6 @@ def test_summary_and_table_name_ranks():
     problem = gf.Problem.from_singular_values([2.0, 1.0])
     estimate = gf.basin_sizes(problem, Balanced((2, 2, 2)), 20, key=KEY, progress=False, audit=0)
     assert estimate.statuses[Status.CERTIFIED] == 20
-    assert [row["ranks"] for row in estimate.summary()["levels"]] == [(2,), (1,), (1,), (0,)]
+    assert [row["ranks"] for row in estimate.summary()["limits"]] == [(2,), (1,), (1,), (0,)]
     assert "level 1 {1}" in str(estimate)
     assert "rank" in str(estimate)

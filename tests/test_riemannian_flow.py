@@ -44,6 +44,7 @@ def test_product_of_balanced_factors_follows_the_flow(problem, depth, rank):
 
 
 @pytest.mark.parametrize(("depth", "rank"), [(2, 1), (2.5, 2), *(pytest.param(n, 2, marks=SLOW) for n in (2, 3))])
+@pytest.mark.slow
 def test_limit_is_the_best_fit_of_the_rank(problem, depth, rank):
     W0 = Balanced((4, rank, 3), singular_values=0.5).sample(KEY, 1).end_to_end
     flow = gf.riemannian_flow(problem, W0, depth, 30.0, ts=3)
@@ -53,6 +54,7 @@ def test_limit_is_the_best_fit_of_the_rank(problem, depth, rank):
     np.testing.assert_allclose(values[rank:], 0.0, atol=1e-13)  # round-off: the rank is kept by construction
 
 
+@pytest.mark.slow
 def test_autoencoder_learns_the_principal_components():
     rng = np.random.default_rng(10)
     X = rng.normal(size=(5, 20)) * np.array([3.0, 2.0, 1.5, 1.0, 0.5])[:, None]
@@ -93,6 +95,7 @@ def test_square_starts_keep_the_sign_of_the_determinant_where_factors_lose_it():
     np.testing.assert_allclose(gf.simulate(problem, net, 100.0, ts=3).losses[-1], 0.0, atol=1e-6)  # the wrong limit
 
 
+@pytest.mark.slow
 def test_infinite_depth_keeps_row_and_column_spaces(problem):
     W0 = Balanced((4, 2, 3), singular_values=0.5).sample(KEY, 3).end_to_end
     flow = gf.riemannian_flow(problem, W0, math.inf, 5.0, ts=3)
@@ -103,6 +106,7 @@ def test_infinite_depth_keeps_row_and_column_spaces(problem):
     assert flow.losses[-1] < flow.losses[0]
 
 
+@pytest.mark.slow
 def test_rank_above_the_targets_tends_to_lower_rank():
     problem = gf.Problem.from_singular_values([2.0, 1.0, 0.0])
     W0 = Balanced((3, 3, 3), singular_values=0.5).sample(KEY, 4).end_to_end
@@ -243,6 +247,7 @@ def test_a_trajectory_keeps_its_problem(problem):
 
 
 @pytest.mark.parametrize(("form", "size"), [(LowRank(), 1e4), (LowRank(), 1e-4), (Graded(), 1e-4)], ids=str)
+@pytest.mark.slow
 def test_the_first_step_knows_how_fast_the_flow_is(form, size):
     """With `N = 2` and data times `size` the flow of `W` is so many times as fast: 0.01 is no step for both."""
     problem = gf.Problem.from_singular_values(size * np.array([2.0, 1.0]))

@@ -9,9 +9,9 @@ import pytest
 from exact_points import as_floats, exact_critical_point, exact_gradient_vanishes, exact_loss, exact_residual
 
 import gdflow as gf
-from gdflow.basins import Status
-from gdflow.certificates import LevelCertificate
+from gdflow.basins import Limits, Status
 from gdflow.rounding import coarse_is_enough, coarse_residual_error, gamma, residual_error
+from gdflow.thresholds import Thresholds
 
 KEY = jax.random.key(0)
 TINY = 2.0**-21
@@ -50,7 +50,7 @@ def test_no_exactly_critical_point_has_a_false_certificate(s, widths, per_scale)
     """Weights from 1e-3 to beyond 1e6 that are saddles in rational arithmetic: nothing below their own level is claimed."""
     problem = gf.Problem.from_singular_values(list(s), widths[0], widths[-1])
     lowest = value_of(s, range(1, min(widths) + 1))
-    certificates = [LevelCertificate(problem, widths, kind=kind) for kind in ("exact", "almost sure")]
+    certificates = [Thresholds(problem, widths, nested=nested) for nested in (False, True)]
     checked = certified = 0
     for weights, subset in points(s, widths, np.random.default_rng(5), per_scale):
         value = exact_loss(weights, problem.target, problem.design)
@@ -79,18 +79,26 @@ def test_no_exactly_critical_point_has_a_false_certificate(s, widths, per_scale)
 @pytest.mark.parametrize(
     ("s", "widths"), [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in (CASES[1], CASES[4]))]
 )
+@pytest.mark.slow
 def test_lanes_certify_no_exactly_critical_point_falsely(s, widths):
     """The same in the batch engine, where the coarse bound is used, by its own arithmetic."""
     from test_basins import fixed
 
     problem = gf.Problem.from_singular_values(list(s), widths[0], widths[-1])
-    separated = LevelCertificate(problem, widths).separated
+    separated = Thresholds(problem, widths).separated
     lowest = value_of(s, range(1, min(widths) + 1))
     seen = 0
     for weights, subset in points(s, widths, np.random.default_rng(9), 5):
         try:
             estimate = gf.basin_sizes(
-                problem, fixed(problem, weights), 1, key=KEY, max_steps=2, audit=0, progress=False, lanes=1
+                problem,
+                fixed(problem, weights),
+                1,
+                key=KEY,
+                audit=0,
+                progress=False,
+                lanes=1,
+                limits=Limits(max_steps=2),
             )
         except ValueError as error:
             if "are balanced" not in str(error):
@@ -99,12 +107,13 @@ def test_lanes_certify_no_exactly_critical_point_falsely(s, widths):
         if estimate.statuses[Status.CERTIFIED] and value_of(s, subset) > lowest:
             # At most what is true is said: the lowest levels, which round-off cannot tell apart, include this one.
             assert not separated
-            assert estimate.verdicts[0] == "lowest levels (merged)"
+            assert estimate.labels[0] == "lowest levels (merged)"
             assert value_of(s, subset) <= estimate.levels[0].value + 2 * estimate.levels[0].width
         seen += 1
     assert seen > 8
 
 
+@pytest.mark.slow
 def test_a_saddle_whose_computed_loss_is_below_its_level():
     """Singular values (1, 1), widths 2-4-2-1-2: as many as a quarter of such saddles seem to be below their own level."""
     problem = gf.Problem.from_singular_values([1.0, 1.0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import gdflow as gf
+from gdflow.basins import Limits
 from gdflow.dynamics.runge_kutta import check_solver
 from gdflow.dynamics.step_control import step_control
 
@@ -41,6 +42,7 @@ def test_rkc_is_of_order_two_and_knows_its_error(stages):
 
 
 @pytest.mark.parametrize("stages", [3, *(pytest.param(s, marks=pytest.mark.slow) for s in (6, 10, 20, 30))])
+@pytest.mark.slow
 def test_rkc_is_stable_as_far_as_its_authors_say(stages):
     """`ẏ = −λy`: damped up to `hλ = ⅔(s² − 1)(1 − 2ε/15)`, `ε = 2/13` (their equation (2.7)), unstable 25 % beyond."""
     limit = 2 / 3 * (stages**2 - 1) * (1 - 2 / 15 * 2 / 13)
@@ -56,15 +58,15 @@ def test_rkc_takes_fewer_steps_where_the_flow_is_stiff():
     """s = (3, 0.03, 0.003), depth three: certificate times as of Tsit5 at tight tolerance, in a fraction of the steps."""
     problem = gf.Problem.from_singular_values([3, 0.03, 0.003])
     law = gf.initialization.Gaussian((3, 3, 3, 3))
-    options = dict(key=jax.random.key(1), max_steps=100_000, crossings=(), audit=0, progress=False)
-    tight = gf.basin_sizes(problem, law, 10, rtol=1e-8, atol=1e-11, **options)
-    loose = gf.basin_sizes(problem, law, 10, solver=gf.RKC(), rtol=1e-4, atol=1e-7, **options)
+    options = dict(key=jax.random.key(1), limits=Limits(max_steps=100_000), riders=(), audit=0, progress=False)
+    tight = gf.basin_sizes(problem, law, 10, **options, method=gf.integrator(rtol=1e-8, atol=1e-11))
+    loose = gf.basin_sizes(problem, law, 10, **options, method=gf.integrator(gf.RKC(), rtol=1e-4, atol=1e-7))
     assert tight.certified == loose.certified == 10
     # Local errors of 1e-4 relative to the state over some hundred steps.
     np.testing.assert_allclose(loose.outcomes["time"].to_numpy(), tight.outcomes["time"].to_numpy(), rtol=0.05)
     # Stability allows steps 66/3.3 times as long; at the start accuracy asks for more.
     assert loose.tally.steps < tight.tally.steps / 3
-    assert loose.configuration["solver"] == "RKC10"
+    assert loose.plan.method.name.startswith("RKC10, ")
 
 
 @pytest.mark.parametrize("stages", [2, 31])

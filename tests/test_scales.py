@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gdflow as gf
-from gdflow.basins import Status
+from gdflow.basins import Limits, Status
 
 KEY = jax.random.key(2)
 EXPONENTS = [-300, -154, -78, -76, -20, 20, 76, 78, 154, 300]
@@ -54,12 +54,13 @@ def test_a_zero_target_is_no_matter_of_scale():
 
 
 @pytest.mark.parametrize("scale", [1e-70, *(pytest.param(s, marks=pytest.mark.slow) for s in (1e-8, 1e8, 1e70))])
+@pytest.mark.slow
 def test_the_flow_at_other_scales(scale):
     """`W_j → cW_j` maps flows to flows if `s → c²s`, `t → t/c²` (two layers): the same verdicts, and times in other units."""
     c = np.sqrt(scale)
     reference = gf.Problem.from_singular_values([2.0, 1.0])
     problem = gf.Problem.from_singular_values([2.0 * scale, scale])
-    options = dict(key=KEY, audit=0, progress=False, rtol=1e-8, atol=1e-200)
+    options = dict(key=KEY, audit=0, progress=False, method=gf.integrator(rtol=1e-8, atol=1e-200))
     first = gf.basin_sizes(reference, gf.initialization.Gaussian((2, 3, 2), 1.0), 30, **options)
     second = gf.basin_sizes(problem, gf.initialization.Gaussian((2, 3, 2), float(c)), 30, **options)
     assert first.certified == second.certified == 30
@@ -70,11 +71,12 @@ def test_the_flow_at_other_scales(scale):
 
 
 @pytest.mark.parametrize("size", [1e-200, pytest.param(1e-160, marks=pytest.mark.slow), 1e150, 1e200])
+@pytest.mark.slow
 def test_weights_of_extreme_size_are_never_certified_wrongly(size):
     """Tiny weights are next to a saddle, huge ones far from anything: undecided, with no false reason."""
     problem = gf.Problem.from_singular_values([1.0, 0.5])
     law = gf.initialization.Around(gf.LayerTuple([size * np.ones((2, 2)), size * np.ones((2, 2))]), 1e-3 * size)
-    estimate = gf.basin_sizes(problem, law, 4, key=KEY, max_steps=5, audit=0, progress=False)
+    estimate = gf.basin_sizes(problem, law, 4, key=KEY, audit=0, progress=False, limits=Limits(max_steps=5))
     assert estimate.certified == 0
     if size < 1:
         assert estimate.statuses[Status.STATIONARY] + estimate.statuses[Status.STEP_LIMIT] == 4

@@ -195,6 +195,7 @@ SINGLE_HIDDEN = {
 
 
 @pytest.mark.parametrize("case", SINGLE_HIDDEN)
+@pytest.mark.slow
 def test_single_hidden_forms_at_critical_points_of_every_stratum(case, rng):
     """Eq. (25) and its split (29)–(32), whose terms have the sizes that (32) counts."""
     (d_x, d_1, d_y), coordinates, rank_x = SINGLE_HIDDEN[case]

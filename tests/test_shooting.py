@@ -21,6 +21,7 @@ SLOW = pytest.mark.slow
         pytest.param([3.0, 2.0, 1.0], [3], (1,), 0.3, marks=SLOW),
     ],
 )
+@pytest.mark.slow
 def test_a_start_whose_trajectory_passes_the_saddle(s, hidden, subset, away):
     problem = gf.Problem.from_singular_values(s)
     widths = problem.widths(hidden)

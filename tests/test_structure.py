@@ -74,6 +74,7 @@ def test_graded_and_low_rank_form_are_the_same_flow(depth, rank):
     np.testing.assert_allclose(graded.final, plain.final, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_graded_form_stays_on_its_side_for_good():
     """`det W(0) < 0`: to rank 1, with the smaller singular value falling like the exact mode down to 1e-53 and beyond."""
     rng = np.random.default_rng(52)
@@ -99,6 +100,7 @@ def test_the_graded_form_stays_on_its_side_for_good():
     np.testing.assert_allclose(np.log(sigma[2] / sigma[1]), -80.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_aligned_modes_of_the_graded_form_are_exact():
     problem = gf.Problem.from_singular_values([2.0, 1.0, 0.5])
     modes = [0.3, -0.4, 0.2]
@@ -110,6 +112,7 @@ def test_aligned_modes_of_the_graded_form_are_exact():
         np.testing.assert_allclose(flow.matrices[:, k, k], expected, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_options_of_the_graded_form():
     problem, W0 = gf.Problem.from_singular_values([2.0, 1.0]), 0.3 * jnp.eye(2)
     for options, message in (

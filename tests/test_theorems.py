@@ -50,6 +50,7 @@ def test_theorems_1_and_5_almost_all_starts_converge_to_a_best_fit_of_their_limi
 
 
 @pytest.mark.parametrize(("shape", "rank"), [pytest.param((3, 4), 1, marks=SLOW), ((3, 4), 2), ((3, 3), 3)])
+@pytest.mark.slow
 def test_critical_points_on_the_manifold_are_strict_saddles_but_for_the_best_fit(shape, rank):
     """What Theorem 6 rests on: the Riemannian Hessian of `L¹` is positive definite at the best fit, indefinite elsewhere."""
     problem = data(8, shape[1], shape[0])
@@ -78,6 +79,7 @@ def test_critical_points_on_the_manifold_are_strict_saddles_but_for_the_best_fit
 
 
 @pytest.mark.parametrize(("depth", "rank"), [(2, 2), pytest.param(3, 2, marks=SLOW), pytest.param(2, 1, marks=SLOW)])
+@pytest.mark.slow
 def test_theorem_6_the_flow_on_the_manifold_tends_to_the_best_fit_or_to_lower_rank(depth, rank):
     problem = data(9, 2, 2)
     law = BalancedGaussian((2, *[rank] * (depth - 1), 2))

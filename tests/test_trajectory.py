@@ -121,6 +121,7 @@ def test_the_flow_does_not_know_the_time(flow):
     np.testing.assert_allclose(later.ts - 2.0, flow.ts, rtol=0, atol=1e-6)  # as for the steps of batches above
 
 
+@pytest.mark.slow
 def test_equidistant_times(flow):
     trajectory = gf.simulate(PROBLEM, START, END, ts=5, **TOLERANCES, dense=False)
     np.testing.assert_allclose(trajectory.ts, [0, 1.5, 3, 4.5, 6], rtol=1e-15)
@@ -178,6 +179,7 @@ def test_a_step_limit_is_reported():
     assert float(trajectory.ts[-1]) == float(trajectory.final_time)
 
 
+@pytest.mark.slow
 def test_rows_after_a_step_limit_are_not_numbers():
     # The first start has converged already and takes longer steps: it alone gets to the end.
     nets = jax.tree.map(lambda w: w.at[0].multiply(0.0), STARTS)

@@ -94,6 +94,7 @@ def test_every_case_occurs_a_hundred_times():
 
 
 @pytest.mark.parametrize("name", FIRST_OF_TWO_HIDDEN)
+@pytest.mark.slow
 def test_cases_are_those_of_the_three_ranks(name):
     """At a critical point `W_{1,1,2,2} = 0` iff `rank W_{1,1} = r`, and `W_{3,2,2} = 0` iff `rank W_3 = r` (where `r_Z = r`)."""
     problem, _ = POOL[name]
@@ -141,6 +142,7 @@ def test_directions_descend_and_indices_count_negative_eigenvalues(name):
 
 
 @pytest.mark.parametrize("name", ["3 wide", "3 data, rank-deficient, fewer inputs"])
+@pytest.mark.slow
 def test_the_proofs_directions_use_the_layers_they_should(name):
     """Cases 1.1 and 2.1: `w_2` with `w_3` through `W_{1,1,2,2}`, or with `w_1` through `W_{3,2,2}`, in normal form."""
     problem, _ = POOL[name]
@@ -173,6 +175,7 @@ def test_the_formula_of_case_1_is_the_second_variation(name):
 
 
 @pytest.mark.parametrize("name", TWO_HIDDEN)
+@pytest.mark.slow
 def test_the_formula_of_case_2_2_is_the_second_variation_and_its_bound_is_below(name):
     problem, _ = POOL[name]
     rng = np.random.default_rng(3)
