@@ -2,22 +2,27 @@
 
 | module | subject |
 |---|---|
-| `gdflow.problem` | data → coordinates and back, assumptions with margins, critical values |
+| `gdflow.problem` | data → objective and spectrum, coordinates and back, critical values |
+| `gdflow.objective` | what is minimised, all that compiled programs see of a problem: value and gradient |
+| `gdflow.spectrum`, `gdflow.report` | the decompositions of the data; what is known of them before any flow |
 | `gdflow.network` | layer tuples: products, variations, vector-space operations |
 | `gdflow.perturbation` | the same problem on other data, traceably: derivatives in the data and their singular values |
-| `gdflow.initialization` | laws of starts; start `i` depends on the key and the 64-bit id `i` alone |
+| `gdflow.initialization`, `gdflow.ids` | laws of starts; start `i` depends on the key and the 64-bit id `i` alone |
 | `gdflow.rounding` | how far a computed loss may lie from the exact one |
 | `gdflow.factorizations` | small factorisations in lanes, without batched LAPACK calls, which can hang |
 | `gdflow.invariants` | the conserved `C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ`, their number, their drift |
 | `gdflow.landscape` | the critical set: strata, sampling, classification, second variations, inertia, extreme eigenpairs |
-| `gdflow.certificates` | level verdict, explicit radius of the trajectory, exponential rates |
+| `gdflow.thresholds`, `gdflow.sides` | critical values that a loss has provably passed; the side of `det W = 0` of a start |
+| `gdflow.verdicts` | what is claimed of the limit of a start, and when |
+| `gdflow.certificates` | what is proved from one state: level, explicit radius of the trajectory, exponential rates |
 | `gdflow.avoidance` | which starts can reach no non-strict saddle |
 | `gdflow.manifold` | matrices of rank k with the metric of balanced flow: 𝒜, its inverse, tangent space, fits |
 | `gdflow.dynamics` | flows and their trajectories, limits with derivatives, shooting at saddles, exact solutions |
-| `gdflow.basins` | the batch engine, outcomes, exact intervals, audit |
+| `gdflow.basins` | plans and their runs: starts, methods, riders, the batch engine, exact intervals, audit |
 | `gdflow.plotting` | pictures for papers |
 | `gdflow.experiments` | figures of the papers, recomputed, with a verdict on every claim |
 | `gdflow.programs` | compiled programs, kept from one process for the next |
+| `gdflow.records` | objects as JSON and back: what fixes a computation, on paper |
 """
 
 import importlib

@@ -2,8 +2,12 @@
 
 from gdflow import initialization as initialization
 from gdflow import landscape as landscape
+from gdflow import verdicts as verdicts
 from gdflow.basins import BasinEstimate as BasinEstimate
 from gdflow.basins import basin_sizes as basin_sizes
+from gdflow.basins import integrator as integrator
+from gdflow.basins import load as load
+from gdflow.basins import repeat as repeat
 from gdflow.certificates import certify as certify
 from gdflow.dynamics import RK4 as RK4
 from gdflow.dynamics import RKC as RKC
