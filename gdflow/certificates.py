@@ -172,6 +172,11 @@ class Certificate(Printable):
     avoids_non_strict: bool | None
     assumptions: tuple[str, ...]
 
+    def _below(self) -> str:
+        """How far below the second level a certified loss is: printed to eight digits the two may look alike."""
+        proved = self.at_lowest_level and len(self.levels) > 1
+        return f", below the second level by {self.levels[1] - self.loss:.2g}" if proved else ""
+
     def __rich__(self) -> RenderableType:
         if self.global_minimum:
             limit = "converges to a global minimum"
@@ -195,7 +200,7 @@ class Certificate(Printable):
         rows = [
             ("exact flow", limit),
             *(("assuming", note) for note in self.assumptions),
-            ("effective loss", f"{self.loss:.8g} (round-off ≤ {self.error:.1e})"),
+            ("effective loss", f"{self.loss:.8g} (round-off ≤ {self.error:.1e}){self._below()}"),
             ("lowest levels", ", ".join(f"{v:.6g}" for v in self.levels[:6]) + merged),
             ("norms ‖W_j‖ ≤", ", ".join(f"{r:.4g}" for r in self.radius)),
             ("rate", rates),

@@ -53,7 +53,7 @@ class AbstractRider(eqx.Module):
     @property
     @abstractmethod
     def columns(self) -> dict[str, str]:
-        """Names of the columns, each with what it means."""
+        """Names of the columns, which no other column has, each with what it means; values are numbers, one a start."""
 
     @property
     def wants_dense(self) -> bool:
@@ -76,7 +76,7 @@ class AbstractRider(eqx.Module):
     def rows(
         self, objective: Objective, state: Any, now: Moment, times: Sequence[Float[Array, " lanes"]]
     ) -> dict[str, Array]:
-        """The columns, in the end. `times`: of the events."""
+        """The columns, in the end: for every name an array of shape `(lanes,)`. `times`: of the events."""
 
 
 class Drift(AbstractRider):
