@@ -240,6 +240,7 @@ def test_two_layers_have_no_non_strict_saddles():
     assert "by the widths almost every start" in " ".join(str(found).split())
 
 
+@pytest.mark.slow
 def test_the_share_of_excluded_starts_has_an_exact_interval():
     confidence = 0.9
     _, problem, widths = AVOIDANCE["narrow"]
@@ -298,6 +299,7 @@ def test_what_avoidance_refuses():
                 refused()
 
 
+@pytest.mark.slow
 def test_certify_says_which_starts_avoid_non_strict_saddles():
     problem = whitened([3, 2, 1], 3, 3)
     one = jnp.eye(3)

@@ -47,6 +47,7 @@ def test_buffers_that_were_too_short_leave_no_trace(first_buffers, flow):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_step_limit_holds_whatever_the_buffers(first_buffers):
     trajectory = gf.simulate(PROBLEM, START, END, **TOLERANCES, max_steps=11.0)
     assert trajectory.status == "step limit"

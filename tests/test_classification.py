@@ -120,6 +120,7 @@ def chosen(name: str) -> range:
 
 
 @pytest.mark.parametrize("name", HALF_OF_POOL)
+@pytest.mark.slow
 def test_classification_of_sampled_points(name):
     problem, widths = POOL[name]
     s = np.asarray(problem.singular_values)

@@ -395,6 +395,7 @@ def test_numbers_are_printed_and_kept_if_the_picture_cannot_be_drawn(gdflow, tmp
     assert err == "gdflow: the picture x/basins.png could not be made: RuntimeError: no [red]ink "
 
 
+@pytest.mark.slow
 def test_numbers_are_printed_and_kept_if_the_folder_goes(gdflow, tmp_path, monkeypatch):
     """The folder is removed while lanes run."""
     (tmp_path / "elsewhere").mkdir()

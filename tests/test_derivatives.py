@@ -93,6 +93,7 @@ def test_implicit_differentiation_of_the_limit_is_wrong():
 
 
 @pytest.mark.parametrize("adjoint", [diffrax.ImplicitAdjoint(), diffrax.BacksolveAdjoint()])
+@pytest.mark.slow
 def test_wrong_adjoints_are_refused_with_the_reason(adjoint):
     problem, net = scalar(0.3, 1.1, 2.0)
     reason = {"ImplicitAdjoint": "they form manifolds", "BacksolveAdjoint": "integrates the flow backwards"}

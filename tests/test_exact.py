@@ -267,6 +267,7 @@ def test_lambda_balanced_against_integration(widths, lam, t):
 
 
 @pytest.mark.parametrize("scaled", [1.0, 10.0, 100.0])
+@pytest.mark.slow
 def test_lambda_balanced_against_high_precision(scaled):
     """The closed form in one step in 120 digits, in which nothing is lost."""
     problem = gf.Problem.from_singular_values([2.0, 1.0], d_x=3, d_y=2)

@@ -46,6 +46,7 @@ def plans(problem):
     }
 
 
+@pytest.mark.slow
 def test_plans_are_read_back_as_they_were(problem):
     """Through JSON: every leaf to the last bit, every class, and the same fingerprint; all fingerprints differ."""
     digests = set()
@@ -232,6 +233,7 @@ def test_given_starts_are_run_as_they_are(problem):
         gf.basin_sizes(problem, law, key=KEY, progress=False)
 
 
+@pytest.mark.slow
 def test_lists_are_looked_at_as_a_whole():
     """One balanced start on the wrong side of det W = 0 among others: its integration ends at a minimum, its flow does not."""
     square = gf.Problem.from_singular_values([3.0, 2.0, 1.0])

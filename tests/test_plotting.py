@@ -267,6 +267,7 @@ def test_trajectories_are_drawn_to_the_end_in_time_and_loss(trajectory):
     assert third.get_legend().get_texts()[0].get_text() == r"$\|\nabla L\|$"
 
 
+@pytest.mark.slow
 def test_one_trajectory_at_a_time(trajectory):
     batch = jax.tree.map(lambda w: np.stack([w, w]), trajectory.start)
     with pytest.raises(ValueError, match="one trajectory"):

@@ -54,6 +54,7 @@ def flown(undecidable):
     return fly(undecidable)
 
 
+@pytest.mark.slow
 def test_every_lane_is_an_integration_by_diffrax(deep, flown):
     """Every start, stepped in lanes and by `diffeqsolve` from the same first step: the same steps to the same end.
 
@@ -85,6 +86,7 @@ def test_every_lane_is_an_integration_by_diffrax(deep, flown):
     np.testing.assert_array_equal(last.here.t, 2.0)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_diffraxs(deep, flown):
     """`PIDController.init` on single networks, with Diffrax's own norm."""
     problem, law = deep

@@ -88,6 +88,7 @@ def test_where_nothing_is_claimed():
     assert not bool(full_rank_is_out_of_reach(square, narrow))
 
 
+@pytest.mark.slow
 def test_certificate_of_the_level_above():
     problem = gf.Problem.from_singular_values([2.0, 1.0])  # levels 0, ½, 2, 5/2
     certificate = Thresholds(problem, (2, 2, 2))

@@ -219,6 +219,7 @@ def test_errors(problem):
 
 
 @pytest.mark.parametrize("form", [LowRank(), Graded()], ids=["low rank", "graded"])
+@pytest.mark.slow
 def test_a_start_of_lower_rank_than_asked_for_is_refused(form):
     problem, W = gf.Problem.from_singular_values([2.0, 1.0]), np.diag([1.0, 1e-18])
     with pytest.raises(
@@ -258,6 +259,7 @@ def test_the_first_step_knows_how_fast_the_flow_is(form, size):
     assert (0 < float(run.final_time) < 1e-6) if size > 1 else (0.02 < float(run.final_time) < 100)
 
 
+@pytest.mark.slow
 def test_it_prints(problem):
     flow = gf.riemannian_flow(problem, Balanced((4, 2, 3)).sample(KEY, 5).end_to_end, 2.5, 1.0, ts=3)
     text = str(flow)

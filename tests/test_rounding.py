@@ -163,6 +163,7 @@ def test_error_bounds_hold_and_are_not_idle(widths, coordinates, rng):
     assert min(ratios) < 1e4
 
 
+@pytest.mark.slow
 def test_deep_networks_take_the_fine_bound():
     assert coarse_is_enough((10, 8, 8, 4))
     assert not coarse_is_enough((20,) * 21)

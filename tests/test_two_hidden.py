@@ -117,6 +117,7 @@ def test_cases_are_those_of_the_three_ranks(name):
 
 
 @pytest.mark.parametrize("name", FIRST_OF_TWO_HIDDEN)
+@pytest.mark.slow
 def test_directions_descend_and_indices_count_negative_eigenvalues(name):
     problem, _ = POOL[name]
     s = np.asarray(problem.singular_values)
@@ -282,6 +283,7 @@ def test_zeros_are_told_at_the_tolerance():
         assert two_hidden_case(HAND, LayerTuple(W), (2,)).name == name
 
 
+@pytest.mark.slow
 def test_cases_are_the_same_in_all_coordinates():
     data, widths = POOL["3 data, more inputs"]
     white = data.in_coordinates("whitened")
