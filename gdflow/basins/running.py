@@ -78,7 +78,7 @@ def basin_sizes(
       with `num`; without a folder the rows beyond the first 10^6 are counted only. Results of the very same plan that are there
       are opened instead of run again. If rows can't be written in the end, a `gdflow.basins.StorageWarning` says why and where
       they are, and the estimate is returned all the same.
-      Plans with code of your own are run again: what it did then is not known.
+      Not so plans with code of your own: what it did then is not known.
     - `overwrite`: run in any case, and replace results that are in the folder.
     - `progress`: show a progress bar.
 
