@@ -22,15 +22,15 @@ def zero_net(*widths: int) -> LayerTuple:
     return LayerTuple([np.zeros((b, a)) for a, b in itertools.pairwise(widths)])
 
 
-def labelled_problem(rng: np.random.Generator, loss) -> Problem:
-    """Eight samples of three inputs and two outputs, with such outputs as the loss is for."""
-    X = rng.standard_normal((3, 8))
+def labelled_problem(rng: np.random.Generator, loss, samples: int = 8) -> Problem:
+    """Samples of three inputs and two outputs in general position, with such outputs as the loss is for."""
+    X = rng.standard_normal((3, samples))
     if isinstance(loss, Logistic):
-        Y = rng.choice([-1.0, 1.0], (2, 8))
+        Y = rng.choice([-1.0, 1.0], (2, samples))
     elif isinstance(loss, SoftmaxCrossEntropy):
-        Y = np.eye(2)[:, rng.integers(0, 2, 8)]
+        Y = np.eye(2)[:, rng.integers(0, 2, samples)]
     else:
-        Y = 2 * rng.standard_normal((2, 8))
+        Y = 2 * rng.standard_normal((2, samples))
     return Problem(X, Y, loss)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from landscape_points import admissible_subsets, data_problem, kinds, r_max, whitened
+from random_cases import random_net
 
 import gdflow as gf
 from gdflow.avoidance import excludes_non_strict_saddles, saddle_avoidance, widths_exclude_non_strict_saddles
@@ -17,14 +18,6 @@ from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 
 EPS = float(np.finfo(np.float64).eps)
-
-
-def random_net(rng: np.random.Generator, widths) -> LayerTuple:
-    return LayerTuple([rng.standard_normal((a, b)) for a, b in zip(widths[1:], widths[:-1], strict=True)])
-
-
-def single_precision(problem: Problem) -> Problem:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), problem)
 
 
 # Starts that reach no non-strict saddle.

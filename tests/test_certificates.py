@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_cases import random_net
 
 import gdflow as gf
 from gdflow.certificates import certify, exponential_rates, radius_bounds
@@ -12,14 +13,6 @@ from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 
 EPS = float(np.finfo(np.float64).eps)
-
-
-def random_net(rng: np.random.Generator, widths) -> LayerTuple:
-    return LayerTuple([rng.standard_normal((a, b)) for a, b in zip(widths[1:], widths[:-1], strict=True)])
-
-
-def single_precision(problem: Problem) -> Problem:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), problem)
 
 
 @pytest.mark.slow

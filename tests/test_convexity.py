@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_cases import random_net
 
 from gdflow.landscape import (
     average_over_permutations,
@@ -23,10 +24,6 @@ from gdflow.problem import Problem
 
 # Products of a few factors with entries of order one.
 ROUNDING = 1e-12
-
-
-def random_net(rng: np.random.Generator, widths) -> LayerTuple:
-    return LayerTuple([rng.normal(size=(a, b)) for a, b in zip(widths[1:], widths[:-1], strict=True)])
 
 
 # -- permutations of hidden units ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from random_cases import random_net
 
 from gdflow.landscape import (
     balanced_minimum_spectrum,
@@ -23,10 +24,6 @@ from gdflow.problem import Problem
 
 LOSSES = (SquaredError(), Logistic(), SoftmaxCrossEntropy(), Huber(2.0))
 EPS = 2.0**-52
-
-
-def random_net(rng: np.random.Generator, widths) -> LayerTuple:
-    return LayerTuple([rng.normal(size=(a, b)) for a, b in zip(widths[1:], widths[:-1], strict=True)])
 
 
 def random_problem(rng: np.random.Generator, loss) -> Problem:

@@ -6,33 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_cases import labelled_problem, random_net
 
 from gdflow.dynamics import gradient_flow_field
 from gdflow.invariants import conserved, drift, norm_differences, num_independent_laws
 from gdflow.losses import Huber, Logistic, SoftmaxCrossEntropy, SquaredError
 from gdflow.network import LayerTuple
-from gdflow.problem import Problem
 
 LOSSES = (SquaredError(), Logistic(), SoftmaxCrossEntropy(), Huber(0.5))
 POOL = ((3, 2, 2), (3, 4, 1, 2), (3, 2, 3, 5, 2))
 # Rates of C_j are compared with ‖W‖·‖Ẇ‖; a few dozen operations leave rounding far below this.
 ROUNDING = 1e-13
-
-
-def random_net(rng: np.random.Generator, widths) -> LayerTuple:
-    return LayerTuple([rng.standard_normal((a, b)) for a, b in zip(widths[1:], widths[:-1], strict=True)])
-
-
-def random_problem(rng: np.random.Generator, loss) -> Problem:
-    """Three inputs, two outputs, seven samples in general position, with labels that the loss admits."""
-    X = rng.standard_normal((3, 7))
-    if isinstance(loss, Logistic):
-        Y = rng.choice([-1.0, 1.0], (2, 7))
-    elif isinstance(loss, SoftmaxCrossEntropy):
-        Y = np.eye(2)[:, rng.integers(0, 2, 7)]
-    else:
-        Y = 2 * rng.standard_normal((2, 7))
-    return Problem(X, Y, loss)
 
 
 def relative_rate(net: LayerTuple, velocity: LayerTuple) -> float:
@@ -44,7 +28,7 @@ def relative_rate(net: LayerTuple, velocity: LayerTuple) -> float:
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("widths", POOL)
 def test_conserved_along_the_field_of_every_loss(widths, loss, rng):
-    problem = random_problem(rng, loss)
+    problem = labelled_problem(rng, loss, 7)
     for _ in range(3):
         net = random_net(rng, widths)
         assert relative_rate(net, gradient_flow_field(jnp.zeros(()), net, problem)) < ROUNDING
@@ -53,7 +37,7 @@ def test_conserved_along_the_field_of_every_loss(widths, loss, rng):
 @pytest.mark.parametrize("widths", POOL)
 def test_a_wrong_sign_or_rate_in_any_layer_breaks_conservation(widths, rng):
     # The counterpart of the test above: had the field one wrong layer, the rate would be of order one, not rounding.
-    problem, net = random_problem(rng, SquaredError()), random_net(rng, widths)
+    problem, net = labelled_problem(rng, SquaredError(), 7), random_net(rng, widths)
     velocity = gradient_flow_field(jnp.zeros(()), net, problem)
     for j in range(net.depth):
         for factor in (-1.0, 1.01):
@@ -77,7 +61,7 @@ def test_values_of_the_conserved_quantities(widths, rng):
 
 def test_a_gradient_step_changes_them_by_its_square(rng):
     # C_j(W − ηG) − C_j(W) = η²(G_{j+1}ᵀG_{j+1} − G_jG_jᵀ) exactly: the terms of first order cancel.
-    problem, net = random_problem(rng, SquaredError()), random_net(rng, (3, 2, 4, 2))
+    problem, net = labelled_problem(rng, SquaredError(), 7), random_net(rng, (3, 2, 4, 2))
     gradient, step = problem.gradient(net), 0.05
     for after, before, square in zip(
         conserved(net - step * gradient), conserved(net), conserved(gradient), strict=True

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_cases import random_net
 
 from gdflow.network import LayerTuple, check_layer_tuple, check_widths
 
@@ -12,10 +13,6 @@ from gdflow.network import LayerTuple, check_layer_tuple, check_widths
 POOL = ((3, 2), (2, 4, 3), (4, 1, 3, 2), (2, 3, 1, 4, 2))
 # Entries of order one and at most four factors: a few hundred operations, so rounding stays far below this.
 ROUNDING = 1e-12
-
-
-def random_net(rng: np.random.Generator, widths, batch: tuple[int, ...] = ()) -> LayerTuple:
-    return LayerTuple([rng.standard_normal((*batch, a, b)) for a, b in zip(widths[1:], widths[:-1], strict=True)])
 
 
 def chain(factors, size: int) -> np.ndarray:
@@ -172,7 +169,7 @@ def test_vector_space_operations_act_on_all_entries(widths, rng):
     ],
 )
 def test_networks_of_different_shapes_do_not_combine(one, other, batch, message, rng):
-    v, w = random_net(rng, one), random_net(rng, other, batch)
+    v, w = random_net(rng, one), random_net(rng, other, batch=batch)
     for combine in (lambda: v + w, lambda: v - w, lambda: v.inner(w)):
         with pytest.raises(ValueError, match=f"different shapes do not combine: {message}"):
             combine()
@@ -193,7 +190,7 @@ def test_gradient_of_the_norm(transform, rng):
 @pytest.mark.parametrize("batch", [(5,), (2, 3)])
 def test_batches_are_networks_side_by_side(batch, rng):
     widths = (3, 2, 4)
-    nets = random_net(rng, widths, batch)
+    nets = random_net(rng, widths, batch=batch)
     assert nets.batch_shape == batch
     assert nets.widths == widths
     assert nets.num_parameters == 3 * 2 + 2 * 4

@@ -264,5 +264,5 @@ def test_summary_and_table_name_ranks():
     estimate = gf.basin_sizes(problem, Balanced((2, 2, 2)), 20, key=KEY, progress=False, audit=0)
     assert estimate.statuses[Status.CERTIFIED] == 20
     assert [row["ranks"] for row in estimate.summary()["limits"]] == [(2,), (1,), (1,), (0,)]
-    assert "level 1 {1}" in str(estimate)
+    assert "lower rank {1}" in str(estimate)
     assert "rank" in str(estimate)

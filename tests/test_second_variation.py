@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from random_cases import random_net
 
 from gdflow.landscape import (
     NormalForm,
@@ -47,10 +48,6 @@ def random_problem(seed: int, d_x: int, d_y: int, coordinates: str = "data", ran
     if rank_x is not None:
         X = rng.normal(size=(d_x, rank_x)) @ X[:rank_x]
     return Problem(X, rng.normal(size=(d_y, 9)), coordinates=coordinates)
-
-
-def random_net(rng: np.random.Generator, widths) -> LayerTuple:
-    return LayerTuple([rng.normal(size=(a, b)) for a, b in zip(widths[1:], widths[:-1], strict=True)])
 
 
 def random_subset(rng: np.random.Generator, problem: Problem, widths) -> tuple[int, ...]:

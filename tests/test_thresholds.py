@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_cases import random_net
 
 from gdflow.certificates import certify
 from gdflow.losses import Logistic
@@ -16,10 +17,6 @@ from gdflow.problem import Problem
 from gdflow.thresholds import Thresholds, certificate_levels, certificate_threshold
 
 EPS = float(np.finfo(np.float64).eps)
-
-
-def random_net(rng: np.random.Generator, widths) -> LayerTuple:
-    return LayerTuple([rng.standard_normal((a, b)) for a, b in zip(widths[1:], widths[:-1], strict=True)])
 
 
 def single_precision(problem: Problem) -> Problem:

@@ -247,7 +247,8 @@ class BasinEstimate(Printable):
             facts.append(
                 (
                     "hint",
-                    "where small singular values make the flow stiff, gdflow.RKC takes longer steps; or more steps",
+                    "where small singular values make the flow stiff, gdflow.RKC (--solver rkc) takes longer steps; or more "
+                    "steps (--max-steps)",
                 )
             )
         if self._by_level and self.levels[0].width > 0:

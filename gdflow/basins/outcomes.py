@@ -71,13 +71,11 @@ def is_certified(table: pa.Table) -> Bool[np.ndarray, " num"]:
     return pc.equal(table["status"].cast(pa.string()), Status.CERTIFIED.label).to_numpy()
 
 
-def outcome_table(
-    columns: Mapping[str, np.ndarray], labels: Sequence[str], extra: Mapping[str, str] | None = None
-) -> pa.Table:
-    """A table with the columns of `schema` from arrays.
+def outcome_table(columns: Mapping[str, np.ndarray], labels: Sequence[str], fields: pa.Schema) -> pa.Table:
+    """A table from arrays.
 
     **Arguments:** `columns["status"]` holds codes of `gdflow.basins.Status`, `columns["limit"]` −1 for none; `labels` are those
-    of the verdict, `extra` the columns of the riders.
+    of the verdict; `fields`: the `schema`.
     """
     status = columns["status"].astype(np.int8)
     limit = np.asarray(columns["limit"], np.int32)
@@ -88,7 +86,6 @@ def outcome_table(
         ),
         "limit": pa.array(limit, mask=limit < 0),
     }
-    fields = schema(extra)
     for field in fields:
         if field.name not in arrays:
             arrays[field.name] = pa.array(np.asarray(columns[field.name]), type=field.type)
@@ -97,10 +94,12 @@ def outcome_table(
 
 def outcome_columns(table: pa.Table) -> dict[str, np.ndarray]:
     """The arrays that `outcome_table` makes a table of."""
-    codes = {status.label: int(status) for status in Status}
     columns = {
         name: table[name].to_numpy() for name in table.column_names if name not in ("status", "verdict", "limit")
     }
-    columns["status"] = np.array([codes[label] for label in table["status"].to_pylist()], dtype=np.int64)
+    codes = pc.index_in(table["status"].cast(pa.string()), value_set=pa.array([status.label for status in Status]))
+    if codes.null_count:
+        raise ValueError("there is a status that means nothing")
+    columns["status"] = codes.to_numpy()
     columns["limit"] = pc.fill_null(table["limit"], -1).to_numpy()
     return columns

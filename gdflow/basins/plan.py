@@ -130,9 +130,7 @@ class Plan:
 
     def table(self, columns: dict[str, np.ndarray]) -> pa.Table:
         """Arrays as rows of this plan."""
-        return outcome_table(columns, self.verdict.labels, self.extra_columns).replace_schema_metadata(
-            self.schema.metadata
-        )
+        return outcome_table(columns, self.verdict.labels, self.schema)
 
     def audited(self) -> "Plan | None":
         """The same starts with another method, tighter tolerances, and more steps and time; `None` if the method knows none."""
@@ -294,8 +292,8 @@ def _check_balance(problem: Problem, starts: AbstractStarts, first_id: int) -> N
         return starts.networks(range(first_id, min(first_id + count, 2**64)))
 
     some = first(_LOOKED_AT)
+    alike = np.asarray(jax.vmap(lambda net: is_balanced(net, BALANCED))(some))
     if not balanced:
-        alike = np.asarray(jax.vmap(lambda net: is_balanced(net, BALANCED))(some))
         if alike.any() if starts.num is not None else alike.all():
             try:
                 # Half of them are expected on either side.
@@ -307,14 +305,15 @@ def _check_balance(problem: Problem, starts: AbstractStarts, first_id: int) -> N
                     f"Support.BALANCED)): {error}"
                 ) from None
         return
-    for i in range(some.batch_shape[0]):
-        start = jax.tree.map(lambda w, i=i: w[i], some)
-        check_balanced(start, BALANCED)
-        W = start.end_to_end
-        rank = decide_rank(np.linalg.svd(np.asarray(W), compute_uv=False), size=max(W.shape)).rank
-        if rank < min(start.widths):
-            thin = (start.widths[0], *[rank] * (start.depth - 1), start.widths[-1])
+    for i in np.flatnonzero(~alike)[:1]:
+        check_balanced(jax.tree.map(lambda w: w[i], some), BALANCED)  # noqa: B023 (called at once)
+    widths = starts.widths
+    products = np.asarray(jax.vmap(lambda net: net.end_to_end)(some))
+    for values in np.linalg.svd(products, compute_uv=False):
+        rank = decide_rank(values, size=max(products.shape[1:])).rank
+        if rank < min(widths):
+            thin = (widths[0], *[rank] * (len(widths) - 2), widths[-1])
             raise ValueError(
-                f"starts of rank {rank} in widths {start.widths}: round-off leaks into ranks up to {min(start.widths)}; the flow "
+                f"starts of rank {rank} in widths {widths}: round-off leaks into ranks up to {min(widths)}; the flow "
                 f"on the matrices of rank {rank} is that of the widths {thin}"
             )

@@ -76,9 +76,9 @@ def basin_sizes(
     - `lanes`: starts in flight at once per thread; memory grows with them, results do not depend on them.
     - `folder`: write all rows to `outcomes.parquet`, as they come, and numbers and plan to `summary.json`. Memory does not grow
       with `num`; without a folder the rows beyond the first 10^6 are counted only. Results of the very same plan that are there
-      are opened instead of run again. If rows can't be written in the end, a `gdflow.basins.StorageWarning` says why and where
-      they are, and the estimate is returned all the same.
-      Not so plans with code of your own: what it did then is not known.
+      are opened instead of run again; not so those of plans with code of your own, of which it is not known what it did then. If
+      rows can't be written in the end, a `gdflow.basins.StorageWarning` says why and where they are, and the estimate is
+      returned all the same.
     - `overwrite`: run in any case, and replace results that are in the folder.
     - `progress`: show a progress bar.
 
@@ -212,7 +212,7 @@ def _same_run(folder: str | os.PathLike, plan: Plan, ids: range, confidence: flo
     found = (summary["digest"], summary["first_id"], summary["num"], summary["confidence"], audited)
     if found != (plan.digest, ids.start, len(ids), confidence, audit) or not plan.is_known:
         return None
-    return load(folder)
+    return _opened(folder, summary)
 
 
 def load(folder: str | os.PathLike) -> BasinEstimate:
@@ -225,7 +225,10 @@ def load(folder: str | os.PathLike) -> BasinEstimate:
     >>> estimate = gf.load("gdflow-out")
     ```
     """
-    summary = read_summary(folder)
+    return _opened(folder, read_summary(folder))
+
+
+def _opened(folder: str | os.PathLike, summary: dict[str, Any]) -> BasinEstimate:
     plan = Plan.from_record(summary["plan"])
     # What was computed by other versions, or elsewhere, keeps its record.
     object.__setattr__(plan, "record", summary["plan"])
@@ -297,8 +300,7 @@ def repeat(
     With the versions and on the kind of machine that the plan names, the rows are the same; times and losses up to round-off.
 
     **Arguments:** `num`: other starts than those of the run, a number or a `range`, with the default audit if there was one;
-    `folder`, `overwrite`, `progress`: as for
-    `gdflow.basin_sizes`.
+    `folder`, `overwrite`, `progress`: as for `gdflow.basin_sizes`.
 
     ```python
     >>> again = gf.repeat("gdflow-out/summary.json", folder="again")
