@@ -9,6 +9,7 @@ import pyarrow as pa
 import rich.console
 
 from gdflow.basins.intervals import Audit, interval_text, verdict_interval
+from gdflow.basins.methods import AbstractMethod
 from gdflow.basins.outcomes import Status, is_certified
 from gdflow.basins.plan import Plan
 from gdflow.basins.riders import Crossings
@@ -22,13 +23,20 @@ from gdflow.verdicts import AbstractLevelVerdict
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
+_THEOREM = (
+    "the exact flow from each float64 start, on the data as reduced to float64 arrays (gdflow.basins.tube); ranks of the data "
+    "are assumed as reported"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class BasinRow:
     """One limit: how many starts are certified to converge to it, how many may, and the probability's intervals.
 
     - `limit`, `label`: which it is, by number and in words.
     - `level`: of a verdict by levels, the critical value with its subsets, else `None`.
-    - `certified`, `possible`: how many starts; possible are those for which the limit is not excluded.
+    - `certified`, `proved`, `possible`: how many starts; `proved` is `None` in runs without proofs. Possible are those for which
+      the limit is not excluded, in runs with proofs by a proof.
     - `interval` and `simultaneous` (over all rows) include the audit's bound on wrong labels; `unaudited` is the interval with
       labels taken to be right.
     """
@@ -37,6 +45,7 @@ class BasinRow:
     label: str
     level: Level | None
     certified: int
+    proved: int | None
     possible: int
     interval: tuple[float, float]
     simultaneous: tuple[float, float]
@@ -126,6 +135,11 @@ class BasinEstimate(Printable):
         return self.num - self.certified
 
     @property
+    def proved(self) -> int | None:
+        """Starts whose verdict is proved for their exact flow; `None` in runs without proofs."""
+        return int(self.tally.proved.sum()) if self.plan.proves else None
+
+    @property
     def fraction(self) -> float:
         """Share of starts that are certified to converge to the lowest limit, as a rule a global minimum."""
         return self.rows[0].certified / self.num
@@ -143,12 +157,16 @@ class BasinEstimate(Printable):
         """
         alpha, rows = 1 - self.confidence, []
         for k, label in enumerate(self.labels):
-            certified, possible = int(self.tally.certified[k]), self.tally.possible(k)
+            certified, proved, possible = int(self.tally.certified[k]), None, self.tally.possible(k)
+            if self.plan.proves:  # what is not proved is not known
+                proved, possible = int(self.tally.proved[:, k].sum()), self.tally.possible_by_proof(k)
+            sure = certified if proved is None else proved
             intervals = [
-                verdict_interval(certified, possible, self.num, a, audit)
+                verdict_interval(sure, possible, self.num, a, audit)
                 for a, audit in ((alpha, self.audit), (alpha / len(self.labels), self.audit), (alpha, None))
             ]
-            rows.append(BasinRow(k, label, self.levels[k] if self._by_level else None, certified, possible, *intervals))
+            level = self.levels[k] if self._by_level else None
+            rows.append(BasinRow(k, label, level, certified, proved, possible, *intervals))
         return tuple(rows)
 
     @property
@@ -174,6 +192,8 @@ class BasinEstimate(Printable):
             "num": self.num,
             "first_id": self.ids.start,
             "certified": self.certified,
+            "proved": self.proved,
+            "proved_by": {method.name: int(n) for method, n in self._proved_by} if self.plan.proves else None,
             "undecided": self.undecided,
             "fraction": self.fraction,
             "confidence": self.confidence,
@@ -192,6 +212,10 @@ class BasinEstimate(Printable):
             "digest": self.plan.digest,
             "plan": self.plan.record,
         }
+
+    @property
+    def _proved_by(self) -> list[tuple[AbstractMethod, int]]:
+        return list(zip(self.plan.methods, self.tally.proved.sum(axis=1).tolist(), strict=True))
 
     def _data(self) -> dict[str, Any]:
         """What the plan is about, for people."""
@@ -219,19 +243,19 @@ class BasinEstimate(Printable):
 
     def __rich__(self) -> rich.console.RenderableType:
         percent = f"{100 * self.confidence:g} %"
-        audited = self.audit is not None
+        audited, proves = self.audit is not None, self.plan.proves
         table = column_table(
             f"Basins of {self.num} starts",
-            "limit", *(["rank", "loss"] if self._by_level else []), "certified", "possible", f"{percent} interval",
-            "simultaneous",
-            *(["without audit"] if audited else []),
-            caption="possible: not excluded. Intervals are exact (Clopper–Pearson); undecided starts widen them"
+            "limit", *(["rank", "loss"] if self._by_level else []), "certified", *(["proved"] if proves else []), "possible",
+            f"{percent} interval", "simultaneous", *(["without audit"] if audited else []),
+            caption="possible: not excluded" + (" by a proof" if proves else "") + ". Intervals are exact (Clopper–Pearson); "
+            + ("all they leave open is sampling, and starts without a proof" if proves else "undecided starts widen them")
             + (", and so does the audit's bound on wrong labels." if audited else "."),
         )  # fmt: skip
         for row in self.rows:
             level = [", ".join(map(str, row.ranks)), f"{row.level.value:.6g}"] if row.level else []
             table.add_row(
-                row.label, *level, str(row.certified), str(row.possible),
+                row.label, *level, str(row.certified), *([str(row.proved)] if proves else []), str(row.possible),
                 *map(interval_text, [row.interval, row.simultaneous] + ([row.unaudited] if audited else [])),
             )  # fmt: skip
         return rich.console.Group(key_value_table("Basin estimate", self._facts()), table)
@@ -264,13 +288,21 @@ class BasinEstimate(Printable):
             facts.append(
                 ("largest drift of C_j", f"{self.tally.largest_drift:.1e} (relative; zero for the exact flow)")
             )
-        facts.append(("audit", self._audit_text()))
+        if self.plan.proves:
+            facts += [("proved", self._proof_text()), ("about", _THEOREM)]
+        else:
+            facts.append(("audit", self._audit_text()))
         facts.append(("wall time", f"{self.seconds:.1f} s, compilation included"))
         if self.opened_from is not None:
             facts.append(
                 ("opened from", f"{visible(self.opened_from)}: of an earlier run (overwrite=True runs it again)")
             )
         return facts
+
+    def _proof_text(self) -> str:
+        by = ", ".join(f"{n} by {method.name}" for method, n in self._proved_by if n)
+        rest = self.num - int(self.tally.proved.sum())
+        return (by or "none") + (f"; {rest} of {self.num} starts without a proof" if rest else "; every start")
 
     def _audit_text(self) -> str:
         if self.audit is None:

@@ -76,6 +76,15 @@ class AbstractLayout(eqx.Module):
     def transpose(self, a: Array) -> Array:
         """`aᵀ` in every lane."""
 
+    def gram(self, a: Array) -> Array:
+        """`aaᵀ` or `aᵀa` in every lane, whichever is smaller: their Frobenius norms are equal."""
+        at = self.transpose(a)
+        return self.product(a, at) if self.height(a) <= self.height(at) else self.product(at, a)
+
+    @abstractmethod
+    def height(self, a: Array) -> int:
+        """How many rows the matrices have."""
+
     @abstractmethod
     def everywhere(self, matrix: Array) -> Array:
         """One matrix for all lanes, in a shape that broadcasts against packed ones."""
@@ -103,6 +112,9 @@ class LanesFirst(AbstractLayout):
     def transpose(self, a: Array) -> Array:
         return jnp.swapaxes(a, 1, 2)
 
+    def height(self, a: Array) -> int:
+        return a.shape[1]
+
     def everywhere(self, matrix: Array) -> Array:
         return matrix[None]
 
@@ -119,6 +131,9 @@ class LanesLast(AbstractLayout):
 
     def transpose(self, a: Array) -> Array:
         return jnp.swapaxes(a, 0, 1)
+
+    def height(self, a: Array) -> int:
+        return a.shape[0]
 
     def everywhere(self, matrix: Array) -> Array:
         return matrix[..., None]

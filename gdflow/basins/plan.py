@@ -18,6 +18,7 @@ from gdflow.basins.outcomes import outcome_table, schema
 from gdflow.basins.process import LaneProcess, Limits
 from gdflow.basins.riders import MAX_CROSSINGS, AbstractRider, Crossings, Drift
 from gdflow.basins.starts import AbstractStarts, as_starts
+from gdflow.basins.tube import Tube, default_methods
 from gdflow.checks import check_count
 from gdflow.initialization import AbstractInitialization, Support
 from gdflow.invariants import check_balanced, is_balanced
@@ -40,6 +41,8 @@ _COPIES = 32
 _MEMORY = 2**32
 #: Starts are drawn in pools of about this many numbers.
 _POOL = 2**19
+#: Starts that may have to be run again are run in blocks of so many.
+_BLOCK = 2**20
 #: So many starts are looked at to see whether they are balanced.
 _LOOKED_AT = 4
 #: Weights of so many times the size that the data ask for diverge.
@@ -58,6 +61,8 @@ class Plan:
     - `verdict`: when its limit is decided, and what is claimed of it.
     - `riders`: what is carried along and reported besides.
     - `limits`: when a start is given up.
+    - `again`: methods by which starts that a rider calls failed are run again, one after the other; a row comes from the first
+      run that did not fail, or from the last.
     """
 
     problem: Problem
@@ -66,6 +71,17 @@ class Plan:
     verdict: AbstractVerdict
     riders: tuple[AbstractRider, ...]
     limits: Limits
+    again: tuple[AbstractMethod, ...] = ()
+
+    @property
+    def methods(self) -> tuple[AbstractMethod, ...]:
+        """All methods, in the order in which they are tried."""
+        return (self.method, *self.again)
+
+    @property
+    def proves(self) -> bool:
+        """Whether verdicts are proved for the exact flow from the start."""
+        return any(isinstance(rider, Tube) for rider in self.riders)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -75,7 +91,8 @@ class Plan:
     @property
     def extra_columns(self) -> dict[str, str]:
         """The riders' columns, each with what it means."""
-        return {name: doc for rider in self.riders for name, doc in rider.columns.items()}
+        own = {"attempt": "which of the plan's methods the row comes from, 0 the first"} if self.again else {}
+        return {name: doc for rider in self.riders for name, doc in rider.columns.items()} | own
 
     @functools.cached_property
     def schema(self) -> pa.Schema:
@@ -83,9 +100,12 @@ class Plan:
         return schema(self.extra_columns).with_metadata({"plan": self.digest})
 
     @functools.cached_property
-    def process(self) -> LaneProcess:
-        """What runs in the lanes."""
-        return LaneProcess(self.problem, self.starts, self.method, self.verdict, self.riders, self.limits)
+    def processes(self) -> tuple[LaneProcess, ...]:
+        """What runs in the lanes, by each method."""
+        return tuple(
+            LaneProcess(self.problem, self.starts, method, self.verdict, self.riders, self.limits)
+            for method in self.methods
+        )
 
     def run(
         self, ids: Sequence[int] | np.ndarray, sink: Sink, *, lanes: int | None = None, threads: int | None = None
@@ -96,19 +116,21 @@ class Plan:
         """
         lanes = self.check_lanes(len(ids), lanes)
         threads = default_threads() if threads is None else threads
-        pool = default_pool(len(ids), _POOL // count_parameters(self.widths), threads)
-        limits = len(self.verdict.labels)
-
-        def checked(some: np.ndarray, columns: dict[str, np.ndarray]) -> None:
-            for name, least in (("limit", -1), ("highest", 0)):
-                if len(some) and not least <= columns[name].min() <= columns[name].max() < limits:
-                    raise ValueError(
-                        f"the verdict settles on a {name} from {columns[name].min()} to {columns[name].max()}, but has "
-                        f"{limits} labels"
-                    )
-            sink(some, columns)
-
-        run_lanes(self.process, ids, checked, lanes=lanes, pool=pool, threads=min(threads, -(-len(ids) // pool)))
+        most = _POOL // count_parameters(self.widths)
+        # Ids that are to be run again are kept until their turn: of so many starts at a time.
+        block = _BLOCK if self.again else max(len(ids), 1)
+        # One size of pools, so that later attempts share their compiled program.
+        pool = default_pool(min(len(ids), block), most, threads)
+        for first in range(0, len(ids), block):
+            waiting: Any = ids[first : first + block]
+            for attempt, process in enumerate(self.processes):
+                again = _Sieve(self, attempt, sink)
+                run_lanes(
+                    process, waiting, again, lanes=lanes, pool=pool, threads=min(threads, -(-len(waiting) // pool))
+                )
+                waiting = again.ids
+                if not len(waiting):
+                    break
 
     def check_lanes(self, num: int, lanes: float | None) -> int:
         """The number of lanes for so many starts; `ValueError` if they would not fit into memory."""
@@ -136,7 +158,7 @@ class Plan:
         """The same starts with another method, tighter tolerances, and more steps and time; `None` if the method knows none."""
         method = self.method.tighter(AUDIT_FACTOR)
         limits = self.limits.longer(_LONGER, AUDIT_FACTOR)
-        return None if method is None else dataclasses.replace(self, method=method, limits=limits, riders=())
+        return None if method is None else dataclasses.replace(self, method=method, limits=limits, riders=(), again=())
 
     # -- on paper ------------------------------------------------------------------------------------------------------
 
@@ -178,12 +200,47 @@ class Plan:
                 raise ValueError(f"the record of the plan is damaged: its {name} is a {type(parts[name]).__name__}")
         if not all(isinstance(rider, AbstractRider) for rider in parts["riders"]):
             raise ValueError("the record of the plan is damaged: its riders are not all riders")
+        if not all(isinstance(method, AbstractMethod) for method in parts["again"]):
+            raise ValueError("the record of the plan is damaged: its methods are not all methods")
         return cls(**parts)
+
+
+class _Sieve:
+    """Hands on the rows of one method, checked, but for those that are to be run again by the next: `ids`."""
+
+    def __init__(self, plan: Plan, attempt: int, sink: Sink):
+        self.plan, self.attempt, self.sink = plan, attempt, sink
+        self.last = attempt == len(plan.methods) - 1
+        self._failed: list[np.ndarray] = []
+
+    def __call__(self, some: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        limits = len(self.plan.verdict.labels)
+        for name, least in (("limit", -1), ("highest", 0)):
+            if len(some) and not least <= columns[name].min() <= columns[name].max() < limits:
+                raise ValueError(
+                    f"the verdict settles on a {name} from {columns[name].min()} to {columns[name].max()}, but has "
+                    f"{limits} labels"
+                )
+        if self.plan.again:
+            columns = columns | {"attempt": np.full(len(some), float(self.attempt))}
+        if not self.last:
+            failed = np.zeros(len(some), bool)
+            for rider in self.plan.riders:
+                found = rider.failed(columns)
+                failed |= False if found is None else found
+            self._failed.append(some[failed])
+            some, columns = some[~failed], {name: column[~failed] for name, column in columns.items()}
+        self.sink(some, columns)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Of the starts to be run again, in order."""
+        return np.sort(np.concatenate([np.zeros(0, np.uint64), *self._failed]))
 
 
 _PARTS = {
     "problem": Problem, "starts": AbstractStarts, "method": AbstractMethod, "verdict": AbstractVerdict, "riders": tuple,
-    "limits": Limits,
+    "limits": Limits, "again": tuple,
 }  # fmt: skip
 
 
@@ -211,8 +268,13 @@ def make_plan(
     riders: Sequence[AbstractRider] | None = None,
     limits: Limits | None = None,
     first_id: int = 0,
+    proof: bool = False,
+    again: Sequence[AbstractMethod] = (),
 ) -> Plan:
     """A plan, checked; what is left out follows from the rest. The arguments are those of `gdflow.basin_sizes`.
+
+    **Arguments:** `first_id`: from which id on starts are looked at; `again`: methods to try after the first where riders ask
+    for it, with `proof` by default those of `gdflow.basins.tube.default_methods`.
 
     **Raises:** `ValueError` or `TypeError` for widths that do not fit the problem, float32, and verdicts that would mislead of
     such starts.
@@ -228,28 +290,40 @@ def make_plan(
     ):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"the {name} must be a {kind.__name__}, got {value!r}")
-    riders = default_riders(problem, starts.widths, verdict) if riders is None else _check_riders(riders)
+    riders = default_riders(problem, starts.widths, verdict) if riders is None else tuple(_as_riders(riders))
+    if proof:
+        riders = (*riders, Tube(verdict, problem.coordinates == "data"))
+        method, again = (method, again) if again else default_methods(method)
+    riders = _check_riders(riders)
     if not verdict.labels or len(set(verdict.labels)) < len(verdict.labels):
         raise ValueError(f"a verdict needs at least one label, and different ones; got {verdict.labels}")
     verdict.check(problem, starts)
     _check_balance(problem, starts, first_id)
+    method = integrator() if method is None else method
+    for rider in riders:
+        for some in (method, *again):
+            rider.check(problem, some)
     limits = Limits() if limits is None else limits
     if limits.largest is None:
         limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(problem, starts.widths)))
     return Plan(
         problem,
         starts,
-        integrator() if method is None else method,
+        method,
         verdict,
         riders,
         limits,
+        tuple(again),
     )
 
 
-def _check_riders(riders: Any) -> tuple[AbstractRider, ...]:
-    """Riders as a tuple; `TypeError` for what is none, `ValueError` for columns of a name that is taken."""
-    riders = (riders,) if isinstance(riders, AbstractRider) else tuple(riders)
-    taken = set(schema().names)
+def _as_riders(riders: Any) -> tuple[Any, ...]:
+    return (riders,) if isinstance(riders, AbstractRider) else tuple(riders)
+
+
+def _check_riders(riders: tuple[Any, ...]) -> tuple[AbstractRider, ...]:
+    """The riders; `TypeError` for what is none, `ValueError` for columns of a name that is taken."""
+    taken = {*schema().names, "attempt"}
     for rider in riders:
         if not isinstance(rider, AbstractRider):
             raise TypeError(f"riders are instances of AbstractRider, got {rider!r}")

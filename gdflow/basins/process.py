@@ -15,7 +15,7 @@ from gdflow.basins.lanes import AbstractLaneState, AbstractProcess
 from gdflow.basins.layouts import AbstractLayout
 from gdflow.basins.methods import AbstractMethod, Place, Step
 from gdflow.basins.outcomes import Status
-from gdflow.basins.riders import AbstractRider, Event, Stride
+from gdflow.basins.riders import AbstractRider, Event, Stride, only_if
 from gdflow.basins.starts import AbstractStarts
 from gdflow.checks import check_count, check_number
 from gdflow.dynamics.crossings import first_crossing
@@ -75,10 +75,13 @@ class Limits(eqx.Module):
 class _State(AbstractLaneState):
     """Lanes on their way. Once a lane is `done` nothing in it changes.
 
-    A lane whose step decides it stays at the *beginning* of that step: repeated, it gives its interpolant again.
+    A lane whose step decides it stays at the *beginning* of that step: repeated, it gives its interpolant again. Where riders
+    may hold lanes, `mark` is where that step began, `settled` which lanes are decided, and `here` the end of the last step.
     """
 
     here: Place
+    settled: Bool[Array, " lanes"]
+    mark: Place | None
     control: Any
     verdict: Any
     riders: tuple[Any, ...]
@@ -135,7 +138,7 @@ class LaneProcess(AbstractProcess):
         riders: tuple[AbstractRider, ...],
         limits: Limits,
     ):
-        self.method = method.suited(starts.widths)
+        self.method = method.suited(starts.widths).traced()
         self.source, self.problem = problem.coordinates, self.method.problem(problem).without_info()
         self.starts, self.verdict, self.riders = starts, verdict.without_info(), riders
         # An array: it depends on the data, for which nothing is to be compiled anew.
@@ -173,6 +176,14 @@ class LaneProcess(AbstractProcess):
         layout = self.layout
         return jax.tree.map(lambda x: x if _is_place(x) else layout.unpack(x), state, is_leaf=_is_place)
 
+    def _held(self, riders: tuple[Any, ...]) -> Array | None:
+        """Which lanes some rider holds; `None` if no rider ever does."""
+        held = [
+            rider.holds(self.objective, self._unpack(carried))
+            for rider, carried in zip(self.riders, riders, strict=True)
+        ]
+        return functools.reduce(lambda a, b: a if b is None else b if a is None else a | b, held, None)
+
     # -- the process ---------------------------------------------------------------------------------------------------
 
     def init(self, starts: Any) -> _State:
@@ -185,17 +196,23 @@ class LaneProcess(AbstractProcess):
         here = Place(starts, memory, zero, t_next, loss)
         now = self.moment(starts, memory, zero, loss)
         verdict, decided = self.verdict.begin(objective, now)
+        riders = tuple(self._pack(rider.begin(objective, now, method.forget(here))) for rider in self.riders)
+        held, mark = self._held(riders), None
+        if held is not None:
+            mark = eqx.tree_at(lambda p: p.t_next, method.forget(here), jnp.where(decided, 0.0, jnp.nan))
         ends = {
             Status.NON_FINITE: ~(jnp.isfinite(size) & jnp.isfinite(loss)),
-            Status.CERTIFIED: decided,
+            Status.CERTIFIED: decided if held is None else decided & ~held,
             Status.STATIONARY: now.gradient_norm <= _VANISHING,
             Status.DIVERGING: size > self.largest,
         }
         return _State(
             here=here,
+            settled=decided,
+            mark=mark,
             control=control,
             verdict=self._pack(verdict),
-            riders=tuple(self._pack(rider.begin(objective, now, method.forget(here))) for rider in self.riders),
+            riders=riders,
             steps=jnp.zeros(loss.shape, int),
             quiet_since=jnp.where(now.gradient_norm <= limits.gradient_tolerance, 0.0, jnp.inf),
             status=_first_true(ends, jnp.full(loss.shape, Status.STEP_LIMIT)),
@@ -227,7 +244,16 @@ class LaneProcess(AbstractProcess):
             self._pack(rider.after(objective, self._unpack(carried), stride))
             for rider, carried in zip(self.riders, state.riders, strict=True)
         )
-        moved, active = keep & ~decided, active & ~decided
+        held, mark, settled = self._held(riders), state.mark, state.settled | decided
+        if held is None:
+            finished = decided
+            moved, active = keep & ~decided, active & ~decided
+        else:
+            first, moved = decided & ~state.settled, keep
+            mark = only_if(
+                jnp.any(first), lambda new, old: self.layout.select(first, new, old), method.forget(here), state.mark
+            )
+            finished = active & settled & ~held
         y, memory = self.layout.select(moved, (step.y, step.memory), (here.y, here.memory))
         gradient_norm = method.gradient_norm(objective, y, memory)
         quiet = moved & (gradient_norm <= limits.gradient_tolerance)
@@ -235,7 +261,7 @@ class LaneProcess(AbstractProcess):
         too_short = active & (t_next - t <= _SMALLEST_STEP * jnp.finfo(t.dtype).eps * t)
         steps = jnp.where(state.done, state.steps, state.steps + 1)
         ends = {
-            Status.CERTIFIED: decided,
+            Status.CERTIFIED: finished,
             Status.STATIONARY: moved & (gradient_norm <= _VANISHING),
             Status.CONVERGED: quiet & (t - quiet_since >= limits.dwell),
             Status.DIVERGING: (moved & (self.layout.norm(step.y) > self.largest)) | (too_short & decision.finite),
@@ -243,6 +269,10 @@ class LaneProcess(AbstractProcess):
             Status.TIME_LIMIT: active & (t >= limits.t1),
             Status.STEP_LIMIT: active & (steps >= limits.max_steps),
         }
+        done = functools.reduce(jnp.logical_or, ends.values(), state.done)
+        status = _first_true(ends, state.status)
+        if held is not None:  # what holds a lane does not undo its verdict
+            status = jnp.where(settled & done & ~state.done, Status.CERTIFIED, status)
         return _State(
             here=Place(
                 y=y,
@@ -251,36 +281,46 @@ class LaneProcess(AbstractProcess):
                 t_next=jnp.where(active, jnp.minimum(t_next, limits.t1), here.t_next),
                 loss=jnp.where(moved, step.loss, here.loss),
             ),
+            settled=settled,
+            mark=mark,
             control=self.layout.select(active, decision.control, state.control),
             verdict=self._pack(verdict),
             riders=riders,
             steps=steps,
             quiet_since=quiet_since,
-            status=_first_true(ends, state.status),
-            done=functools.reduce(jnp.logical_or, ends.values(), state.done),
+            status=status,
+            done=done,
         )
 
     def rows(self, state: _State) -> dict[str, Array]:
         method, objective = self.method, self.objective
         decided = state.status == Status.CERTIFIED
+        here, deciding = state.here, state.here
         last = decided & (state.steps > 0)
+        if state.mark is not None:
+            deciding = method.recall(objective, state.mark)
+            last = decided & (state.mark.t_next > state.mark.t)
         verdict = self._unpack(state.verdict)
         riders = tuple(map(self._unpack, state.riders))
         events = [list(rider.events(carried)) for rider, carried in zip(self.riders, riders, strict=True)]
         lanes = state.done.shape[0]
-        # The last step and all those with an event together, as so many lanes more.
+        # The step that decided and all those with an event together, as so many lanes more.
         flat = [event for some in events for event in some]
-        every = self.layout.join([state.here, *(method.recall(objective, event.place) for event in flat)])
+        every = self.layout.join([deciding, *(method.recall(objective, event.place) for event in flat)])
         step = method.attempt(objective, every)
         first = self.layout.take((step.y, step.memory, step.loss), jnp.arange(lanes))
         y, memory, loss = first
-        end = self.moment(y, memory, state.here.t_next, loss)
+        end = self.moment(y, memory, deciding.t_next, loss)
         goal = self.verdict.goal(objective, verdict, end)
-        own = Event(state.here, jnp.full(lanes, jnp.nan) if goal is None else goal, last & (goal is not None))
+        own = Event(deciding, jnp.full(lanes, jnp.nan) if goal is None else goal, last & (goal is not None))
         times = self.crossing_times(every, step, [own, *flat]).reshape(-1, lanes)
-        here = state.here
-        y, memory, loss = self.layout.select(last, first, (here.y, here.memory, here.loss))
-        time = jnp.where(last, state.here.t_next if goal is None else times[0], here.t)
+        if state.mark is None:
+            y, memory, loss = self.layout.select(last, first, (here.y, here.memory, here.loss))
+            time = jnp.where(last, here.t_next if goal is None else times[0], here.t)
+        else:
+            y, memory, loss = here.y, here.memory, here.loss
+            found = state.mark.t_next if goal is None else times[0]
+            time = jnp.where(decided, jnp.where(last, found, 0.0), here.t)
         now = self.moment(y, memory, time, loss)
         limit, highest = self.verdict.settle(objective, verdict, now, decided)
         limit = jnp.where(decided, limit, -1)

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gdflow.basins.methods import AbstractMethod, Place, Step
@@ -14,6 +15,7 @@ from gdflow.checks import check_number
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple
 from gdflow.objective import Objective
+from gdflow.problem import Problem
 from gdflow.verdicts import Moment
 
 #: Crossing times of at most this many levels: each keeps a copy of the state per lane.
@@ -60,6 +62,9 @@ class AbstractRider(eqx.Module):
         """Whether `after` interpolates (`Stride.step.dense`); without that no interpolant is stored."""
         return False
 
+    def check(self, problem: Problem, method: AbstractMethod) -> None:
+        """`ValueError` where the rider cannot ride along with a method on a problem; by default it always can."""
+
     @abstractmethod
     def begin(self, objective: Objective, now: Moment, place: Place) -> Any:
         """The state at the starts."""
@@ -67,6 +72,14 @@ class AbstractRider(eqx.Module):
     def after(self, objective: Objective, state: Any, stride: Stride) -> Any:
         """The state after a step; it must not change in lanes that are not kept."""
         return state
+
+    def holds(self, objective: Objective, state: Any) -> Bool[Array, " lanes"] | None:
+        """Which lanes are to go on although their limit is decided; by default (`None`) no lane ever is."""
+        return None
+
+    def failed(self, columns: dict[str, np.ndarray]) -> Bool[np.ndarray, " num"] | None:
+        """Which rows are to be run again by the plan's next method, if there is one; on the host. By default (`None`) none is."""
+        return None
 
     def events(self, state: Any) -> Sequence[Event]:
         """Times that the rider asks for, in the end."""
@@ -93,7 +106,7 @@ class Drift(AbstractRider):
         return {"drift": jax.vmap(drift)(now.networks, state)}
 
 
-def _only_if(condition: Array, change: Callable[[Any, Any], Any], new: Any, old: Any) -> Any:
+def only_if(condition: Array, change: Callable[[Any, Any], Any], new: Any, old: Any) -> Any:
     """`change(new, old)`, or `old` where nothing changes: on CPU that saves going through it."""
     if jax.default_backend() != "cpu":
         return change(new, old)
@@ -141,7 +154,7 @@ class Crossings(AbstractRider):
             def set_mark(new, old, crossed=crossed):
                 return stride.method.layout.select(crossed, new, old)
 
-            marks.append(_only_if(jnp.any(crossed), set_mark, begin, mark))
+            marks.append(only_if(jnp.any(crossed), set_mark, begin, mark))
         return tuple(marks)
 
     def events(self, state: tuple[Place, ...]) -> Sequence[Event]:

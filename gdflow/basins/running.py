@@ -44,6 +44,7 @@ def basin_sizes(
     limits: Limits | None = None,
     confidence: float = 0.95,
     audit: float | None = None,
+    proof: bool = False,
     lanes: float | None = None,
     folder: str | os.PathLike | None = None,
     overwrite: bool = False,
@@ -73,6 +74,8 @@ def basin_sizes(
     - `confidence`: of the intervals.
     - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances; by default
       5 %, at least 100 and at most 500. 0 for none: labels are then taken to be right.
+    - `proof`: prove each verdict for the exact flow from the start, see `gdflow.basins.tube`: a start goes on until its proof
+      closes; where it fails it is run again at tighter tolerances. Intervals then count proved starts only and need no audit.
     - `lanes`: starts in flight at once per thread; memory grows with them, results do not depend on them.
     - `folder`: write all rows to `outcomes.parquet`, as they come, and numbers and plan to `summary.json`. Memory does not grow
       with `num`; without a folder the rows beyond the first 10^6 are counted only. Results of the very same plan that are there
@@ -93,12 +96,34 @@ def basin_sizes(
     >>> print(gf.basin_sizes(problem, law, 1000, key=jax.random.key(0)))
     ```
     """
-    begin = time.perf_counter()
     first_id = num.start if isinstance(num, range) else 0
     plan = make_plan(
-        problem, starts, key=key, method=method, verdict=verdict, riders=riders, limits=limits, first_id=first_id
+        problem,
+        starts,
+        key=key,
+        method=method,
+        verdict=verdict,
+        riders=riders,
+        limits=limits,
+        first_id=first_id,
+        proof=proof,
     )
     ids = check_ids(plan.starts, num)
+    return _run_plan(plan, ids, confidence, audit, lanes, folder, overwrite, progress)
+
+
+def _run_plan(
+    plan: Plan,
+    ids: range,
+    confidence: float,
+    audit: float | None,
+    lanes: float | None,
+    folder: str | os.PathLike | None,
+    overwrite: bool,
+    progress: bool,
+) -> BasinEstimate:
+    """Runs a plan and keeps its results: the arguments are those of `basin_sizes`."""
+    begin = time.perf_counter()
     audit = _check_audit(plan, len(ids), confidence, audit)
     lanes = plan.check_lanes(len(ids), lanes)
     if folder is not None:
@@ -106,7 +131,8 @@ def basin_sizes(
             return found
         folder = prepare_folder(folder, (OUTCOMES, SUMMARY), overwrite=overwrite)
 
-    tally, rows = Tally(len(plan.verdict.labels)), Rows(plan, ids, None if folder is None else folder / PARTIAL)
+    tally = Tally(len(plan.verdict.labels), len(plan.methods))
+    rows = Rows(plan, ids, None if folder is None else folder / PARTIAL)
     watched = Watch(chosen_ids(plan.starts, ids, audit))
 
     def sink(some, columns):
@@ -158,6 +184,10 @@ def check_ids(starts: AbstractStarts, num: float | range | None) -> range:
 def _check_audit(plan: Plan, num: int, confidence: float, audit: float | None) -> int:
     if not 0 < check_number("confidence", confidence) < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    if plan.proves:
+        if audit:
+            raise ValueError("an audit is for labels that are not proved: leave it out, or the proof")
+        return 0
     possible = plan.audited() is not None
     if audit is None:
         return default_audit(num, confidence) if possible else 0
@@ -236,7 +266,8 @@ def _opened(folder: str | os.PathLike, summary: dict[str, Any]) -> BasinEstimate
         raise ValueError(f"the plan in {SUMMARY} has been changed: its fingerprint is another one")
     ids, audit = id_range(summary["first_id"], summary["num"]), _stored_audit(summary)
     apart = f"{OUTCOMES} and {SUMMARY} do not belong together"
-    tally, rows = Tally(len(plan.verdict.labels)), Rows(plan, ids)
+    tally = Tally(len(plan.verdict.labels), len(plan.methods))
+    rows = Rows(plan, ids)
     seen = np.zeros(len(ids), bool)
     for columns in _stored_columns(folder, plan.digest):
         some = columns.pop("id")
@@ -317,18 +348,14 @@ def repeat(
     if num is not None:
         ids = check_ids(plan.starts, num)
         audit = default_audit(len(ids), confidence) if audit else 0
-    return basin_sizes(
+    checked = make_plan(
         plan.problem,
         plan.starts,
-        ids,
         method=plan.method,
         verdict=plan.verdict,
         riders=plan.riders,
         limits=plan.limits,
-        confidence=confidence,
-        audit=audit,
-        lanes=lanes,
-        folder=folder,
-        overwrite=overwrite,
-        progress=progress,
+        first_id=ids.start,
+        again=plan.again,
     )
+    return _run_plan(checked, ids, confidence, audit, lanes, folder, overwrite, progress)

@@ -13,19 +13,21 @@ DECADES = (-12, 18)
 class Tally:
     """Counts outcomes.
 
-    **Arguments:** `num_limits`: how many limits the verdict tells apart.
+    **Arguments:** `num_limits`: how many limits the verdict tells apart; `num_methods`: by how many methods starts are tried.
 
     Fields: `num`, starts so far; `statuses`, counts by `Status`; `certified`, by limit, of the starts with one; `undecided`, of
     the others by the highest limit that is not excluded; `steps`, their sum, and `most_steps`; `largest_drift`, if drift is
-    recorded; `times`, counts of the times of decision in logarithmic bins between `edges()`.
+    recorded; `proved`, by method and limit, if verdicts are proved; `times`, counts of the times of decision in logarithmic bins
+    between `edges()`.
     """
 
-    def __init__(self, num_limits: int):
+    def __init__(self, num_limits: int, num_methods: int = 1):
         self.num = self.steps = self.most_steps = 0
         self.largest_drift = 0.0
         self.statuses = np.zeros(len(Status), dtype=np.int64)
         self.certified = np.zeros(num_limits, dtype=np.int64)
         self.undecided = np.zeros(num_limits, dtype=np.int64)
+        self.proved = np.zeros((num_methods, num_limits), dtype=np.int64)
         self.times = np.zeros(BINS_PER_DECADE * (DECADES[1] - DECADES[0]), dtype=np.int64)
 
     def add(self, columns: dict[str, np.ndarray]) -> None:
@@ -40,6 +42,10 @@ class Tally:
         self.undecided += np.bincount(columns["highest"][~certified], minlength=len(self.undecided))
         self.steps += int(columns["steps"].sum())
         self.most_steps = max(self.most_steps, int(columns["steps"].max()))
+        if "proved" in columns:
+            proved = certified & (columns["proved"] == 1)
+            attempt = columns["attempt"][proved].astype(int) if "attempt" in columns else 0
+            np.add.at(self.proved, (attempt, columns["limit"][proved]), 1)
         if "drift" in columns:
             self.largest_drift = max(self.largest_drift, float(np.nanmax(columns["drift"], initial=0.0)))
         with np.errstate(divide="ignore"):
@@ -48,8 +54,8 @@ class Tally:
 
     def __add__(self, other: "Tally") -> "Tally":
         """The tally of both sets of starts, which have no id in common."""
-        both = Tally(len(self.certified))
-        for name in ("num", "steps", "statuses", "certified", "undecided", "times"):
+        both = Tally(len(self.certified), len(self.proved))
+        for name in ("num", "steps", "statuses", "certified", "undecided", "proved", "times"):
             setattr(both, name, getattr(self, name) + getattr(other, name))
         for name in ("most_steps", "largest_drift"):
             setattr(both, name, max(getattr(self, name), getattr(other, name)))
@@ -58,6 +64,10 @@ class Tally:
     def possible(self, limit: int) -> int:
         """For how many starts a limit is not excluded."""
         return int(self.certified[limit] + np.sum(self.undecided[limit:]))
+
+    def possible_by_proof(self, limit: int) -> int:
+        """For how many starts no proof excludes a limit."""
+        return int(self.num - self.proved.sum() + self.proved[:, limit].sum())
 
     @staticmethod
     def edges() -> np.ndarray:

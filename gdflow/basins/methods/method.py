@@ -98,6 +98,15 @@ class AbstractMethod(eqx.Module):
         share = (t - place.t) / (place.t_next - place.t)
         return jax.tree.map(lambda a, b: a + self.layout.spread(share, a) * (b - a), place.y, step.y)
 
+    @property
+    def path_degree(self) -> int | None:
+        """The degree of the interpolant as a polynomial, in coordinates with a diagonal design; `None` if there is no `path`."""
+        return None
+
+    def path(self, objective: Objective, place: Place, step: Step) -> list[LayerTuple]:
+        """The interpolant of a step as `Σ_i c_i s^i`, `s` from −1 to 1: its coefficients, packed."""
+        raise NotImplementedError
+
     def loss(self, objective: Objective, y: LayerTuple) -> Float[Array, " lanes"]:
         """Effective losses."""
         return jax.vmap(objective.effective_loss)(self.layout.unpack(y))
@@ -117,6 +126,10 @@ class AbstractMethod(eqx.Module):
     def problem(self, problem: Problem) -> Problem:
         """The problem in the coordinates that the method works in."""
         return problem
+
+    def traced(self) -> "AbstractMethod":
+        """The method with arrays for the numbers that its programs are not to depend on; by default as it is."""
+        return self
 
     def suited(self, widths: tuple[int, ...]) -> "AbstractMethod":
         """The method in the layout that suits networks of these widths."""

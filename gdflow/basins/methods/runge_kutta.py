@@ -44,6 +44,10 @@ class RungeKutta(AbstractIntegrator):
         layout = suitable_layout(widths) if self.chosen_layout is None else self.chosen_layout
         return RungeKutta(self.solver, self.rtol, self.atol, layout)
 
+    def traced(self) -> "RungeKutta":
+        tolerances = [jnp.asarray(x, float) for x in (self.rtol, self.atol)]
+        return eqx.tree_at(lambda method: [method.rtol, method.atol], self, tolerances)
+
     def problem(self, problem: Problem) -> Problem:
         return problem.isometric()
 
@@ -134,6 +138,54 @@ class RungeKutta(AbstractIntegrator):
         w = jax.vmap(weights, out_axes=-1)(place.t, place.t_next, t)
         h = place.t_next - place.t
         return self.layout.combine([w[0], w[1], *(h[None] * w[2:])], [place.y, step.y, *step.dense])
+
+    @property
+    def path_degree(self) -> int | None:
+        weights = path_weights(self.solver)
+        return None if weights is None else len(weights) - 1
+
+    def path(self, objective: Objective, place: Place, step: Step) -> list[LayerTuple]:
+        weights = path_weights(self.solver)
+        assert weights is not None
+        h = place.t_next - place.t
+        trees = [place.y, step.y, *step.dense]
+        result = []
+        for row in weights:
+            used = [(float(a), tree, i >= 2) for i, (a, tree) in enumerate(zip(row, trees, strict=True)) if a != 0]
+            factors = [a * h if staged else jnp.full_like(h, a) for a, _, staged in used]
+            result.append(self.layout.combine(factors, [tree for _, tree, _ in used]))
+        return result
+
+
+#: Interpolants up to this degree are recognised as polynomials.
+_LARGEST_DEGREE = 10
+
+
+@functools.cache
+def path_weights(solver: diffrax.AbstractERK) -> np.ndarray | None:
+    """How the coefficients of the interpolant depend on the two ends and on the stages times `h`; `None` if it is no polynomial.
+
+    Row `i` belongs to `s^i`, `s` from −1 to 1; columns are the ends `y_0`, `y_1` and the stages. The interpolant is asked for
+    unit vectors at Chebyshev nodes.
+    """
+    stages = len(solver.tableau.b_sol)
+    count = _LARGEST_DEGREE + 2
+    s = np.cos(np.pi * (np.arange(count) + 0.5) / count)
+    with jax.ensure_compile_time_eval():  # these are constants, whoever asks for them
+        unit, one = jnp.eye(2 + stages), jnp.ones(())
+        local = solver.interpolation_cls(t0=0 * one, t1=one, y0=unit[0], y1=unit[1], k=unit[2:])
+        values = np.stack([np.asarray(local.evaluate((1 + x) / 2 * one), np.float64) for x in s])
+        small = 1e3 * float(jnp.finfo(unit.dtype).eps)
+    series = np.polynomial.chebyshev.chebfit(s, values, count - 1)
+    small *= max(1.0, abs(series).max())  # what is below round-off is none
+    degree = int(np.flatnonzero(abs(series).max(axis=1) > small)[-1])
+    if degree > _LARGEST_DEGREE:
+        return None
+    powers = np.zeros((degree + 1, degree + 1))  # of the Chebyshev polynomials
+    for k in range(degree + 1):
+        powers[: k + 1, k] = np.polynomial.chebyshev.cheb2poly(np.eye(k + 1)[k])
+    rows = powers @ series[: degree + 1]
+    return np.where(abs(rows) > small, rows, 0.0)
 
 
 def _packed(like: LayerTuple, weights: list[Array]) -> LayerTuple:

@@ -1,0 +1,282 @@
+r"""How far a polynomial path is from being a solution of the flow, and how fast the flow spreads round it: bounds in lanes.
+
+A *piece* of a path is `p(s) = Σ_i c_i s^i`, `s ∈ [−1, 1]`, of duration `h`: what a Runge–Kutta step and its interpolant leave,
+in coordinates in which the design `D` is diagonal. Two numbers of a piece decide how the distance between the exact flow and the
+path grows along it (`gdflow.basins.tube`):
+
+- the *defect* `∫‖ṗ + ∇L(p)‖dt`, integrated along the piece;
+- the *expansion* `∫μ dt`, where `−λ_min∇²L(p) ≤ μ`. The first-order terms of the Hessian are squares, and only
+  `−2⟨M, Σ_{j<k}P_jk(w)D⟩` can be negative, so
+
+      −λ_min∇²L ≤ λ_max(K),   K_jk = ‖X_jk‖_2·‖W_{k−1}…W_{j+1}‖_2,   X_jk = W_{j−1}…W_1·D·Mᵀ·W_N…W_{k+1},
+
+  `K` being symmetric with zero diagonal, `M = A − W_N…W_1D`. Its trace is zero, so `λ_max(K)² ≤ (N−1)/N·‖K‖_F²`; and
+  `‖X‖_2² ≤ ‖XXᵀ‖_F`, whose square is a polynomial.
+
+*Integrals of polynomials.* Gauss–Legendre with `m` nodes is exact up to degree `2m − 1`; the integrands here have degrees up to
+`4g(2N−2)`, `g` that of the path. But coefficients of high degree are small, and bounds of them come from the norms of the
+`c_i` alone. Let `v(s) = Σ v_k s^k` be vector-valued. Each `s^k` with `k ≥ m` is a polynomial of degree below `m` and a rest of
+size `τ_k`, that of its Chebyshev series from degree `m` on; so `v = q + t` with `‖t‖ ≤ T = Σ_{k≥m} τ_k‖v_k‖`, and
+
+    (∫‖v‖²)^½ ≤ (∫‖q‖²)^½ + √2T = Q_m(‖q‖²)^½ + √2T ≤ Q_m(‖v‖²)^½ + 2√2T.
+
+So a few nodes suffice and nothing is neglected. All norms of layer tuples are Frobenius norms; round-off is counted as in
+`gdflow.rounding`, with what may underflow.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from gdflow.basins.layouts import AbstractLayout
+from gdflow.objective import Objective
+from gdflow.rounding import gamma
+
+#: Absolute error of an operation whose result underflows, with room for factors that multiply it.
+_UNDERFLOW = 1e-290
+#: Sums, roots and the rounded nodes and weights of quadratures: far above their relative errors, far below what matters.
+_INFLATION = 1 + 1e-8
+#: Where bounds of tails are tried.
+_RATIOS = (2.0, 4.0, 8.0, 16.0)
+
+
+class Piece(eqx.Module):
+    """What bounds need of one piece of a path in every lane.
+
+    - `h`: duration.
+    - `defect`: `∫‖ṗ + ∇L(p)‖dt` at most.
+    - `expansion`: `∫μ dt` at most, with `μ ≥ −λ_min∇²L` on the path itself.
+    - `sizes`: for every layer, a bound of its spectral norm along the piece, `(N, lanes)`.
+    - `gap`: distances of the ends of the piece from the states that it is to join, added up.
+    """
+
+    h: Float[Array, " lanes"]
+    defect: Float[Array, " lanes"]
+    expansion: Float[Array, " lanes"]
+    sizes: Float[Array, "N lanes"]
+    gap: Float[Array, " lanes"]
+
+
+def num_nodes(degree: int, num_layers: int) -> int:
+    """How many nodes the quadratures have: of what their tails add little to (tests/test_path_bounds.py measures it)."""
+    exact = degree * (2 * num_layers - 1) + 1
+    return min(exact, degree + 1 + num_layers)
+
+
+@functools.cache
+def tail_weights(degree: int, num: int) -> np.ndarray:
+    """`τ_0, …, τ_degree`: how far `s^k` is on `[−1, 1]` from its Chebyshev series below degree `num`."""
+    result = np.zeros(degree + 1)
+    for k in range(num, degree + 1):
+        orders = [j for j in range(num, k + 1) if (k - j) % 2 == 0]
+        result[k] = sum(math.comb(k, (k - j) // 2) * 2.0 ** (1 - k) for j in orders)
+    return np.minimum(result, 1.0) * (1 + 1e-12)
+
+
+def _tail(value: Callable[[float], Array], degree: int, num: int) -> Array:
+    """`T` of a polynomial, from bounds of its coefficients: `Σ_{k≥m}τ_k v_k ≤ max_k(τ_k x^{m−k})·x^{−m}·Σ_k v_k x^k`, `x > 0`.
+
+    **Arguments:** `value`: `x ↦ Σ_k v_k x^k`, a product of as simple ones; several `x` are tried.
+    """
+    if degree < num:
+        return jnp.zeros_like(value(1.0))
+    orders = np.arange(num, degree + 1)
+    bounds = [
+        float(np.max(tail_weights(degree, num)[num:] * x ** (num - orders.astype(float)))) * x**-num * value(x)
+        for x in _RATIOS
+    ]
+    return functools.reduce(jnp.minimum, bounds) * _INFLATION
+
+
+def spectral_bound(layout: AbstractLayout, matrix: Array) -> Float[Array, " lanes"]:
+    """An upper bound of `‖B‖_2`: `‖(BᵀB)²‖_F^¼`, at most `n^⅛` times too large."""
+    gram = layout.gram(matrix)
+    return jnp.sqrt(jnp.sqrt(layout.norm(layout.product(gram, gram)))) * _INFLATION
+
+
+def _norm(layout: AbstractLayout, x: Array) -> Array:
+    """Frobenius norms, rounded up."""
+    return layout.norm(x) * _INFLATION + _UNDERFLOW
+
+
+def bound_piece(
+    layout: AbstractLayout,
+    objective: Objective,
+    h: Float[Array, " lanes"],
+    coefficients: Sequence[Sequence[Array]],
+    ends: tuple[Sequence[Array], Sequence[Array]],
+    nodes: int | None = None,
+) -> Piece:
+    """Bounds of a piece of a path.
+
+    **Arguments:**
+
+    - `coefficients`: `c_0, …, c_g`, each with an array for every layer, packed as the layout says.
+    - `ends`: the states that the piece is to join.
+    - `nodes`: of the quadratures, by default `num_nodes`.
+    """
+    N, degree = len(coefficients[0]), len(coefficients) - 1
+    m = num_nodes(degree, N) if nodes is None else nodes
+    d = jnp.diagonal(objective.design)
+    dtype = objective.target.dtype
+    eps = float(jnp.finfo(dtype).eps)
+    d_norm = jnp.max(jnp.abs(d)) * _INFLATION
+    a_norm = jnp.linalg.norm(objective.target) * _INFLATION
+    widths = [layout.height(layout.transpose(c)) for c in coefficients[0]]
+    # A bound of the operations on the longest way to an entry of the gradient at a node, those of the path included.
+    relative = 2 * gamma(4 * (sum(widths) + objective.d_out + 2 * N * (degree + 3)), eps)
+
+    stacked = [jnp.stack([c[j] for c in coefficients]) for j in range(N)]
+    norms = [jnp.stack([_norm(layout, c[j]) for c in coefficients]) for j in range(N)]  # ‖c_i‖, layer by layer
+    pairs = [(j, k) for j in range(N) for k in range(j + 1, N)]
+
+    # -- the sums over the nodes -------------------------------------------------------------------------------------------
+
+    points, weights = np.polynomial.legendre.leggauss(m)
+    powers = points[:, None] ** np.arange(degree + 1)
+    slopes = np.concatenate([np.zeros((m, 1)), powers[:, :-1] * np.arange(1, degree + 1)], axis=1)
+    target, diagonal = layout.everywhere(objective.target), layout.everywhere(d[None, :])
+
+    def at(factors: Array, j: int) -> Array:
+        return jnp.sum(factors.reshape(-1, *[1] * (stacked[j].ndim - 1)) * stacked[j], axis=0)
+
+    def add(sums, node):
+        power, slope, weight = node
+        w = [at(power, j) for j in range(N)]
+        right = [w[0]]
+        for j in range(1, N):
+            right.append(layout.product(w[j], right[-1]))
+        left = [(target - right[-1] * diagonal) * diagonal]  # W_{k+1}ᵀ…W_NᵀMD, from k = N down
+        for j in range(N - 1, 0, -1):
+            left.insert(0, layout.product(layout.transpose(w[j]), left[0]))
+
+        def x(j, k):  # X_jkᵀ; for j = k the layer's part of −∇L
+            return left[k] if j == 0 else layout.product(left[k], layout.transpose(right[j - 1]))
+
+        half = layout.spread(0.5 * h, w[0])
+        defect = sum(layout.squares([at(slope, j) - half * x(j, j) for j in range(N)]))
+        grams = [sum(layout.squares(layout.gram(x(j, k)))) for j, k in pairs]
+        new = [defect, *grams]
+        return [s + weight * value for s, value in zip(sums, new, strict=True)], None
+
+    zero = [jnp.zeros_like(h)] * (1 + len(pairs))
+    table = tuple(jnp.asarray(x, dtype) for x in (powers, slopes, weights))
+    (defect, *grams), _ = jax.lax.scan(add, zero, table)
+
+    # -- what the nodes do not see, and round-off --------------------------------------------------------------------------
+
+    def layers(x: float) -> list[Array]:  # Σ‖c_i‖x^i, layer by layer
+        return [jnp.sum(n * jnp.asarray(x ** np.arange(degree + 1), dtype)[:, None], axis=0) for n in norms]
+
+    at_ratios = {x: layers(x) for x in (1.0, *_RATIOS)}
+
+    def around(without: Sequence[int], x: float = 1.0) -> Array:
+        """`‖D‖‖M‖∏‖W_i‖` over all layers but some, from the coefficients' norms."""
+        sizes = at_ratios[x]
+        others = [sizes[i] for i in range(N) if i not in without]
+        residual = a_norm + d_norm * functools.reduce(jnp.multiply, sizes)
+        return d_norm * functools.reduce(jnp.multiply, others, residual)
+
+    whole = [around((j,)) for j in range(N)]
+    high = [_tail(functools.partial(around, (j,)), degree * (2 * N - 1), m) for j in range(N)]
+    tail = 0.5 * h * jnp.sqrt(sum(x**2 for x in high))
+    path = sum(jnp.sum(n * jnp.asarray(np.arange(1, degree + 2), dtype)[:, None], axis=0) for n in norms)
+    totals = at_ratios[1.0]
+    rounding = (
+        relative * (path + 0.5 * h * sum(whole)) + _UNDERFLOW * (1 + h) * jnp.prod(1 + jnp.stack(totals), axis=0) ** 2
+    )
+    # ∫‖·‖ ≤ √2(∫‖·‖²)^½, in s; the derivative with respect to time times dt is that with respect to s times ds.
+    defect = (math.sqrt(2) * jnp.sqrt(defect) + 4 * tail + 2 * rounding) * _INFLATION
+
+    centre = [spectral_bound(layout, c) + _UNDERFLOW for c in coefficients[0]]
+    sizes = [jnp.minimum(c, n[0]) + (t - n[0]) for c, n, t in zip(centre, norms, totals, strict=True)]
+    sizes = jnp.stack(sizes) * _INFLATION
+    square = jnp.zeros_like(h)  # ∫Σ_{j<k}K_jk²
+    for (j, k), gram in zip(pairs, grams, strict=True):
+        inner = range(j, k + 1)  # X_jk is made of the layers outside
+
+        def gram_bound(x, inner=inner):
+            return around(inner, x) ** 2
+
+        high_gram = _tail(gram_bound, 2 * degree * (2 * N - len(inner)), m)
+        integral = math.sqrt(2) * jnp.sqrt(gram) + 4 * high_gram + 2 * relative * gram_bound(1.0)
+        square = square + integral * jnp.prod(sizes[j + 1 : k], axis=0) ** 2
+    expansion = 0.5 * h * jnp.sqrt(2 * 2 * (N - 1) / N * square) * _INFLATION
+    return Piece(h, defect, expansion, sizes, _gap(layout, stacked, norms, ends, eps))
+
+
+def _gap(layout: AbstractLayout, stacked: list, norms: list, ends: tuple, eps: float) -> Array:
+    """`‖p(−1) − y_0‖ + ‖p(1) − y_1‖`: round-off, or what an interpolant does not join."""
+    degree = norms[0].shape[0] - 1
+    total = jnp.zeros_like(norms[0][0])
+    for sign, end in zip((-1.0, 1.0), ends, strict=True):
+        signs = jnp.asarray(sign ** np.arange(degree + 1), norms[0].dtype)
+        apart = [
+            jnp.sum(signs.reshape(-1, *[1] * (c.ndim - 1)) * c, axis=0) - y for c, y in zip(stacked, end, strict=True)
+        ]
+        total = total + layout.norm(apart)
+    rounding = 4 * gamma(degree + 3, eps) * sum(jnp.sum(n, axis=0) for n in norms)
+    return (total + rounding) * _INFLATION
+
+
+def widening(objective: Objective, piece: Piece, radius: Float[Array, " lanes"]) -> Float[Array, " lanes"]:
+    """By how much the expansion of a piece grows if `μ` is to hold within a radius `E` of the path: `hλ_max(ΔK)` at most.
+
+    `K_jk` grows by at most `F_jk(a + E) − F_jk(a)`, `F_jk(a) = ‖D‖(‖A‖ + ‖D‖∏a_i)∏_{i≠j,k}a_i`, for it is a sum of products of
+    the layers; and the largest eigenvalue by at most the largest sum of a row.
+    """
+    N = piece.sizes.shape[0]
+    d_norm = jnp.max(jnp.abs(jnp.diagonal(objective.design)))
+    a_norm = jnp.linalg.norm(objective.target)
+
+    def value(a, j, k):
+        outside = [a[i] for i in range(N) if i not in (j, k)]
+        return d_norm * (a_norm + d_norm * jnp.prod(a, axis=0)) * functools.reduce(jnp.multiply, outside, 1.0)
+
+    wide = piece.sizes + radius[None]
+    rows = [jnp.zeros_like(radius)] * N
+    for j in range(N):
+        for k in range(j + 1, N):
+            # The difference is rounded: its terms may be far larger than itself.
+            large = value(wide, j, k)
+            growth = large - value(piece.sizes, j, k) + 1e-14 * large
+            rows[j], rows[k] = rows[j] + growth, rows[k] + growth
+    return piece.h * functools.reduce(jnp.maximum, rows) * _INFLATION
+
+
+def gradient_of_target(objective: Objective, sizes: Float[Array, "N lanes"]) -> Float[Array, " lanes"]:
+    """How far `∇L` may be off where the target is off by `objective.data_error`, layers having spectral norms up to `sizes`."""
+    d_norm = jnp.max(jnp.abs(jnp.diagonal(objective.design)))
+    return objective.data_error * d_norm * slope(sizes) * _INFLATION
+
+
+def slope(sizes: Float[Array, "N lanes"]) -> Float[Array, " lanes"]:
+    """`(Σ_j∏_{i≠j}a_i²)^½`: how much the end-to-end matrix moves with the layers, to first order."""
+    N = sizes.shape[0]
+    others = [
+        functools.reduce(jnp.multiply, [sizes[i] for i in range(N) if i != j], jnp.ones_like(sizes[0]))
+        for j in range(N)
+    ]
+    return jnp.sqrt(sum(x**2 for x in others))
+
+
+def product_change(
+    sizes: Float[Array, "N lanes"], radius: Float[Array, " lanes"], d_norm: Float[Array, ""]
+) -> Float[Array, " lanes"]:
+    """`Δ`: how far `W_N…W_1D` moves if the layers move by a tuple of norm up to `radius`, from norms `a_i`:
+
+    `‖D‖[ε(Σ_j∏_{i≠j}a_i²)^½ + ∏(a_i + ε) − ∏a_i − εΣ_j∏_{i≠j}a_i]`, the terms of second order and above by the product's own.
+    """
+    N = sizes.shape[0]
+    # ∏(a_i + ε) − ∏a_i − εΣ…, without cancellation: elementary symmetric polynomials.
+    symmetric = [jnp.ones_like(radius)] + [jnp.zeros_like(radius)] * N
+    for i in range(N):
+        symmetric = [symmetric[0]] + [symmetric[k] + sizes[i] * symmetric[k - 1] for k in range(1, N + 1)]
+    higher = sum(symmetric[N - k] * radius**k for k in range(2, N + 1))
+    return d_norm * (radius * slope(sizes) + higher) * _INFLATION

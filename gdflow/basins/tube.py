@@ -1,0 +1,207 @@
+"""The tube round a computed path that holds the exact flow: a proof, carried along with every lane.
+
+*From a state to a theorem.* A certificate says what the exact flow does from a computed state; how far that is from the exact
+flow of the start, the tube says. Let `W(t)` be the exact flow from the float64 start, `p(t)` the computed path, a polynomial on
+each step, and `e = W − p`. Then
+
+    d/dt ½‖e‖² = −∫_0^1⟨∇²L(p + se)e, e⟩ds − ⟨e, r⟩ ≤ μ‖e‖² + ‖r‖‖e‖,   r = ṗ + ∇L(p),
+
+where `μ(t) ≥ −λ_min∇²L` on the ball of radius `‖e(t)‖` round `p(t)`. So, on a step on which `μ` holds within a radius `E`,
+
+    ε_new = e^{∫μ}(ε + ∫‖r‖)   if that is below `E`,
+
+and where the computed states and the ends of the polynomials differ by round-off their distance is added
+(`gdflow.basins.path_bounds` has `∫‖r‖` and `∫μ`). At the end of a step the exact flow's `√(2L)` exceeds the computed one by at
+most `Δ(ε)`, the change of `W_N…W_1D` for layers that move by `ε`. As soon as it is below a threshold (`gdflow.thresholds`), the
+limit of the *exact flow from the start* is proved to lie at the lowest level.
+
+*What it is about.* The objective with the float64 arrays `A` and `D` of the problem's isometric coordinates, every target within
+`problem.data_error` of `A` included, and the float64 start in these coordinates. Rank decisions of the data are assumed
+(`problem.report()` names them). Every inequality is evaluated with a bound of its own round-off; none is an estimate.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from gdflow.basins.layouts import AbstractLayout
+from gdflow.basins.methods import AbstractMethod, Place, integrator
+from gdflow.basins.methods.adaptive import AbstractIntegrator
+from gdflow.basins.path_bounds import Piece, bound_piece, gradient_of_target, product_change, widening
+from gdflow.basins.riders import AbstractRider, Stride
+from gdflow.network import LayerTuple
+from gdflow.objective import Objective
+from gdflow.problem import Problem
+from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, Balanced, Moment
+
+#: Radii `E` that are tried, as multiples of the radius that the tube would have if `μ` were that on the path itself.
+_MARGINS = (1.25, 2.5)
+#: Sums and products of a few bounds.
+_INFLATION = 1 + 1e-12
+
+
+class Radius(eqx.Module):
+    """How far the exact flow may be from the path.
+
+    - `radius`: `ε`; infinite where the inequalities broke.
+    - `exponent`: `∫μ` so far.
+    """
+
+    radius: Float[Array, " lanes"]
+    exponent: Float[Array, " lanes"]
+
+
+def advance(objective: Objective, piece: Piece, tube: Radius) -> Radius:
+    """The tube at the end of a piece; its radius is infinite if no radius `E` was found that the tube stays below."""
+    entry = tube.radius + piece.defect + piece.gap
+    guess = jnp.exp(piece.expansion) * entry
+    radius = jnp.full_like(entry, jnp.inf)
+    exponent = piece.expansion
+    for margin in reversed(_MARGINS):
+        E = margin * guess
+        mu = (piece.expansion + widening(objective, piece, E)) * _INFLATION
+        forced = piece.h * gradient_of_target(objective, piece.sizes + E[None])
+        reached = jnp.exp(mu) * (entry + forced) * _INFLATION
+        holds = reached < E  # never of what is not a number
+        radius = jnp.where(holds, reached, radius)
+        exponent = jnp.where(holds, mu, exponent)
+    return Radius(radius, tube.exponent + exponent)
+
+
+def arrival_error(
+    layout: AbstractLayout, objective: Objective, y: Any, radius: Float[Array, " lanes"]
+) -> Float[Array, " lanes"]:
+    """`Δ`: by how much the exact flow's `√(2L)` may exceed that of the computed state."""
+    sizes = jnp.sqrt(jnp.stack(layout.squares(y))) * (1 + 1e-10)
+    d_norm = jnp.max(jnp.abs(jnp.diagonal(objective.design)))
+    return product_change(sizes, radius, d_norm)
+
+
+class _State(eqx.Module):
+    tube: Radius
+    ground: Int[Array, " lanes"]
+    proved: Bool[Array, " lanes"]
+    open: Bool[Array, " lanes"]
+
+
+class Tube(AbstractRider):
+    """Proves the verdict of a level for the exact flow from the start: a lane goes on until its proof closes or cannot.
+
+    **Arguments:** `verdict`: the one that is to be proved; `rotated`: whether starts are drawn in other coordinates than the
+    flow is integrated in, so that they are off by round-off from the beginning.
+    """
+
+    verdict: AbstractLevelVerdict
+    rotated: bool = eqx.field(static=True)
+
+    def __init__(self, verdict: AbstractVerdict, rotated: bool = False):
+        if not isinstance(verdict, AbstractLevelVerdict):
+            raise TypeError(
+                f"what is proved are verdicts by levels, gdflow.verdicts.LevelVerdict for one; got {verdict!r}"
+            )
+        if isinstance(verdict, Balanced) and verdict.has_sides:
+            raise ValueError(
+                "starts in floating point are balanced up to round-off only, and their exact flow leaves the set of balanced "
+                "networks in the long run: a limit of lower rank cannot be proved of them. Leave the proof out"
+            )
+        self.verdict = verdict.without_info()
+        self.rotated = rotated
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {
+            "proved": "1 if the verdict is proved for the exact flow from the start, else 0",
+            "radius": "bound of the distance between the exact flow and the computed state at the end; infinite if none",
+            "exponent": "integral of the bound of the rate at which the flow spreads: the radius has grown by its exponential",
+        }
+
+    @property
+    def wants_dense(self) -> bool:
+        return True
+
+    def check(self, problem: Problem, method: AbstractMethod) -> None:
+        if problem.target.dtype != jnp.float64:
+            raise ValueError(
+                f"proofs need float64 but the problem is {problem.target.dtype}: call "
+                'jax.config.update("jax_enable_x64", True) before anything else'
+            )
+        if method.path_degree is None:
+            raise ValueError(
+                f"a proof follows the method's interpolant, and that of {method.name} is no polynomial that is known here: take "
+                "an explicit Runge–Kutta method, e.g. gdflow.integrator(diffrax.Tsit5()) or diffrax.Dopri8()"
+            )
+
+    def begin(self, objective: Objective, now: Moment, place: Place) -> _State:
+        nets = now.networks
+        zero = jnp.zeros_like(now.loss)
+        tube = Radius(self._first_radius(nets) + zero, zero)
+        ground = jnp.broadcast_to(self.verdict.ground(objective, nets), zero.shape)
+        squares = [jnp.sum(jnp.square(w), axis=(1, 2)) for w in nets.weights]
+        sizes = jnp.sqrt(jnp.stack(squares)) * (1 + 1e-10)
+        change = product_change(sizes, tube.radius, jnp.max(jnp.abs(jnp.diagonal(objective.design))))
+        proved = self.verdict.thresholds.certified(now.loss, now.residual_error + change, ground)
+        return _State(tube, ground, proved, ~proved)
+
+    def _first_radius(self, nets: LayerTuple) -> Float[Array, " lanes"] | float:
+        """Of the rotation into the coordinates of the flow: two products for the first and the last layer."""
+        if not self.rotated:
+            return 0.0
+        ends = [jnp.linalg.norm(w, axis=(1, 2)) for w in (nets.weights[0], nets.weights[-1])]
+        size = nets.widths[0] + nets.widths[-1]
+        return 64 * size * float(jnp.finfo(ends[0].dtype).eps) * sum(ends)
+
+    def after(self, objective: Objective, state: _State, stride: Stride) -> _State:
+        method, place, step = stride.method, stride.place, stride.step
+        layout = method.layout
+        path = method.path(objective, place, step)
+        ends = (jax.tree.leaves(place.y), jax.tree.leaves(step.y))
+        piece = bound_piece(layout, objective, place.t_next - place.t, [jax.tree.leaves(c) for c in path], ends)
+        tube = advance(objective, piece, state.tube)
+        change = arrival_error(layout, objective, step.y, tube.radius)
+        thresholds, end = self.verdict.thresholds, stride.end
+        arrived = thresholds.certified(end.loss, end.residual_error + change, state.ground)
+        # Once the change alone is more than the threshold, no loss is small enough.
+        hopeless = ~thresholds.certified(jnp.zeros_like(end.loss), end.residual_error + change, state.ground)
+        moved = stride.kept & state.open
+        tube = jax.tree.map(lambda new, old: jnp.where(moved, new, old), tube, state.tube)
+        return _State(
+            tube,
+            state.ground,
+            state.proved | (moved & arrived),
+            state.open & ~(moved & (arrived | hopeless)),
+        )
+
+    def holds(self, objective: Objective, state: _State) -> Bool[Array, " lanes"]:
+        return state.open
+
+    def failed(self, columns: dict[str, np.ndarray]) -> Bool[np.ndarray, " num"]:
+        return columns["proved"] == 0
+
+    def rows(
+        self, objective: Objective, state: _State, now: Moment, times: Sequence[Float[Array, " lanes"]]
+    ) -> dict[str, Array]:
+        real = now.loss.dtype
+        return {
+            "proved": state.proved.astype(real),
+            "radius": state.tube.radius,
+            "exponent": state.tube.exponent,
+        }
+
+
+#: Later attempts, at these relative tolerances, a thousandth of them absolute: the first one's method, which need not be compiled
+#: anew, and then one of high order.
+_TIGHTER, _TIGHTEST = (1e-8, 1e-10), 1e-12
+
+
+def default_methods(method: AbstractMethod | None) -> tuple[AbstractMethod, tuple[AbstractMethod, ...]]:
+    """The method of the first attempt, by default Tsit5 at rtol 1e-6, and those of the later ones."""
+    first = integrator() if method is None else method
+    solver = first.solver if isinstance(first, AbstractIntegrator) else diffrax.Tsit5()
+    tighter = [integrator(solver, rtol, 1e-3 * rtol) for rtol in _TIGHTER if rtol < getattr(first, "rtol", 1.0)]
+    return first, (*tighter, integrator(diffrax.Dopri8(), _TIGHTEST, 1e-3 * _TIGHTEST))
