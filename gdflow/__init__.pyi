@@ -34,5 +34,8 @@ from gdflow.problem import Problem as Problem
 from gdflow.problem import critical_values as critical_values
 from gdflow.problem import iterate_critical_values as iterate_critical_values
 from gdflow.programs import keep_programs as keep_programs
+from gdflow.proofs import Proof as Proof
+from gdflow.proofs import load_proof as load_proof
+from gdflow.proofs import prove as prove
 
 __version__: str

@@ -140,7 +140,7 @@ class Tube(AbstractRider):
     def begin(self, objective: Objective, now: Moment, place: Place) -> _State:
         nets = now.networks
         zero = jnp.zeros_like(now.loss)
-        tube = Radius(self._first_radius(nets) + zero, zero)
+        tube = Radius(self.first_radius(nets) + zero, zero)
         ground = jnp.broadcast_to(self.verdict.ground(objective, nets), zero.shape)
         squares = [jnp.sum(jnp.square(w), axis=(1, 2)) for w in nets.weights]
         sizes = jnp.sqrt(jnp.stack(squares)) * (1 + 1e-10)
@@ -148,11 +148,11 @@ class Tube(AbstractRider):
         proved = self.verdict.thresholds.certified(now.loss, now.residual_error + change, ground)
         return _State(tube, ground, proved, ~proved)
 
-    def _first_radius(self, nets: LayerTuple) -> Float[Array, " lanes"] | float:
+    def first_radius(self, nets: LayerTuple) -> Float[Array, "*lanes"] | float:
         """Of the rotation into the coordinates of the flow: two products for the first and the last layer."""
         if not self.rotated:
             return 0.0
-        ends = [jnp.linalg.norm(w, axis=(1, 2)) for w in (nets.weights[0], nets.weights[-1])]
+        ends = [jnp.linalg.norm(w, axis=(-2, -1)) for w in (nets.weights[0], nets.weights[-1])]
         size = nets.widths[0] + nets.widths[-1]
         return 64 * size * float(jnp.finfo(ends[0].dtype).eps) * sum(ends)
 
