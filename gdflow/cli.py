@@ -47,6 +47,7 @@ def basins(
     num: Count = 10_000,
     running: Running = RUNNING,
     confidence: float = 0.95,
+    proof: bool | None = None,
     audit: int | None = None,
     lanes: int | None = None,
     out: Folder = DEFAULT_OUT,
@@ -65,8 +66,12 @@ def basins(
         Number of random starts.
     confidence
         Confidence of the intervals.
+    proof
+        Prove every verdict for the exact flow from the start; starts whose proof fails are run again at tighter tolerances. By
+        default where it costs little: up to 500 parameters, tsit5, dopri5 or dopri8, verdict level, no --audit.
     audit
-        Starts to re-run with another solver at 100 times tighter tolerances. By default 5 %, at least 100 and at most 500.
+        Without proofs: starts to re-run with another solver at 100 times tighter tolerances. By default 5 %, at least 100
+        and at most 500.
     lanes
         Starts in flight at once, per core. Results do not depend on it.
     out
@@ -77,16 +82,19 @@ def basins(
         Show a progress bar.
     """
     from gdflow.basins import basin_sizes
+    from gdflow.basins.tube import proves_by_default
 
     problem = columns.problem(data)
     widths = problem.widths(columns.hidden)
     law, key = starts.law(widths), starts.key()
     options = running.options(problem, widths)
+    if proof is None:
+        proof = audit is None and proves_by_default(problem, law, options["method"], options["verdict"])
     _prepare_for_basins(out, overwrite)
     say(problem.report(widths, lowest=16))
     _say_basins(
         lambda: basin_sizes(
-            problem, law, num, key=key, **options, confidence=confidence, audit=audit, lanes=lanes, folder=out,
+            problem, law, num, key=key, **options, confidence=confidence, proof=proof, audit=audit, lanes=lanes, folder=out,
             overwrite=overwrite, progress=progress,
         ),
         out,

@@ -35,10 +35,11 @@ from gdflow.basins.methods import AbstractMethod, Place, integrator
 from gdflow.basins.methods.adaptive import AbstractIntegrator
 from gdflow.basins.path_bounds import Piece, bound_piece, gradient_of_target, product_change, widening
 from gdflow.basins.riders import AbstractRider, Stride
-from gdflow.network import LayerTuple
+from gdflow.initialization import AbstractInitialization, Support
+from gdflow.network import LayerTuple, count_parameters
 from gdflow.objective import Objective
 from gdflow.problem import Problem
-from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, Balanced, Moment
+from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, Balanced, LevelVerdict, Moment
 
 #: Radii `E` that are tried, as multiples of the radius that the tube would have if `μ` were that on the path itself.
 _MARGINS = (1.25, 2.5)
@@ -192,6 +193,23 @@ class Tube(AbstractRider):
             "radius": state.tube.radius,
             "exponent": state.tube.exponent,
         }
+
+
+#: Proofs are the command line's default up to this many parameters (benchmarks/proofs.py).
+_CHEAP = 500
+
+
+def proves_by_default(
+    problem: Problem, law: AbstractInitialization, method: AbstractMethod, verdict: AbstractVerdict | None
+) -> bool:
+    """Whether the command line proves verdicts unless told otherwise.
+
+    So it does where a proof costs a small multiple of the run: for small networks, by methods of order five at least, and where
+    what is claimed holds for floating-point starts, that is not by almost-sure verdicts and not for balanced laws.
+    """
+    explicit = isinstance(method, AbstractIntegrator) and method.path_degree is not None and method.order >= 5
+    plain = (verdict is None and law.invariant_set is not Support.BALANCED) or isinstance(verdict, LevelVerdict)
+    return explicit and plain and count_parameters(law.widths) <= _CHEAP and problem.target.dtype == jnp.float64
 
 
 #: Later attempts, at these relative tolerances, a thousandth of them absolute: the first one's method, which need not be compiled

@@ -7,5 +7,6 @@ from gdflow.plotting.basins import plot_basins as plot_basins
 from gdflow.plotting.landscape import plot_saddle as plot_saddle
 from gdflow.plotting.landscape import plot_spectra as plot_spectra
 from gdflow.plotting.landscape import plot_strata as plot_strata
+from gdflow.plotting.proof import plot_proof as plot_proof
 from gdflow.plotting.style import COLORS as COLORS
 from gdflow.plotting.trajectory import plot_trajectory as plot_trajectory

@@ -171,7 +171,10 @@ def load_proof(path: str | os.PathLike) -> Proof:
         return Proof(
             proved=bool(record["proved"]),
             **{name: str(record[name]) for name in ("verdict", "reason", "coordinates")},
-            **{name: record[name] for name in ("A", "D", "durations", "sharp", "radius", "exponents", "losses", "errors")},
+            **{
+                name: record[name]
+                for name in ("A", "D", "durations", "sharp", "radius", "exponents", "losses", "errors")
+            },
             start=LayerTuple([record[f"start_{j}"] for j in range(1, num + 1)]),
             path=tuple(record[f"path_{j}"] for j in range(1, num + 1)),
             threshold=float(record["threshold"]),

@@ -21,7 +21,7 @@ from gdflow.problem import Problem, check_problem
 from gdflow.proofs.proof import Proof
 from gdflow.proofs.sharp import MOST_PARAMETERS, PARTS, SharpBound, split
 from gdflow.rounding import residual_error
-from gdflow.thresholds import Thresholds
+from gdflow.thresholds import Thresholds, residual_bound
 from gdflow.verdicts import AbstractLevelVerdict, LevelVerdict
 
 #: Where a ball of starts or the sharper bound is asked for, the path goes on to this part of the threshold.
@@ -73,7 +73,9 @@ def prove(
     check_problem(problem)
     check_layer_tuple(net)
     if net.batch_shape:
-        raise ValueError(f"one start is needed, got a batch of shape {net.batch_shape}: basin_sizes(…, proof=True) takes many")
+        raise ValueError(
+            f"one start is needed, got a batch of shape {net.batch_shape}: basin_sizes(…, proof=True) takes many"
+        )
     problem.check_widths(net.widths)
     problem.check_network(net)
     max_steps = check_count("max_steps", max_steps)
@@ -150,6 +152,8 @@ def _changes(objective: Objective, y: LayerTuple, radii: Any) -> Any:
 
 
 _advance = eqx.filter_jit(advance)
+_gradient_of_target = eqx.filter_jit(gradient_of_target)
+_measured = eqx.filter_jit(_measure)
 
 
 class _Prover:
@@ -158,16 +162,18 @@ class _Prover:
     def __init__(self, objective: Objective, thresholds: Thresholds, start: LayerTuple, radius: float, max_steps: int):
         self.objective, self.thresholds, self.start = objective, thresholds, start
         self.first_radius, self.max_steps = float(radius), max_steps
+        #: Certified is a state whose `√(2L)`, errors included, is below this.
+        self.reach = float(residual_bound(thresholds.threshold(), thresholds.num_entries))
         self.is_open = True
 
     def certified(self, loss: float, error: float) -> bool:
-        return bool(self.thresholds.certified(jnp.asarray(loss), jnp.asarray(error)))
+        return math.sqrt(2 * loss) + error < self.reach
 
     def plain(self, method: AbstractMethod, deep: bool = False) -> _Result:
         """The bound by products of layers, along the steps; `deep`: go on past arrival."""
         objective, traced = self.objective, method.traced()
         y = jax.tree.map(lambda w: w[None], self.start)
-        loss, residual, slope = map(float, eqx.filter_jit(_measure)(objective, y))
+        loss, residual, slope = map(float, _measured(objective, y))
         tube = Radius(jnp.full(1, self.first_radius), jnp.zeros(1))
         result = _Result(
             False, "", [], [], [], [[np.asarray(w) for w in self.start.weights]], [self.first_radius], [0.0], [loss], [residual],
@@ -225,7 +231,9 @@ class _Prover:
     def _why_broken(self, result: _Result) -> str:
         if math.isinf(result.radius[-1]):
             k = int(np.argmax(np.isinf(result.radius)))
-            return f"the tube broke at step {k}, t = {self._time(result, k):.4g}, with radius {result.radius[k - 1]:.2g}"
+            return (
+                f"the tube broke at step {k}, t = {self._time(result, k):.4g}, with radius {result.radius[k - 1]:.2g}"
+            )
         return f"the tube got as wide as the level is deep: radius {result.radius[-1]:.2g}, exponent {result.exponent[-1]:.2f}"
 
     @staticmethod
@@ -239,7 +247,10 @@ class _Prover:
             return result
         names = ("pieces", "coefficients", "sharp")
         values: dict[str, Any] = {name: getattr(result, name)[:joint] for name in names}
-        values |= {name: getattr(result, name)[: joint + 1] for name in ("ends", "radius", "exponent", "loss", "residual", "change")}
+        values |= {
+            name: getattr(result, name)[: joint + 1]
+            for name in ("ends", "radius", "exponent", "loss", "residual", "change")
+        }
         return dataclasses.replace(result, **values)
 
     def sharp(self, method: AbstractMethod) -> _Result:
@@ -259,7 +270,7 @@ class _Prover:
                 bound = SharpBound(objective, part, h)
                 tube, exponent = _best(objective, bounds, bound, result.radius[-1], result.exponent[-1])
                 y = LayerTuple([jnp.asarray(w)[None] for w in joint])
-                loss, residual, _ = map(float, eqx.filter_jit(_measure)(objective, y))
+                loss, residual, _ = map(float, _measured(objective, y))
                 change = float(_changes(objective, y, jnp.full(1, tube.radius))[0])
                 error = residual + change
                 result.pieces.append(jax.tree.map(np.asarray, bounds))
@@ -311,18 +322,22 @@ class _Prover:
     def _below(self, result: _Result, joint: int, tube: Radius) -> np.ndarray:
         y = LayerTuple([jnp.asarray(w)[None] for w in result.ends[joint]])
         error = result.residual[joint] + _changes(self.objective, y, tube.radius)
-        return np.asarray(self.thresholds.certified(jnp.full(error.shape, result.loss[joint]), error))
+        return np.sqrt(2 * result.loss[joint]) + np.asarray(error) < self.reach
 
     def proof(
         self, result: _Result, verdict: str, attempts: tuple[str, ...], coordinates: str, ball: float | None
     ) -> Proof:
         if result.proved:  # what was done past arrival is no part of it
             errors = map(sum, zip(result.residual, result.change, strict=True))
-            first = next(k for k, (loss, e) in enumerate(zip(result.loss, errors, strict=True)) if self.certified(loss, e))
+            first = next(
+                k for k, (loss, e) in enumerate(zip(result.loss, errors, strict=True)) if self.certified(loss, e)
+            )
             result = self._cut(result, first)
         depth = self.start.depth
         empty = [np.zeros((0, 1, *np.shape(w))) for w in self.start.weights]
-        path = [np.stack([c[j] for c in result.coefficients]) if result.coefficients else empty[j] for j in range(depth)]
+        path = [
+            np.stack([c[j] for c in result.coefficients]) if result.coefficients else empty[j] for j in range(depth)
+        ]
         return Proof(
             proved=result.proved,
             verdict=verdict,
@@ -359,7 +374,9 @@ def _bound_part(objective: Objective, h: Any, part: list, begin: list, end: list
     return bound_piece(_LAYOUT, objective, h, coefficients, ends)
 
 
-def _best(objective: Objective, piece: Piece, bound: SharpBound, radius: float, exponent: float) -> tuple[_Reached, float]:
+def _best(
+    objective: Objective, piece: Piece, bound: SharpBound, radius: float, exponent: float
+) -> tuple[_Reached, float]:
     """The tube after a piece by the better of both bounds."""
     tube = _advance(objective, piece, Radius(jnp.full(1, radius), jnp.zeros(1)))
     plain, plain_exponent = float(tube.radius[0]), float(tube.exponent[0])
@@ -371,7 +388,7 @@ def _best(objective: Objective, piece: Piece, bound: SharpBound, radius: float, 
         if not mu < 100:
             continue
         sizes = jnp.asarray(bound.a + bound.rho + E)[:, None]
-        forced = float(piece.h[0]) * float(gradient_of_target(objective, sizes)[0])
+        forced = float(piece.h[0]) * float(_gradient_of_target(objective, sizes)[0])
         growth = math.exp(mu) * (1 + 1e-13)
         inside = float(piece.defect[0]) + float(piece.gap[0]) + forced
         if max(1.0, growth) * (radius + inside) * (1 + 1e-12) < E:

@@ -66,7 +66,9 @@ class SharpBound:
         self.d = abs(d).max() * up
         self.a = np.array([np.linalg.norm(w, 2) * up for w in centre])
         # How far the piece strays from its middle.
-        self.rho = sum(math.sqrt(sum(float(np.sum(c[i] ** 2)) for c in coefficients)) for i in range(1, len(coefficients[0])))
+        self.rho = sum(
+            math.sqrt(sum(float(np.sum(c[i] ** 2)) for c in coefficients)) for i in range(1, len(coefficients[0]))
+        )
         self.rho *= up
 
     def __call__(self, E: float) -> float:
@@ -83,9 +85,7 @@ class SharpBound:
                     (1 + 1e-14) * others(wide, j) * others(wide, k) - others(a, j) * others(a, k)
                 )
                 if j != k:
-                    table[j, k] += self.d * (
-                        (1 + 1e-14) * m_wide * others(wide, j, k) - self.m * others(a, j, k)
-                    )
+                    table[j, k] += self.d * ((1 + 1e-14) * m_wide * others(wide, j, k) - self.m * others(a, j, k))
         if not np.isfinite(table).all():
             return math.inf
         # For any positive vector x, λ_max ≤ max_i(Λx)_i/x_i; x close to the eigenvector makes it sharp.
