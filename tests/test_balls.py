@@ -585,6 +585,24 @@ def test_adversarial_direction(rng):
             assert -np.linalg.eigvalsh(hessian_of(A, D, q))[0] <= bound + 1e-7
 
 
+@pytest.mark.parametrize("name", ["two layers", "three layers", "four layers"])
+def test_norms_along_a_piece(name):
+    """Of every layer, and of the products of those in between, which the bound by products takes at their largest."""
+    record = case(name)
+    for k in (0, 8):
+        with flint.ctx.workprec(128):
+            piece = piece_of(name, k, False)
+            sizes, (_, products) = [float(a) for a in piece.sizes], piece.integrals()
+            on_path = float(piece.by_products(products)(flint.arb(0)))
+        layers, _ = values_on(record, k, np.linspace(-1, 1, 21))
+        for w, bound in zip(layers, sizes, strict=True):
+            largest = np.linalg.norm(w, 2, axis=(1, 2)).max()
+            assert largest <= bound <= 1.5 * largest
+        square = sum(float(x) * np.prod(sizes[i + 1 : j]) ** 2 for (i, j), x in products.items())
+        N = len(sizes)
+        np.testing.assert_allclose(on_path, record["durations"][k] * np.sqrt((N - 1) / N * square), rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["one layer", "two layers", "three layers", "four layers"])
 def test_change_of_the_product(name, rng):
     record = case(name)
@@ -660,6 +678,14 @@ def test_what_numpy_proposes_is_not_trusted(kind, rng, monkeypatch):
 
     def svd(x):
         return _wrong_vectors(kind, 3, rng), np.array([2.0, 1.0, 0.5]), np.eye(3)
+
+    # Singular vectors that are exact but for their lengths: no error is left but that of the lengths.
+    diagonal = np.diag([2.0, 1.0, 0.5])
+    for length in (0.9, 1.1):
+        shrunk = (length * np.eye(3), length * np.array([2.0, 1.0, 0.5]), np.eye(3))
+        monkeypatch.setattr(np.linalg, "svd", lambda x, shrunk=shrunk: (shrunk[0], shrunk[1] / 2, shrunk[2]))
+        found = levels_of(diagonal, (3, 2, 3), 0.1)
+        assert found.level[0] <= 0.5 <= found.level[1] < 1.5
 
     monkeypatch.setattr(np.linalg, "svd", svd)
     try:

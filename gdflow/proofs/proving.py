@@ -54,8 +54,8 @@ def prove(
     - `verdict`: what is to be proved, by default `gf.verdicts.LevelVerdict`.
     - `methods`: tried one after the other, by default Tsit5 at rtol 1e-6, 1e-8, 1e-10 and Dopri8 at 1e-12. Explicit
       Runge–Kutta methods, whose interpolant is a polynomial.
-    - `sharp`: where that fails, try the Hessian's eigenvalues on quarters of the steps (`gdflow.proofs.sharp`), for networks of at
-      most 400 parameters.
+    - `sharp`: where that fails, try the Hessian's eigenvalues on quarters of the steps (`gdflow.proofs.sharp`), for networks
+      of at most 400 parameters.
     - `ball`: also look for the largest ball of starts that these inequalities prove. It is no bound of the basin.
     - `max_steps`: of each attempt.
 
@@ -90,7 +90,7 @@ def prove(
         rider.check(problem, method)
     isometric = problem.isometric()
     start = problem.convert(net, problem.coordinates, isometric.coordinates)
-    run = _Prover(isometric.objective, verdict.thresholds, start, rider.first_radius(start), max_steps)
+    run = _Prover(isometric.objective, verdict.thresholds, start, float(rider.first_radius(start)), max_steps)
     widest = count_parameters(net.widths)
     attempts: list[str] = []
     last: _Result | None = None

@@ -30,7 +30,10 @@ MOST_PARAMETERS = 400
 
 
 def split(coefficients: Sequence[np.ndarray], parts: int = PARTS) -> list[list[np.ndarray]]:
-    """A piece `Σc_i s^i` cut into equal ones, each on its own `[−1, 1]`. **Arguments:** for every layer, `(g + 1, d_j, d_{j−1})`."""
+    """A piece `Σc_i s^i` cut into equal ones, each on its own `[−1, 1]`.
+
+    **Arguments:** `coefficients`: of every layer, `(g + 1, d_j, d_{j−1})`.
+    """
     degree = len(coefficients[0]) - 1
     result = []
     for k in range(parts):
@@ -97,8 +100,8 @@ class SharpBound:
 def _least_eigenvalue(H: np.ndarray) -> float:
     """A lower bound of the least eigenvalue, from a computed decomposition that need not be right.
 
-    With `S = VᵀHV` and `‖VᵀV − I‖ ≤ α`, `xᵀHx = yᵀSy` for `x = Vy`, and `yᵀSy` is at least Gershgorin's bound times `‖y‖²`, which is
-    `‖x‖²` up to `1 ± α`. Products are rounded by `γ`.
+    With `S = VᵀHV` and `‖VᵀV − I‖ ≤ α`, `xᵀHx = yᵀSy` for `x = Vy`, and `yᵀSy` is at least Gershgorin's bound times `‖y‖²`,
+    which is `‖x‖²` up to `1 ± α`. Products are rounded by `γ`.
     """
     n, eps = len(H), float(np.finfo(H.dtype).eps)
     if not np.isfinite(H).all():
@@ -106,7 +109,7 @@ def _least_eigenvalue(H: np.ndarray) -> float:
     V = np.linalg.eigh(H)[1]
     S = V.T @ H @ V
     rounding = 8 * n * n * eps * np.linalg.norm(H)
-    alpha = np.linalg.norm(V.T @ V - np.eye(n)) + 4 * n * n * eps
+    alpha = float(np.linalg.norm(V.T @ V - np.eye(n))) + 4 * n * n * eps
     off = np.sum(abs(S), axis=1) - abs(np.diagonal(S))
-    least = float(np.min(np.diagonal(S) - off)) - rounding
+    least = float(np.min(np.diagonal(S) - off)) - float(rounding)
     return least / (1 + alpha) if least > 0 else least / (1 - alpha) if alpha < 1 else -math.inf
