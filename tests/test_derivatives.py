@@ -113,7 +113,7 @@ def functional(net):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "m"),
-    [((3, 3, 2), 10), ((2, 3, 3, 3), 7), ((4, 2, 3), 12)],
+    [((2, 3, 3, 3), 7), ((4, 2, 3), 12)],  # wide and deep; a bottleneck
 )
 def test_derivatives_of_the_limit_in_start_and_data(widths, m):
     """Against central differences of the limit itself."""
@@ -203,7 +203,7 @@ def test_forward_mode_without_its_adjoint_says_what_to_do():
             jax.jvp(f, (x,), (x,))
 
 
-@pytest.mark.parametrize("stop", ["certificate", pytest.param("gradient norm", marks=SLOW)])
+@pytest.mark.parametrize("stop", ["certificate"])
 @pytest.mark.slow
 def test_times_of_stops_already_met_do_not_move(stop):
     """Certified at the start, or at a critical point: the flow ends where it starts, at time 0 whatever the start is."""

@@ -194,7 +194,7 @@ import gdflow as gf
 assert jax.local_device_count() == {devices}
 problem = gf.Problem.from_singular_values([3, 2, 1])
 law = gf.initialization.Gaussian((3, 4, 3))
-estimate = gf.basin_sizes(problem, law, 300, key=jax.random.key(5), progress=False, folder="out{devices}")
+estimate = gf.basin_sizes(problem, law, 100, key=jax.random.key(5), audit=0, progress=False, folder="out{devices}")
 print(estimate.num)
 """
 

@@ -195,8 +195,8 @@ def bound_piece(
     defect = (math.sqrt(2) * jnp.sqrt(defect) + 4 * tail + 2 * rounding) * _INFLATION
 
     centre = [spectral_bound(layout, c) + _UNDERFLOW for c in coefficients[0]]
-    sizes = [jnp.minimum(c, n[0]) + (t - n[0]) for c, n, t in zip(centre, norms, totals, strict=True)]
-    sizes = jnp.stack(sizes) * _INFLATION
+    along = [jnp.minimum(c, n[0]) + (t - n[0]) for c, n, t in zip(centre, norms, totals, strict=True)]
+    sizes = jnp.stack(along) * _INFLATION
     square = jnp.zeros_like(h)  # ∫Σ_{j<k}K_jk²
     for (j, k), gram in zip(pairs, grams, strict=True):
         inner = range(j, k + 1)  # X_jk is made of the layers outside
@@ -237,7 +237,7 @@ def widening(objective: Objective, piece: Piece, radius: Float[Array, " lanes"])
 
     def value(a, j, k):
         outside = [a[i] for i in range(N) if i not in (j, k)]
-        return d_norm * (a_norm + d_norm * jnp.prod(a, axis=0)) * functools.reduce(jnp.multiply, outside, 1.0)
+        return functools.reduce(jnp.multiply, outside, d_norm * (a_norm + d_norm * jnp.prod(a, axis=0)))
 
     wide = piece.sizes + radius[None]
     rows = [jnp.zeros_like(radius)] * N

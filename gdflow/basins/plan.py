@@ -135,13 +135,8 @@ class Plan:
     def check_lanes(self, num: int, lanes: float | None) -> int:
         """The number of lanes for so many starts; `ValueError` if they would not fit into memory."""
         lanes = default_lanes(self.widths) if lanes is None else check_count("lanes", lanes)
-        lanes, parameters = min(lanes, num), count_parameters(self.widths)
-        needed = lanes * parameters * self.problem.target.dtype.itemsize * _COPIES
-        if needed > _MEMORY:
-            raise ValueError(
-                f"{lanes} networks of widths {self.widths} ({parameters:.2g} parameters each) would need "
-                f"{needed / 2**30:.0f} GiB: fewer lanes, or narrower layers"
-            )
+        lanes = min(lanes, num)
+        _check_memory(self.widths, lanes, self.problem.target.dtype.itemsize)
         return lanes
 
     def collect(self, ids: Sequence[int] | np.ndarray, **options: Any) -> pa.Table:
@@ -244,6 +239,18 @@ _PARTS = {
 }  # fmt: skip
 
 
+def _check_memory(widths: tuple[int, ...], lanes: int, itemsize: int) -> None:
+    """`ValueError` where so many networks would not fit into memory."""
+    parameters = count_parameters(widths)
+    needed = lanes * parameters * itemsize * _COPIES
+    if needed > _MEMORY:
+        many = "fewer lanes, or narrower layers" if lanes > 1 else "narrower layers"
+        raise ValueError(
+            f"{lanes} network{'s' if lanes > 1 else ''} of widths {widths} ({parameters:.2g} parameters each) would need "
+            f"{needed / 2**30:.0f} GiB: {many}"
+        )
+
+
 def default_lanes(widths: tuple[int, ...]) -> int:
     """How many lanes suit a network of given widths on the default backend; benchmarks/layout.py measures it.
 
@@ -282,6 +289,7 @@ def make_plan(
     check_problem(problem)
     starts = as_starts(starts, key)
     problem.check_widths(starts.widths)
+    _check_memory(starts.widths, 1, problem.target.dtype.itemsize)
     verdict = default_verdict(problem, starts) if verdict is None else verdict
     for name, value, kind in (
         ("method", method, AbstractMethod),

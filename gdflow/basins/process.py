@@ -182,7 +182,8 @@ class LaneProcess(AbstractProcess):
             rider.holds(self.objective, self._unpack(carried))
             for rider, carried in zip(self.riders, riders, strict=True)
         ]
-        return functools.reduce(lambda a, b: a if b is None else b if a is None else a | b, held, None)
+        some = [lanes for lanes in held if lanes is not None]
+        return functools.reduce(jnp.logical_or, some) if some else None
 
     # -- the process ---------------------------------------------------------------------------------------------------
 

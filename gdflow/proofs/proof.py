@@ -152,7 +152,7 @@ def load_proof(path: str | os.PathLike) -> Proof:
     """
     shown = visible(os.fspath(path))
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             record = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no proof {shown}") from None
@@ -168,13 +168,14 @@ def load_proof(path: str | os.PathLike) -> Proof:
         raise ValueError(f"{shown} is damaged: it has no {', '.join(sorted(expected - record.keys())) or 'start_1'}")
     try:
         ball = float(record["ball"])
+        names = ("A", "D", "durations", "sharp", "radius", "exponents", "losses", "errors")
+        arrays: dict[str, Any] = {name: record[name] for name in names}
         return Proof(
             proved=bool(record["proved"]),
-            **{name: str(record[name]) for name in ("verdict", "reason", "coordinates")},
-            **{
-                name: record[name]
-                for name in ("A", "D", "durations", "sharp", "radius", "exponents", "losses", "errors")
-            },
+            verdict=str(record["verdict"]),
+            reason=str(record["reason"]),
+            coordinates=str(record["coordinates"]),
+            **arrays,
             start=LayerTuple([record[f"start_{j}"] for j in range(1, num + 1)]),
             path=tuple(record[f"path_{j}"] for j in range(1, num + 1)),
             threshold=float(record["threshold"]),

@@ -39,7 +39,7 @@ def prove(
     net: LayerTuple,
     *,
     verdict: AbstractLevelVerdict | None = None,
-    methods: Sequence[AbstractMethod] | None = None,
+    methods: AbstractMethod | Sequence[AbstractMethod] | None = None,
     sharp: bool = True,
     ball: bool = False,
     max_steps: float = 10_000,

@@ -168,7 +168,8 @@ def path_weights(solver: diffrax.AbstractERK) -> np.ndarray | None:
     Row `i` belongs to `s^i`, `s` from −1 to 1; columns are the ends `y_0`, `y_1` and the stages. The interpolant is asked for
     unit vectors at Chebyshev nodes.
     """
-    stages = len(solver.tableau.b_sol)
+    tableau: Any = solver.tableau
+    stages = len(tableau.b_sol)
     count = _LARGEST_DEGREE + 2
     s = np.cos(np.pi * (np.arange(count) + 0.5) / count)
     with jax.ensure_compile_time_eval():  # these are constants, whoever asks for them
