@@ -19,6 +19,7 @@
 | `gdflow.manifold` | matrices of rank k with the metric of balanced flow: 𝒜, its inverse, tangent space, fits |
 | `gdflow.dynamics` | flows and their trajectories, limits with derivatives, shooting at saddles, exact solutions |
 | `gdflow.basins` | plans and their runs: starts, methods, riders, the batch engine, exact intervals, audit |
+| `gdflow.proofs` | from a float64 start to a theorem about its exact flow; checked again in ball arithmetic |
 | `gdflow.plotting` | pictures for papers |
 | `gdflow.experiments` | figures of the papers, recomputed, with a verdict on every claim |
 | `gdflow.programs` | compiled programs, kept from one process for the next |
