@@ -6,7 +6,8 @@ favoured.
 
 *What a certificate does not cover* is the integration error up to the state it is given. With `proof=True` a bound of
 it is carried along with every start (`gdflow.basins.tube`): the verdict is then proved for the exact flow from the start,
-and the interval's only uncertainty is sampling. Without proofs it is kept visible in two ways. The drift of the conserved quantities stands beside every outcome. And an audit runs a random subsample again
+and the interval's only uncertainty is sampling. Without proofs it is kept visible in two
+ways. The drift of the conserved quantities stands beside every outcome. And an audit runs a random subsample again
 with another solver at 100 times tighter tolerances: 5 % of the starts, at least 100 and at most 500, unless `audit=n`
 says otherwise. An exact bound on the rate of labels that it contradicts goes into the interval; the interval without
 it stands beside. A start that was undecided, and that the audit decides, contradicts nothing.

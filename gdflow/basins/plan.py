@@ -134,7 +134,10 @@ class Plan:
 
     def check_lanes(self, num: int, lanes: float | None) -> int:
         """The number of lanes for so many starts; `ValueError` if they would not fit into memory."""
-        lanes = default_lanes(self.widths) if lanes is None else check_count("lanes", lanes)
+        if lanes is None:
+            # Tubes take room in the cache, too.
+            lanes = max(8, default_lanes(self.widths) // (2 if self.proves else 1))
+        lanes = check_count("lanes", lanes)
         lanes = min(lanes, num)
         _check_memory(self.widths, lanes, self.problem.target.dtype.itemsize)
         return lanes

@@ -49,4 +49,4 @@ def _draw_tube(axes: Axes, proof: Proof) -> None:
     axes.plot(proof.times, growth, color=COLORS[0], ls=":", label=r"$e^{\int\mu}$")
     found = np.concatenate([radius[np.isfinite(radius)], growth])
     set_range(axes, "y", 0.5 * float(found.min()), 2 * float(found.max()), log=True)
-    axes.set_ylabel("distance from the exact flow")
+    axes.set_ylabel(r"radius $\varepsilon$ and growth $e^{\int\mu}$")
