@@ -178,3 +178,15 @@ def test_spectral_norms_are_bounded(rng):
         bound = np.asarray(spectral_bound(layout, layout.pack(jnp.asarray(matrices))))
         assert np.all(bound >= exact)
         assert np.all(bound <= 4 ** (1 / 8) * exact * (1 + 1e-7))
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-120, 1e60])
+def test_norms_hold_where_squares_underflow(scale, rng):
+    widths = (4, 3, 2)
+    objective = problem_of(widths, rng).objective
+    coefficients = [tuple(scale * w for w in c) for c in piece_of(rng, widths)]
+    found = bounded(objective, coefficients, 0.1)
+    for j in range(2):
+        norms = [np.linalg.norm(c[j] / scale) for c in coefficients]
+        assert float(found.sizes[j, 0]) >= scale * np.linalg.norm(coefficients[0][j] / scale, 2)
+        assert float(found.defect[0]) >= scale * 1e-3 * norms[1]  # a path that has nothing to do with the flow

@@ -27,6 +27,7 @@ So a few nodes suffice and nothing is neglected. All norms of layer tuples are F
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -36,7 +37,7 @@ from jaxtyping import Array, Float
 
 from gdflow.basins.layouts import AbstractLayout
 from gdflow.objective import Objective
-from gdflow.rounding import gamma
+from gdflow.rounding import frobenius, gamma
 
 #: Absolute error of an operation whose result underflows, with room for factors that multiply it.
 _UNDERFLOW = 1e-290
@@ -95,14 +96,19 @@ def _tail(value: Callable[[float], Array], degree: int, num: int) -> Array:
 
 
 def spectral_bound(layout: AbstractLayout, matrix: Array) -> Float[Array, " lanes"]:
-    """An upper bound of `‖B‖_2`: `‖(BᵀB)²‖_F^¼`, at most `n^⅛` times too large."""
+    """An upper bound of `‖B‖_2`: `‖(BᵀB)²‖_F^¼`, at most `n^⅛` times too large; of tiny matrices the Frobenius norm is less."""
     gram = layout.gram(matrix)
-    return jnp.sqrt(jnp.sqrt(layout.norm(layout.product(gram, gram)))) * _INFLATION
+    return jnp.sqrt(jnp.sqrt(_norm(layout, layout.product(gram, gram)))) * _INFLATION
 
 
-def _norm(layout: AbstractLayout, x: Array) -> Array:
-    """Frobenius norms, rounded up."""
-    return layout.norm(x) * _INFLATION + _UNDERFLOW
+def _norm(layout: AbstractLayout, x: Any) -> Array:
+    """Frobenius norms, rounded up; squares may underflow."""
+    return _root(functools.reduce(jnp.add, layout.squares(x)))
+
+
+def _root(squares: Array) -> Array:
+    """The root of a computed sum of squares, rounded up."""
+    return frobenius(squares, squares.dtype) * _INFLATION
 
 
 def bound_piece(
@@ -112,6 +118,7 @@ def bound_piece(
     coefficients: Sequence[Sequence[Array]],
     ends: tuple[Sequence[Array], Sequence[Array]],
     nodes: int | None = None,
+    terms: Float[Array, " lanes"] | float = 0.0,
 ) -> Piece:
     """Bounds of a piece of a path.
 
@@ -120,6 +127,8 @@ def bound_piece(
     - `coefficients`: `c_0, …, c_g`, each with an array for every layer, packed as the layout says.
     - `ends`: the states that the piece is to join.
     - `nodes`: of the quadratures, by default `num_nodes`.
+    - `terms`: `Σ_i(i + 1)‖·‖` of the terms that the `c_i` are sums of, where these are computed in the same program: it may
+      round them anew wherever it uses them.
     """
     N, degree = len(coefficients[0]), len(coefficients) - 1
     m = num_nodes(degree, N) if nodes is None else nodes
@@ -186,15 +195,15 @@ def bound_piece(
     whole = [around((j,)) for j in range(N)]
     high = [_tail(functools.partial(around, (j,)), degree * (2 * N - 1), m) for j in range(N)]
     tail = 0.5 * h * jnp.sqrt(sum(x**2 for x in high))
-    path = sum(jnp.sum(n * jnp.asarray(np.arange(1, degree + 2), dtype)[:, None], axis=0) for n in norms)
+    path = terms + sum(jnp.sum(n * jnp.asarray(np.arange(1, degree + 2), dtype)[:, None], axis=0) for n in norms)
     totals = at_ratios[1.0]
     rounding = (
         relative * (path + 0.5 * h * sum(whole)) + _UNDERFLOW * (1 + h) * jnp.prod(1 + jnp.stack(totals), axis=0) ** 2
     )
     # ∫‖·‖ ≤ √2(∫‖·‖²)^½, in s; the derivative with respect to time times dt is that with respect to s times ds.
-    defect = (math.sqrt(2) * jnp.sqrt(defect) + 4 * tail + 2 * rounding) * _INFLATION
+    defect = (math.sqrt(2) * _root(defect) + 4 * tail + 2 * rounding) * _INFLATION
 
-    centre = [spectral_bound(layout, c) + _UNDERFLOW for c in coefficients[0]]
+    centre = [spectral_bound(layout, c) for c in coefficients[0]]
     along = [jnp.minimum(c, n[0]) + (t - n[0]) for c, n, t in zip(centre, norms, totals, strict=True)]
     sizes = jnp.stack(along) * _INFLATION
     square = jnp.zeros_like(h)  # ∫Σ_{j<k}K_jk²
@@ -205,10 +214,10 @@ def bound_piece(
             return around(inner, x) ** 2
 
         high_gram = _tail(gram_bound, 2 * degree * (2 * N - len(inner)), m)
-        integral = math.sqrt(2) * jnp.sqrt(gram) + 4 * high_gram + 2 * relative * gram_bound(1.0)
+        integral = math.sqrt(2) * _root(gram) + 4 * high_gram + 2 * relative * gram_bound(1.0)
         square = square + integral * jnp.prod(sizes[j + 1 : k], axis=0) ** 2
     expansion = 0.5 * h * jnp.sqrt(2 * 2 * (N - 1) / N * square) * _INFLATION
-    return Piece(h, defect, expansion, sizes, _gap(layout, stacked, norms, ends, eps))
+    return Piece(h, defect, expansion, sizes, _gap(layout, stacked, norms, ends, eps) + 2 * relative * terms)
 
 
 def _gap(layout: AbstractLayout, stacked: list, norms: list, ends: tuple, eps: float) -> Array:
@@ -220,7 +229,7 @@ def _gap(layout: AbstractLayout, stacked: list, norms: list, ends: tuple, eps: f
         apart = [
             jnp.sum(signs.reshape(-1, *[1] * (c.ndim - 1)) * c, axis=0) - y for c, y in zip(stacked, end, strict=True)
         ]
-        total = total + layout.norm(apart)
+        total = total + _norm(layout, apart)
     rounding = 4 * gamma(degree + 3, eps) * sum(jnp.sum(n, axis=0) for n in norms)
     return (total + rounding) * _INFLATION
 

@@ -39,6 +39,7 @@ from gdflow.initialization import AbstractInitialization, Support
 from gdflow.network import LayerTuple, count_parameters
 from gdflow.objective import Objective
 from gdflow.problem import Problem
+from gdflow.rounding import frobenius
 from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, Balanced, LevelVerdict, Moment
 
 #: Radii `E` that are tried, as multiples of the radius that the tube would have if `μ` were that on the path itself.
@@ -79,7 +80,8 @@ def arrival_error(
     layout: AbstractLayout, objective: Objective, y: Any, radius: Float[Array, " lanes"]
 ) -> Float[Array, " lanes"]:
     """`Δ`: by how much the exact flow's `√(2L)` may exceed that of the computed state."""
-    sizes = jnp.sqrt(jnp.stack(layout.squares(y))) * (1 + 1e-10)
+    squares = jnp.stack(layout.squares(y))
+    sizes = frobenius(squares, squares.dtype)
     d_norm = jnp.max(jnp.abs(jnp.diagonal(objective.design)))
     return product_change(sizes, radius, d_norm)
 
@@ -143,8 +145,8 @@ class Tube(AbstractRider):
         zero = jnp.zeros_like(now.loss)
         tube = Radius(self.first_radius(nets) + zero, zero)
         ground = jnp.broadcast_to(self.verdict.ground(objective, nets), zero.shape)
-        squares = [jnp.sum(jnp.square(w), axis=(1, 2)) for w in nets.weights]
-        sizes = jnp.sqrt(jnp.stack(squares)) * (1 + 1e-10)
+        squares = jnp.stack([jnp.sum(jnp.square(w), axis=(1, 2)) for w in nets.weights])
+        sizes = frobenius(squares, squares.dtype)
         change = product_change(sizes, tube.radius, jnp.max(jnp.abs(jnp.diagonal(objective.design))))
         proved = self.verdict.thresholds.certified(now.loss, now.residual_error + change, ground)
         return _State(tube, ground, proved, ~proved)
@@ -160,9 +162,10 @@ class Tube(AbstractRider):
     def after(self, objective: Objective, state: _State, stride: Stride) -> _State:
         method, place, step = stride.method, stride.place, stride.step
         layout = method.layout
-        path = method.path(objective, place, step)
+        path, terms = method.path(objective, place, step)
         ends = (jax.tree.leaves(place.y), jax.tree.leaves(step.y))
-        piece = bound_piece(layout, objective, place.t_next - place.t, [jax.tree.leaves(c) for c in path], ends)
+        coefficients = [jax.tree.leaves(c) for c in path]
+        piece = bound_piece(layout, objective, place.t_next - place.t, coefficients, ends, terms=terms)
         tube = advance(objective, piece, state.tube)
         change = arrival_error(layout, objective, step.y, tube.radius)
         thresholds, end = self.verdict.thresholds, stride.end

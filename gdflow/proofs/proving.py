@@ -132,9 +132,10 @@ def _stride(objective: Objective, method: AbstractMethod, place: Place, control:
     """One step of one lane: what it leads to, and the bounds of its piece of path."""
     step = method.attempt(objective, place)
     decision = method.accept(objective, place, step, control)
-    coefficients = [jax.tree.leaves(c) for c in method.path(objective, place, step)]
+    path, terms = method.path(objective, place, step)
+    coefficients = [jax.tree.leaves(c) for c in path]
     ends = jax.tree.leaves(place.y), jax.tree.leaves(step.y)
-    piece = bound_piece(method.layout, objective, place.t_next - place.t, coefficients, ends)
+    piece = bound_piece(method.layout, objective, place.t_next - place.t, coefficients, ends, terms=terms)
     stacked = [jnp.stack([c[j][0] for c in coefficients]) for j in range(len(ends[0]))]
     return step, decision, stacked, piece, advance(objective, piece, tube), _measure(objective, step.y)
 

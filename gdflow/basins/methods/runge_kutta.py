@@ -144,7 +144,7 @@ class RungeKutta(AbstractIntegrator):
         weights = path_weights(self.solver)
         return None if weights is None else len(weights) - 1
 
-    def path(self, objective: Objective, place: Place, step: Step) -> list[LayerTuple]:
+    def path(self, objective: Objective, place: Place, step: Step) -> tuple[list[LayerTuple], Float[Array, " lanes"]]:
         weights = path_weights(self.solver)
         assert weights is not None
         h = place.t_next - place.t
@@ -154,7 +154,10 @@ class RungeKutta(AbstractIntegrator):
             used = [(float(a), tree, i >= 2) for i, (a, tree) in enumerate(zip(row, trees, strict=True)) if a != 0]
             factors = [a * h if staged else jnp.full_like(h, a) for a, _, staged in used]
             result.append(self.layout.combine(factors, [tree for _, tree, _ in used]))
-        return result
+        shares = np.arange(1, len(weights) + 1) @ abs(weights)
+        norms = [(share, self.layout.norm(tree)) for share, tree in zip(shares, trees, strict=True)]
+        terms = sum(share * (norm if i < 2 else h * norm) for i, (share, norm) in enumerate(norms) if share)
+        return result, jnp.asarray(terms)
 
 
 #: Interpolants up to this degree are recognised as polynomials.
