@@ -109,6 +109,11 @@ class AbstractLevelVerdict(AbstractVerdict):
         return copy
 
     @property
+    def of_every_start(self) -> bool:
+        """Whether a loss below the threshold says where the flow from *this* start ends, not from almost every one only."""
+        return False
+
+    @property
     def minimum(self) -> str:
         """What a limit at the lowest level is."""
         return "global minimum" if self.thresholds.separated else "lowest levels (merged)"
@@ -171,6 +176,10 @@ class LevelVerdict(AbstractLevelVerdict):
         self.thresholds = Thresholds(problem, widths, num_levels=num_levels, allow_float32=allow_float32)
         self.table = certificate_levels(problem, widths, num_levels=num_levels)
 
+    @property
+    def of_every_start(self) -> bool:
+        return True
+
     def check(self, problem: Problem, starts: Any) -> None:
         if starts.invariant_set is Support.BALANCED and sign_decides(problem, starts.widths):
             raise ValueError(
@@ -227,6 +236,10 @@ class Balanced(AbstractLevelVerdict):
         self.thresholds = Thresholds(problem, widths, num_levels=num_levels, allow_float32=allow_float32)
         self.table = certificate_levels(problem, widths, num_levels=num_levels)
         self.has_sides = sign_decides(problem, tuple(widths))
+
+    @property
+    def of_every_start(self) -> bool:
+        return not self.has_sides
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -263,6 +263,39 @@ def test_errors():
         gf.prove(square, balanced, verdict=gf.verdicts.Balanced(square, (2, 2, 2)))
 
 
+def test_verdicts_that_are_not_of_this_start_are_refused():
+    """Each of these was "proved" once, of a start at or below another threshold."""
+    problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0])
+    through_two = gf.LayerTuple([jnp.array([[0.0, 1, 0]]), jnp.array([[0.0], [1], [0]])])  # tends to the saddle {2}
+    with pytest.raises(ValueError, match="almost every start"):
+        gf.prove(problem, through_two, verdict=gf.verdicts.AlmostSure(problem, (3, 1, 3)))
+    level = gf.verdicts.LevelVerdict
+    partial = gf.LayerTuple([jnp.diag(jnp.array([0.0, 1, 1]))] * 2)
+    with pytest.raises(ValueError, match="not that of this problem and of widths"):
+        gf.prove(problem, partial, verdict=level(problem, (3, 1, 3)))
+    other = gf.Problem.from_singular_values([30.0, 20.0, 10.0])
+    with pytest.raises(ValueError, match="not that of this problem"):
+        gf.prove(problem, partial, verdict=level(other, (3, 3, 3)))
+    with pytest.raises(ValueError, match="not that of the run"):
+        gf.basin_sizes(problem, Gaussian((3, 3, 3)), 5, key=KEY, riders=(gf.basins.tube.Tube(level(other, (3, 3, 3))),))
+    with pytest.raises(ValueError, match="no methods"):
+        gf.prove(problem, partial, methods=())
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-132])
+def test_layers_that_cancel_are_not_proved(scale):
+    """`w_3 = −w_2` stays so along the exact flow of ½(c − w_3w_2w_1c)²: it ends at the saddle, whatever round-off does.
+
+    At 2^-132 the squares of the bounds underflow, and a proof once came of that.
+    """
+    problem = gf.Problem.from_target(np.array([[scale]]), np.array([[scale]]), coordinates="reduced")
+    for first in (1.0, 1.5):
+        net = gf.LayerTuple([jnp.array([[first]]), jnp.array([[0.5]]), jnp.array([[-0.5]])])
+        assert not gf.prove(
+            problem, net, methods=gf.integrator(rtol=1e-4, atol=1e-7), sharp=False, max_steps=400
+        ).proved
+
+
 def test_pictures(tmp_path):
     for name, proof in (
         ("proved", a_proof()),

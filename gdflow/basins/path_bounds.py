@@ -254,7 +254,7 @@ def widening(objective: Objective, piece: Piece, radius: Float[Array, " lanes"])
         for k in range(j + 1, N):
             # The difference is rounded: its terms may be far larger than itself.
             large = value(wide, j, k)
-            growth = large - value(piece.sizes, j, k) + 1e-14 * large
+            growth = large - value(piece.sizes, j, k) + 8 * (N + 4) * float(jnp.finfo(large.dtype).eps) * large
             rows[j], rows[k] = rows[j] + growth, rows[k] + growth
     return piece.h * functools.reduce(jnp.maximum, rows) * _INFLATION
 
@@ -272,7 +272,7 @@ def slope(sizes: Float[Array, "N lanes"]) -> Float[Array, " lanes"]:
         functools.reduce(jnp.multiply, [sizes[i] for i in range(N) if i != j], jnp.ones_like(sizes[0]))
         for j in range(N)
     ]
-    return jnp.sqrt(sum(x**2 for x in others))
+    return _root(sum((x**2 for x in others), jnp.zeros_like(others[0])))
 
 
 def product_change(

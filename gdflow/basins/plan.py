@@ -302,6 +302,8 @@ def make_plan(
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"the {name} must be a {kind.__name__}, got {value!r}")
     riders = default_riders(problem, starts.widths, verdict) if riders is None else tuple(_as_riders(riders))
+    if not isinstance(proof, bool):
+        raise TypeError(f"proof is True or False, got {proof!r}")
     if proof:
         riders = (*riders, Tube(verdict, problem.coordinates == "data"))
         method, again = (method, again) if again else default_methods(method)
@@ -313,7 +315,7 @@ def make_plan(
     method = integrator() if method is None else method
     for rider in riders:
         for some in (method, *again):
-            rider.check(problem, some)
+            rider.check(problem, verdict, starts.widths, some)
     limits = Limits() if limits is None else limits
     if limits.largest is None:
         limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(problem, starts.widths)))

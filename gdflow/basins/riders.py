@@ -16,7 +16,7 @@ from gdflow.invariants import drift
 from gdflow.network import LayerTuple
 from gdflow.objective import Objective
 from gdflow.problem import Problem
-from gdflow.verdicts import Moment
+from gdflow.verdicts import AbstractVerdict, Moment
 
 #: Crossing times of at most this many levels: each keeps a copy of the state per lane.
 MAX_CROSSINGS = 16
@@ -62,8 +62,10 @@ class AbstractRider(eqx.Module):
         """Whether `after` interpolates (`Stride.step.dense`); without that no interpolant is stored."""
         return False
 
-    def check(self, problem: Problem, method: AbstractMethod) -> None:
-        """`ValueError` where the rider cannot ride along with a method on a problem; by default it always can."""
+    def check(
+        self, problem: Problem, verdict: AbstractVerdict, widths: tuple[int, ...], method: AbstractMethod
+    ) -> None:
+        """`ValueError` where the rider cannot ride along in a run of these parts; by default it always can."""
 
     @abstractmethod
     def begin(self, objective: Objective, now: Moment, place: Place) -> Any:

@@ -44,7 +44,10 @@ class Tally:
         self.most_steps = max(self.most_steps, int(columns["steps"].max()))
         if "proved" in columns:
             proved = certified & (columns["proved"] == 1)
-            attempt = columns["attempt"][proved].astype(int) if "attempt" in columns else 0
+            attempt = columns["attempt"][proved] if "attempt" in columns else np.zeros(proved.sum())
+            if not np.isin(attempt, np.arange(len(self.proved))).all():
+                raise ValueError("there is an attempt that is none of the plan's methods")
+            attempt = attempt.astype(int)
             np.add.at(self.proved, (attempt, columns["limit"][proved]), 1)
         if "drift" in columns:
             self.largest_drift = max(self.largest_drift, float(np.nanmax(columns["drift"], initial=0.0)))

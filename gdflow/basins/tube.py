@@ -17,7 +17,8 @@ limit of the *exact flow from the start* is proved to lie at the lowest level.
 
 *What it is about.* The objective with the float64 arrays `A` and `D` of the problem's isometric coordinates, every target within
 `problem.data_error` of `A` included, and the float64 start in these coordinates. Rank decisions of the data are assumed
-(`problem.report()` names them). Every inequality is evaluated with a bound of its own round-off; none is an estimate.
+(`problem.report()` names them); so are singular values of the target that were taken for zero. Every inequality is evaluated
+with a bound of its own round-off; none is an estimate.
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ from gdflow.network import LayerTuple, count_parameters
 from gdflow.objective import Objective
 from gdflow.problem import Problem
 from gdflow.rounding import frobenius
+from gdflow.thresholds import certificate_threshold
 from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, Balanced, LevelVerdict, Moment
 
 #: Radii `E` that are tried, as multiples of the radius that the tube would have if `μ` were that on the path itself.
@@ -113,6 +115,11 @@ class Tube(AbstractRider):
                 "starts in floating point are balanced up to round-off only, and their exact flow leaves the set of balanced "
                 "networks in the long run: a limit of lower rank cannot be proved of them. Leave the proof out"
             )
+        if not verdict.of_every_start:
+            raise ValueError(
+                f"{type(verdict).__name__} speaks of almost every start, and a proof is about one: take "
+                "gdflow.verdicts.LevelVerdict, or leave the proof out"
+            )
         self.verdict = verdict.without_info()
         self.rotated = rotated
 
@@ -128,11 +135,26 @@ class Tube(AbstractRider):
     def wants_dense(self) -> bool:
         return True
 
-    def check(self, problem: Problem, method: AbstractMethod) -> None:
+    def check(
+        self, problem: Problem, verdict: AbstractVerdict, widths: tuple[int, ...], method: AbstractMethod
+    ) -> None:
         if problem.target.dtype != jnp.float64:
             raise ValueError(
                 f"proofs need float64 but the problem is {problem.target.dtype}: call "
                 'jax.config.update("jax_enable_x64", True) before anything else'
+            )
+        own, threshold = self.verdict.thresholds, float(self.verdict.thresholds.threshold())
+        other = verdict.thresholds if isinstance(verdict, AbstractLevelVerdict) else None
+        if other is None or not np.array_equal(other.values, own.values):
+            raise ValueError("the verdict that is to be proved is not that of the run")
+        if threshold > float(certificate_threshold(problem, widths)):
+            raise ValueError(
+                f"the verdict's threshold {threshold:.6g} is not that of this problem and of widths {tuple(widths)}: make the "
+                "verdict from these"
+            )
+        if problem.coordinates == "data" and not self.rotated:
+            raise ValueError(
+                "starts in data coordinates are rotated before they are integrated: Tube(verdict, rotated=True)"
             )
         if method.path_degree is None:
             raise ValueError(
@@ -155,7 +177,8 @@ class Tube(AbstractRider):
         """Of the rotation into the coordinates of the flow: two products for the first and the last layer."""
         if not self.rotated:
             return 0.0
-        ends = [jnp.linalg.norm(w, axis=(-2, -1)) for w in (nets.weights[0], nets.weights[-1])]
+        squares = [jnp.sum(jnp.square(w), axis=(-2, -1)) for w in (nets.weights[0], nets.weights[-1])]
+        ends = [frobenius(x, x.dtype) for x in squares]
         size = nets.widths[0] + nets.widths[-1]
         return 64 * size * float(jnp.finfo(ends[0].dtype).eps) * sum(ends)
 

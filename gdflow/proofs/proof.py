@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from rich.console import RenderableType
 
+from gdflow.checks import check_count
 from gdflow.network import LayerTuple
 from gdflow.proofs.balls import Check, check_record
 from gdflow.tables import Printable, key_value_table, visible
@@ -110,6 +111,7 @@ class Proof(Printable):
 
         **Raises:** `ImportError` without python-flint (`pip install 'gdflow[proofs]'`), `ValueError` for damaged proofs.
         """
+        precision = check_count("precision", precision)
         return check_record({k: v for k, v in self.record().items() if k in needed_names(len(self.path))}, precision)
 
     def __rich__(self) -> RenderableType:
@@ -168,6 +170,10 @@ def load_proof(path: str | os.PathLike) -> Proof:
         raise ValueError(f"{shown} is damaged: it has no {', '.join(sorted(expected - record.keys())) or 'start_1'}")
     try:
         ball = float(record["ball"])
+        joints = {len(record[name]) for name in ("radius", "exponents", "losses", "errors")}
+        pieces = {len(record[name]) for name in ("durations", "sharp", *(f"path_{j}" for j in range(1, num + 1)))}
+        if len(joints) != 1 or len(pieces) != 1 or joints != {min(pieces) + 1}:
+            raise ValueError("its arrays are not of one length")
         names = ("A", "D", "durations", "sharp", "radius", "exponents", "losses", "errors")
         arrays: dict[str, Any] = {name: record[name] for name in names}
         return Proof(

@@ -56,7 +56,8 @@ def prove(
       Runge–Kutta methods, whose interpolant is a polynomial.
     - `sharp`: where that fails, try the Hessian's eigenvalues on quarters of the steps (`gdflow.proofs.sharp`), for networks
       of at most 400 parameters.
-    - `ball`: also look for the largest ball of starts that these inequalities prove. It is no bound of the basin.
+    - `ball`: also look for the largest ball of starts, round `Proof.start`, that these inequalities prove. The basin may be
+      far larger.
     - `max_steps`: of each attempt.
 
     **Returns:** a `gdflow.proofs.Proof`; without a proof it says what failed and has the path of the last attempt.
@@ -81,13 +82,19 @@ def prove(
     max_steps = check_count("max_steps", max_steps)
     verdict = LevelVerdict(problem, net.widths) if verdict is None else verdict
     rider = Tube(verdict, problem.coordinates == "data")
+    if methods is not None and not isinstance(methods, AbstractMethod | Sequence):
+        raise TypeError(f"methods are made by gdflow.integrator(solver, rtol, atol); got {methods!r}")
     if methods is None:
         first, again = default_methods(None)
         methods = (first, *again)
     if isinstance(methods, AbstractMethod):
         methods = (methods,)
+    if not methods:
+        raise ValueError("no methods: give at least one, or leave them out")
     for method in methods:
-        rider.check(problem, method)
+        if not isinstance(method, AbstractMethod):
+            raise TypeError(f"methods are made by gdflow.integrator(solver, rtol, atol); got {method!r}")
+        rider.check(problem, verdict, net.widths, method)
     isometric = problem.isometric()
     start = problem.convert(net, problem.coordinates, isometric.coordinates)
     run = _Prover(isometric.objective, verdict.thresholds, start, float(rider.first_radius(start)), max_steps)
@@ -183,7 +190,10 @@ class _Prover:
         if self.certified(loss, residual + result.change[0]):
             result.proved, result.outcome, self.is_open = True, "the start is below the level already", False
         elif slope <= _VANISHING:
-            result.outcome, self.is_open = "the gradient vanishes: the start is critical, and nothing moves", False
+            result.outcome, self.is_open = (
+                "the gradient vanishes (below 1e-150): the start is critical, or too near to be told apart",
+                False,
+            )
         if not self.is_open:
             return result
         memory, t_next, control = eqx.filter_jit(type(traced).begin)(traced, objective, y)

@@ -11,6 +11,7 @@ decomposition a piece, and the pieces must be short: here quarters of a step.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -61,13 +62,23 @@ class SharpBound:
     def __init__(self, objective: Objective, coefficients: Sequence[np.ndarray], h: float):
         centre = [c[0] for c in coefficients]
         self.h = h
-        self.hessian_bound = _least_eigenvalue(np.asarray(_hessian(objective, list(map(jnp.asarray, centre)))))
+        H = np.asarray(_hessian(objective, list(map(jnp.asarray, centre))))
         A, d = np.asarray(objective.target), np.diagonal(np.asarray(objective.design))
         W = functools.reduce(lambda product, w: w @ product, centre)
         up = 1 + 1e-12
-        self.m = np.linalg.norm(A - W * d, 2) * up + 1e-14 * (np.linalg.norm(A) + np.linalg.norm(W) * abs(d).max())
+        norms = np.array([np.linalg.norm(w) for w in centre])
+        eps = float(np.finfo(A.dtype).eps)
+        rounding = (
+            8 * (sum(map(len, centre)) + sum(W.shape)) * eps
+        )  # of products of as many layers, relative to their norms
+        whole = np.linalg.norm(A) + abs(d).max() * norms.prod()
+        self.m = np.linalg.norm(A - W * d, 2) * up + rounding * whole
         self.d = abs(d).max() * up
         self.a = np.array([np.linalg.norm(w, 2) * up for w in centre])
+        # The Hessian's entries are sums of products of layers, as large as these norms where they do not cancel.
+        single, double = _largest_without(norms, 1), _largest_without(norms, 2)
+        entries = self.d**2 * single**2 + self.d * whole * double
+        self.hessian_bound = _least_eigenvalue(H) - 4 * rounding * len(H) * entries
         # How far the piece strays from its middle.
         self.rho = sum(
             math.sqrt(sum(float(np.sum(c[i] ** 2)) for c in coefficients)) for i in range(1, len(coefficients[0]))
@@ -95,6 +106,12 @@ class SharpBound:
         x = np.abs(np.linalg.eigh(table)[1][:, -1]) + 1e-6
         mu = float(np.max(table @ x / x)) * (1 + 1e-10) - self.hessian_bound
         return self.h * (mu + 1e-12 * abs(mu))
+
+
+def _largest_without(sizes: np.ndarray, left_out: int) -> float:
+    """The largest product of all sizes but so many; 1 if there are no more."""
+    others = itertools.combinations(sizes, max(len(sizes) - left_out, 0))
+    return max(float(np.prod(some)) for some in others)
 
 
 def _least_eigenvalue(H: np.ndarray) -> float:
