@@ -194,7 +194,7 @@ def bound_piece(
 
     whole = [around((j,)) for j in range(N)]
     high = [_tail(functools.partial(around, (j,)), degree * (2 * N - 1), m) for j in range(N)]
-    tail = 0.5 * h * jnp.sqrt(sum(x**2 for x in high))
+    tail = 0.5 * h * _root(sum((x**2 for x in high), jnp.zeros_like(h)))
     path = terms + sum(jnp.sum(n * jnp.asarray(np.arange(1, degree + 2), dtype)[:, None], axis=0) for n in norms)
     totals = at_ratios[1.0]
     rounding = (

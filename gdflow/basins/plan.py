@@ -301,7 +301,7 @@ def make_plan(
     ):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"the {name} must be a {kind.__name__}, got {value!r}")
-    riders = default_riders(problem, starts.widths, verdict) if riders is None else tuple(_as_riders(riders))
+    riders = default_riders(problem, starts.widths, verdict) if riders is None else _as_riders(riders)
     if not isinstance(proof, bool):
         raise TypeError(f"proof is True or False, got {proof!r}")
     if proof:

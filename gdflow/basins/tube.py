@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gdflow.basins.layouts import AbstractLayout
+from gdflow.basins.layouts import AbstractLayout, LanesFirst
 from gdflow.basins.methods import AbstractMethod, Place, integrator
 from gdflow.basins.methods.adaptive import AbstractIntegrator
 from gdflow.basins.path_bounds import Piece, bound_piece, gradient_of_target, product_change, widening
@@ -167,9 +167,7 @@ class Tube(AbstractRider):
         zero = jnp.zeros_like(now.loss)
         tube = Radius(self.first_radius(nets) + zero, zero)
         ground = jnp.broadcast_to(self.verdict.ground(objective, nets), zero.shape)
-        squares = jnp.stack([jnp.sum(jnp.square(w), axis=(1, 2)) for w in nets.weights])
-        sizes = frobenius(squares, squares.dtype)
-        change = product_change(sizes, tube.radius, jnp.max(jnp.abs(jnp.diagonal(objective.design))))
+        change = arrival_error(LanesFirst(), objective, nets, tube.radius)
         proved = self.verdict.thresholds.certified(now.loss, now.residual_error + change, ground)
         return _State(tube, ground, proved, ~proved)
 
