@@ -159,7 +159,8 @@ class Running:
     Parameters
     ----------
     solver
-        Integration method. rkc: stabilised, for stiff flows (small singular values beside large ones), at looser tolerances.
+        Integration method, by default tsit5, and dopri8 where verdicts are proved. rkc: stabilised, for stiff flows (small
+        singular values beside large ones), at looser tolerances.
     rtol
         Relative tolerance of the integration.
     atol
@@ -175,7 +176,7 @@ class Running:
         Time the crossing of every value ℓ({1..r}) on the way, not of the last one alone.
     """
 
-    solver: Literal["tsit5", "dopri5", "dopri8", "rkc", "kvaerno5"] = "tsit5"
+    solver: Literal["tsit5", "dopri5", "dopri8", "rkc", "kvaerno5"] | None = None
     rtol: Tolerance = 1e-6
     atol: float = 1e-9
     t1: float = math.inf
@@ -183,21 +184,27 @@ class Running:
     verdict: Literal["level", "almost-sure", "balanced"] | None = None
     staircase: bool = True
 
-    def options(self, problem: Any, widths: tuple[int, ...]) -> dict[str, Any]:
-        """What `gdflow.basin_sizes` takes."""
+    def method(self, default: str = "tsit5") -> Any:
+        """What steps the starts; `default`: the solver if none is named."""
         import diffrax
 
-        from gdflow import verdicts
-        from gdflow.basins import Drift, Limits, integrator
+        from gdflow.basins import integrator
         from gdflow.dynamics import RKC
 
         solvers: dict[str, Callable[[], Any]] = {
             "tsit5": diffrax.Tsit5, "dopri5": diffrax.Dopri5, "dopri8": diffrax.Dopri8, "kvaerno5": diffrax.Kvaerno5,
             "rkc": lambda: RKC(20),
         }  # fmt: skip
+        return integrator(solvers[self.solver or default](), self.rtol, self.atol)
+
+    def options(self, problem: Any, widths: tuple[int, ...]) -> dict[str, Any]:
+        """What `gdflow.basin_sizes` takes."""
+        from gdflow import verdicts
+        from gdflow.basins import Drift, Limits
+
         named = {"level": verdicts.LevelVerdict, "almost-sure": verdicts.AlmostSure, "balanced": verdicts.Balanced}
         return dict(
-            method=integrator(solvers[self.solver](), self.rtol, self.atol),
+            method=self.method(),
             limits=Limits(t1=self.t1, max_steps=self.max_steps),
             verdict=None if self.verdict is None else named[self.verdict](problem, widths),
             riders=None if self.staircase else (Drift(),),

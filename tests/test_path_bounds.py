@@ -61,7 +61,12 @@ def bounded(objective, coefficients, h, layout=None, nodes=None):
         return layout.pack([jnp.asarray(w)[None] for w in layers])
 
     return jax.jit(bound_piece, static_argnums=(0, 5))(
-        layout, objective, jnp.full(1, h), [packed(c) for c in coefficients], tuple(map(packed, ends)), nodes
+        layout,
+        objective,
+        jnp.full(1, h),
+        list(map(jnp.stack, zip(*map(packed, coefficients), strict=True))),
+        tuple(map(packed, ends)),
+        nodes,
     )
 
 

@@ -43,6 +43,9 @@ from gdflow.rounding import frobenius, gamma
 _UNDERFLOW = 1e-290
 #: Sums, roots and the rounded nodes and weights of quadratures: far above their relative errors, far below what matters.
 _INFLATION = 1 + 1e-8
+#: So many numbers at the nodes are computed at once.
+_AT_ONCE = 2**16
+_HIGHEST = jax.lax.Precision.HIGHEST
 #: Where bounds of tails are tried.
 _RATIOS = (2.0, 4.0, 8.0, 16.0)
 
@@ -67,7 +70,7 @@ class Piece(eqx.Module):
 def num_nodes(degree: int, num_layers: int) -> int:
     """How many nodes the quadratures have: of what their tails add little to (tests/test_path_bounds.py measures it)."""
     exact = degree * (2 * num_layers - 1) + 1
-    return min(exact, degree + 1 + num_layers)
+    return min(exact, degree + num_layers)
 
 
 @functools.cache
@@ -115,7 +118,7 @@ def bound_piece(
     layout: AbstractLayout,
     objective: Objective,
     h: Float[Array, " lanes"],
-    coefficients: Sequence[Sequence[Array]],
+    coefficients: Sequence[Array],
     ends: tuple[Sequence[Array], Sequence[Array]],
     nodes: int | None = None,
     terms: Float[Array, " lanes"] | float = 0.0,
@@ -124,25 +127,24 @@ def bound_piece(
 
     **Arguments:**
 
-    - `coefficients`: `c_0, …, c_g`, each with an array for every layer, packed as the layout says.
+    - `coefficients`: for every layer `c_0, …, c_g`, each packed as the layout says, stacked along the first axis.
     - `ends`: the states that the piece is to join.
     - `nodes`: of the quadratures, by default `num_nodes`.
     - `terms`: `Σ_i(i + 1)‖·‖` of the terms that the `c_i` are sums of, where these are computed in the same program: it may
       round them anew wherever it uses them.
     """
-    N, degree = len(coefficients[0]), len(coefficients) - 1
+    N, degree = len(coefficients), len(coefficients[0]) - 1
     m = num_nodes(degree, N) if nodes is None else nodes
     d = jnp.diagonal(objective.design)
     dtype = objective.target.dtype
     eps = float(jnp.finfo(dtype).eps)
     d_norm = jnp.max(jnp.abs(d)) * _INFLATION
     a_norm = jnp.linalg.norm(objective.target) * _INFLATION
-    widths = [layout.height(layout.transpose(c)) for c in coefficients[0]]
+    widths = [layout.height(layout.transpose(c[0])) for c in coefficients]
     # A bound of the operations on the longest way to an entry of the gradient at a node, those of the path included.
     relative = 2 * gamma(4 * (sum(widths) + objective.d_out + 2 * N * (degree + 3)), eps)
 
-    stacked = [jnp.stack([c[j] for c in coefficients]) for j in range(N)]
-    norms = [jnp.stack([_norm(layout, c[j]) for c in coefficients]) for j in range(N)]  # ‖c_i‖, layer by layer
+    norms = [jax.vmap(functools.partial(_norm, layout))(c) for c in coefficients]  # ‖c_i‖, layer by layer
     pairs = [(j, k) for j in range(N) for k in range(j + 1, N)]
 
     # -- the sums over the nodes -------------------------------------------------------------------------------------------
@@ -152,12 +154,12 @@ def bound_piece(
     slopes = np.concatenate([np.zeros((m, 1)), powers[:, :-1] * np.arange(1, degree + 1)], axis=1)
     target, diagonal = layout.everywhere(objective.target), layout.everywhere(d[None, :])
 
-    def at(factors: Array, j: int) -> Array:
-        return jnp.sum(factors.reshape(-1, *[1] * (stacked[j].ndim - 1)) * stacked[j], axis=0)
+    half = [layout.spread(0.5 * h, c[0]) for c in coefficients]
 
-    def add(sums, node):
-        power, slope, weight = node
-        w = [at(power, j) for j in range(N)]
+    def at(node):
+        """The squares that are to be integrated: of the defect, and of the Gram matrices of all `X_jk`."""
+        power, slope = node
+        w, velocity = ([jnp.tensordot(x, c, 1, precision=_HIGHEST) for c in coefficients] for x in (power, slope))
         right = [w[0]]
         for j in range(1, N):
             right.append(layout.product(w[j], right[-1]))
@@ -168,15 +170,14 @@ def bound_piece(
         def x(j, k):  # X_jkᵀ; for j = k the layer's part of −∇L
             return left[k] if j == 0 else layout.product(left[k], layout.transpose(right[j - 1]))
 
-        half = layout.spread(0.5 * h, w[0])
-        defect = sum(layout.squares([at(slope, j) - half * x(j, j) for j in range(N)]))
-        grams = [sum(layout.squares(layout.gram(x(j, k)))) for j, k in pairs]
-        new = [defect, *grams]
-        return [s + weight * value for s, value in zip(sums, new, strict=True)], None
+        defect = sum(layout.squares([velocity[j] - half[j] * x(j, j) for j in range(N)]))
+        return jnp.stack([defect, *(sum(layout.squares(layout.gram(x(j, k)))) for j, k in pairs)])
 
-    zero = [jnp.zeros_like(h)] * (1 + len(pairs))
-    table = tuple(jnp.asarray(x, dtype) for x in (powers, slopes, weights))
-    (defect, *grams), _ = jax.lax.scan(add, zero, table)
+    # As many nodes at once as fit into the cache.
+    entries = sum(c[0].size for c in coefficients)
+    table = tuple(jnp.asarray(x, dtype) for x in (powers, slopes))
+    squares = jax.lax.map(at, table, batch_size=int(np.clip(_AT_ONCE // entries, 1, m)))
+    defect, *grams = jnp.tensordot(jnp.asarray(weights, dtype), squares, 1, precision=_HIGHEST)
 
     # -- what the nodes do not see, and round-off --------------------------------------------------------------------------
 
@@ -203,7 +204,7 @@ def bound_piece(
     # ∫‖·‖ ≤ √2(∫‖·‖²)^½, in s; the derivative with respect to time times dt is that with respect to s times ds.
     defect = (math.sqrt(2) * _root(defect) + 4 * tail + 2 * rounding) * _INFLATION
 
-    centre = [spectral_bound(layout, c) for c in coefficients[0]]
+    centre = [spectral_bound(layout, c[0]) for c in coefficients]
     along = [jnp.minimum(c, n[0]) + (t - n[0]) for c, n, t in zip(centre, norms, totals, strict=True)]
     sizes = jnp.stack(along) * _INFLATION
     square = jnp.zeros_like(h)  # ∫Σ_{j<k}K_jk²
@@ -217,18 +218,16 @@ def bound_piece(
         integral = math.sqrt(2) * _root(gram) + 4 * high_gram + 2 * relative * gram_bound(1.0)
         square = square + integral * jnp.prod(sizes[j + 1 : k], axis=0) ** 2
     expansion = 0.5 * h * jnp.sqrt(2 * 2 * (N - 1) / N * square) * _INFLATION
-    return Piece(h, defect, expansion, sizes, _gap(layout, stacked, norms, ends, eps) + 2 * relative * terms)
+    return Piece(h, defect, expansion, sizes, _gap(layout, coefficients, norms, ends, eps) + 2 * relative * terms)
 
 
-def _gap(layout: AbstractLayout, stacked: list, norms: list, ends: tuple, eps: float) -> Array:
+def _gap(layout: AbstractLayout, coefficients: Sequence[Array], norms: list, ends: tuple, eps: float) -> Array:
     """`‖p(−1) − y_0‖ + ‖p(1) − y_1‖`: round-off, or what an interpolant does not join."""
     degree = norms[0].shape[0] - 1
     total = jnp.zeros_like(norms[0][0])
     for sign, end in zip((-1.0, 1.0), ends, strict=True):
         signs = jnp.asarray(sign ** np.arange(degree + 1), norms[0].dtype)
-        apart = [
-            jnp.sum(signs.reshape(-1, *[1] * (c.ndim - 1)) * c, axis=0) - y for c, y in zip(stacked, end, strict=True)
-        ]
+        apart = [jnp.tensordot(signs, c, 1, precision=_HIGHEST) - y for c, y in zip(coefficients, end, strict=True)]
         total = total + _norm(layout, apart)
     rounding = 4 * gamma(degree + 3, eps) * sum(jnp.sum(n, axis=0) for n in norms)
     return (total + rounding) * _INFLATION

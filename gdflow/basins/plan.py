@@ -41,8 +41,10 @@ _COPIES = 32
 _MEMORY = 2**32
 #: Starts are drawn in pools of about this many numbers.
 _POOL = 2**19
-#: Starts that may have to be run again are run in blocks of so many.
+#: Starts that may have to be run again are run in blocks of so many, …
 _BLOCK = 2**20
+#: … and drawn in pools of at most so many, so that the few that are run again are shared among the threads.
+_SMALL_POOL = 256
 #: So many starts are looked at to see whether they are balanced.
 _LOOKED_AT = 4
 #: Weights of so many times the size that the data ask for diverge.
@@ -120,7 +122,7 @@ class Plan:
         # Ids that are to be run again are kept until their turn: of so many starts at a time.
         block = _BLOCK if self.again else max(len(ids), 1)
         # One size of pools, so that later attempts share their compiled program.
-        pool = default_pool(min(len(ids), block), most, threads)
+        pool = default_pool(min(len(ids), block), min(most, _SMALL_POOL) if self.again else most, threads)
         for first in range(0, len(ids), block):
             waiting: Any = ids[first : first + block]
             for attempt, process in enumerate(self.processes):

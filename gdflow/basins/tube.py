@@ -185,8 +185,7 @@ class Tube(AbstractRider):
         layout = method.layout
         path, terms = method.path(objective, place, step)
         ends = (jax.tree.leaves(place.y), jax.tree.leaves(step.y))
-        coefficients = [jax.tree.leaves(c) for c in path]
-        piece = bound_piece(layout, objective, place.t_next - place.t, coefficients, ends, terms=terms)
+        piece = bound_piece(layout, objective, place.t_next - place.t, path, ends, terms=terms)
         tube = advance(objective, piece, state.tube)
         change = arrival_error(layout, objective, step.y, tube.radius)
         thresholds, end = self.verdict.thresholds, stride.end
@@ -236,14 +235,17 @@ def proves_by_default(
     return explicit and plain and count_parameters(law.widths) <= _CHEAP and problem.target.dtype == jnp.float64
 
 
-#: Later attempts, at these relative tolerances, a thousandth of them absolute: the first one's method, which need not be compiled
-#: anew, and then one of high order.
-_TIGHTER, _TIGHTEST = (1e-8, 1e-10), 1e-12
+#: Relative tolerances of the attempts, a thousandth of them absolute.
+_TOLERANCES = (1e-6, 1e-9, 1e-12)
 
 
 def default_methods(method: AbstractMethod | None) -> tuple[AbstractMethod, tuple[AbstractMethod, ...]]:
-    """The method of the first attempt, by default Tsit5 at rtol 1e-6, and those of the later ones."""
-    first = integrator() if method is None else method
-    solver = first.solver if isinstance(first, AbstractIntegrator) else diffrax.Tsit5()
-    tighter = [integrator(solver, rtol, 1e-3 * rtol) for rtol in _TIGHTER if rtol < getattr(first, "rtol", 1.0)]
-    return first, (*tighter, integrator(diffrax.Dopri8(), _TIGHTEST, 1e-3 * _TIGHTEST))
+    """The method of the first attempt and those of the later ones, all of them Dopri8 unless the first is given.
+
+    A proof is bought by the step, and higher order has fewer of them; all attempts share one compiled program. For every
+    workload of `benchmarks/proofs.py --methods` it costs the least time a proved start, or close to it.
+    """
+    attempts = [integrator(diffrax.Dopri8(), rtol, 1e-3 * rtol) for rtol in _TOLERANCES]
+    if method is None:
+        return attempts[0], tuple(attempts[1:])
+    return method, tuple(later for later in attempts[1:] if later.rtol < getattr(method, "rtol", 1.0))

@@ -52,7 +52,7 @@ def prove(
 
     - `problem`: with the squared error, in float64; `net`: one network in its coordinates.
     - `verdict`: what is to be proved, by default `gf.verdicts.LevelVerdict`.
-    - `methods`: tried one after the other, by default Tsit5 at rtol 1e-6, 1e-8, 1e-10 and Dopri8 at 1e-12. Explicit
+    - `methods`: tried one after the other, by default Dopri8 at rtol 1e-6, 1e-9 and 1e-12. Explicit
       Runge–Kutta methods, whose interpolant is a polynomial.
     - `sharp`: where that fails, try the Hessian's eigenvalues on quarters of the steps (`gdflow.proofs.sharp`), for networks
       of at most 400 parameters.
@@ -107,7 +107,7 @@ def prove(
         if last.proved or not run.is_open:
             break
     if last is not None and not last.proved and run.is_open and sharp and widest <= MOST_PARAMETERS:
-        for method in methods[1::2] or methods:
+        for method in methods[1:] or methods:  # smaller pieces
             last = run.sharp(method)
             attempts.append(f"{method.name}, sharper bound: {last.outcome}")
             if last.proved:
@@ -140,11 +140,9 @@ def _stride(objective: Objective, method: AbstractMethod, place: Place, control:
     step = method.attempt(objective, place)
     decision = method.accept(objective, place, step, control)
     path, terms = method.path(objective, place, step)
-    coefficients = [jax.tree.leaves(c) for c in path]
     ends = jax.tree.leaves(place.y), jax.tree.leaves(step.y)
-    piece = bound_piece(method.layout, objective, place.t_next - place.t, coefficients, ends, terms=terms)
-    stacked = [jnp.stack([c[j][0] for c in coefficients]) for j in range(len(ends[0]))]
-    return step, decision, stacked, piece, advance(objective, piece, tube), _measure(objective, step.y)
+    piece = bound_piece(method.layout, objective, place.t_next - place.t, path, ends, terms=terms)
+    return step, decision, [c[:, 0] for c in path], piece, advance(objective, piece, tube), _measure(objective, step.y)
 
 
 def _measure(objective: Objective, y: LayerTuple) -> tuple:
@@ -379,10 +377,8 @@ class _Reached:
 
 @eqx.filter_jit
 def _bound_part(objective: Objective, h: Any, part: list, begin: list, end: list) -> Piece:
-    degree = part[0].shape[0] - 1
-    coefficients = [[jnp.asarray(c[i])[None] for c in part] for i in range(degree + 1)]
     ends = [jnp.asarray(w)[None] for w in begin], [jnp.asarray(w)[None] for w in end]
-    return bound_piece(_LAYOUT, objective, h, coefficients, ends)
+    return bound_piece(_LAYOUT, objective, h, [jnp.asarray(c)[:, None] for c in part], ends)
 
 
 def _best(

@@ -103,10 +103,11 @@ class AbstractMethod(eqx.Module):
         """The degree of the interpolant as a polynomial, in coordinates with a diagonal design; `None` if there is no `path`."""
         return None
 
-    def path(self, objective: Objective, place: Place, step: Step) -> tuple[list[LayerTuple], Float[Array, " lanes"]]:
+    def path(self, objective: Objective, place: Place, step: Step) -> tuple[list[Array], Float[Array, " lanes"]]:
         """The interpolant of a step as `Σ_i c_i s^i`, `s` from −1 to 1.
 
-        **Returns:** its coefficients, packed; and `Σ_i(i + 1)‖·‖` over the terms that they are sums of, for their round-off.
+        **Returns:** for every layer its coefficients, packed and stacked along a new first axis; and `Σ_i(i + 1)‖·‖` over
+        the terms that they are sums of, for their round-off.
         """
         raise NotImplementedError
 

@@ -17,6 +17,7 @@ from gdflow.basins.methods.method import Place, Step
 from gdflow.network import LayerTuple
 from gdflow.objective import Objective
 from gdflow.problem import Problem
+from gdflow.rounding import frobenius
 
 
 class RungeKutta(AbstractIntegrator):
@@ -144,20 +145,23 @@ class RungeKutta(AbstractIntegrator):
         weights = path_weights(self.solver)
         return None if weights is None else len(weights) - 1
 
-    def path(self, objective: Objective, place: Place, step: Step) -> tuple[list[LayerTuple], Float[Array, " lanes"]]:
+    def path(self, objective: Objective, place: Place, step: Step) -> tuple[list[Array], Float[Array, " lanes"]]:
         weights = path_weights(self.solver)
         assert weights is not None
-        h = place.t_next - place.t
-        trees = [place.y, step.y, *step.dense]
-        result = []
-        for row in weights:
-            used = [(float(a), tree, i >= 2) for i, (a, tree) in enumerate(zip(row, trees, strict=True)) if a != 0]
-            factors = [a * h if staged else jnp.full_like(h, a) for a, _, staged in used]
-            result.append(self.layout.combine(factors, [tree for _, tree, _ in used]))
-        shares = np.arange(1, len(weights) + 1) @ abs(weights)
-        norms = [(share, self.layout.norm(tree)) for share, tree in zip(shares, trees, strict=True)]
-        terms = sum(share * (norm if i < 2 else h * norm) for i, (share, norm) in enumerate(norms) if share)
-        return result, jnp.asarray(terms)
+        used = np.flatnonzero(np.any(weights != 0, axis=0))
+        weights, h = weights[:, used], place.t_next - place.t
+        ends = [*map(jax.tree.leaves, (place.y, step.y))]
+        shares = jnp.asarray(np.arange(1, len(weights) + 1) @ abs(weights), h.dtype)[:, None]
+        result, squares = [], 0.0
+        for j in range(len(ends[0])):
+            trees = [
+                *(y[j] for y in ends),
+                *(self.layout.spread(h, k) * k for k in (jax.tree.leaves(k)[j] for k in step.dense)),
+            ]
+            terms = jnp.stack([trees[i] for i in used])
+            result.append(jnp.tensordot(jnp.asarray(weights, h.dtype), terms, 1, precision=jax.lax.Precision.HIGHEST))
+            squares = squares + jnp.stack(jax.vmap(self.layout.squares)(terms)).sum(axis=0)
+        return result, jnp.sum(shares * frobenius(squares, h.dtype), axis=0)
 
 
 #: Interpolants up to this degree are recognised as polynomials.
