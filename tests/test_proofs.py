@@ -35,7 +35,7 @@ def test_a_proof_says_what_it_proves():
     assert proof.proved
     assert proof.verdict == "global minimum"
     text = str(proof)
-    for words in ("proved: global minimum", "arrival", "radius", "Tsit5", "float64 start"):
+    for words in ("proved: global minimum", "arrival", "radius", "Dopri8", "float64 start"):
         assert words in text
     assert proof.arrival_time == pytest.approx(proof.durations.sum())
     low, high = proof.band()
