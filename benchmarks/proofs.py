@@ -20,10 +20,10 @@ from workloads import KEY, Workload, all_workloads
 import gdflow as gf
 from gdflow.basins import Drift, Plan, make_plan
 
-DEFAULT = ("Dopri8", 1e-6)
+DEFAULT = ("Dopri8", 1e-7)
 METHODS = (
     ("Tsit5", 1e-4), ("Tsit5", 1e-5), ("Tsit5", 1e-6), ("Tsit5", 1e-7),
-    ("Dopri8", 1e-5), DEFAULT, ("Dopri8", 1e-7), ("Dopri8", 1e-8),
+    ("Dopri8", 1e-5), ("Dopri8", 1e-6), DEFAULT, ("Dopri8", 1e-8),
 )  # fmt: skip
 
 

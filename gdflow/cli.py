@@ -90,8 +90,6 @@ def basins(
     options = running.options(problem, widths)
     if proof is None:
         proof = audit is None and proves_by_default(problem, law, options["method"], options["verdict"])
-    if proof:
-        options["method"] = running.method("dopri8")
     _prepare_for_basins(out, overwrite)
     say(problem.report(widths, lowest=16))
     _say_basins(

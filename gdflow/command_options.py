@@ -159,12 +159,13 @@ class Running:
     Parameters
     ----------
     solver
-        Integration method, by default tsit5, and dopri8 where verdicts are proved. rkc: stabilised, for stiff flows (small
-        singular values beside large ones), at looser tolerances.
+        Integration method, by default tsit5. rkc: stabilised, for stiff flows (small singular values beside large ones), at
+        looser tolerances.
     rtol
-        Relative tolerance of the integration.
+        Relative tolerance of the integration, by default 1e-6.
     atol
-        Absolute tolerance of the integration.
+        Absolute tolerance of the integration, by default 1e-9. Where verdicts are proved and none of the three is given:
+        dopri8, 1e-7, 1e-10.
     t1
         Flow time after which an undecided start is given up.
     max_steps
@@ -177,25 +178,28 @@ class Running:
     """
 
     solver: Literal["tsit5", "dopri5", "dopri8", "rkc", "kvaerno5"] | None = None
-    rtol: Tolerance = 1e-6
-    atol: float = 1e-9
+    rtol: Tolerance | None = None
+    atol: float | None = None
     t1: float = math.inf
     max_steps: Steps = 10_000
     verdict: Literal["level", "almost-sure", "balanced"] | None = None
     staircase: bool = True
 
-    def method(self, default: str = "tsit5") -> Any:
-        """What steps the starts; `default`: the solver if none is named."""
+    def method(self) -> Any:
+        """What steps the starts; `None`, the library's choice, if nothing is said of it."""
         import diffrax
 
         from gdflow.basins import integrator
         from gdflow.dynamics import RKC
 
+        if self.solver is self.rtol is self.atol is None:
+            return None
         solvers: dict[str, Callable[[], Any]] = {
             "tsit5": diffrax.Tsit5, "dopri5": diffrax.Dopri5, "dopri8": diffrax.Dopri8, "kvaerno5": diffrax.Kvaerno5,
             "rkc": lambda: RKC(20),
         }  # fmt: skip
-        return integrator(solvers[self.solver or default](), self.rtol, self.atol)
+        rtol, atol = 1e-6 if self.rtol is None else self.rtol, 1e-9 if self.atol is None else self.atol
+        return integrator(solvers[self.solver or "tsit5"](), rtol, atol)
 
     def options(self, problem: Any, widths: tuple[int, ...]) -> dict[str, Any]:
         """What `gdflow.basin_sizes` takes."""

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate
 
 import gdflow as gf
 from gdflow.basins import Drift, make_plan
@@ -29,8 +28,8 @@ CASES = [
     pytest.param((3, 3, 3, 3, 3, 2), (2.0, 1.0), "whitened", 0.6, marks=SLOW),
     pytest.param((5, 4, 3), (3.0, 2.0, 1.0), "data", 0.2, marks=SLOW),
 ]
-#: DOP853 at this relative tolerance is the exact flow, with an error a thousand times the tolerance at most …
-TIGHT, REFERENCE_ERROR = 1e-13, 1e-10
+#: The reference has fifty digits, and is rounded to float64.
+REFERENCE_ERROR = 1e-15
 
 
 @functools.cache
@@ -44,37 +43,27 @@ def problem_of(widths, s, coordinates):
 
 
 def exact_flow(proof):
-    """The flow from the start of a proof at its joints, in NumPy and SciPy."""
+    """The flow from the start of a proof at its joints to fifty digits, and the computed path."""
+    from taylor_flow import taylor_flow  # needs python-flint
+
     A, D, shapes = proof.A, proof.D, [w.shape for w in proof.start.weights]
     cuts = np.cumsum([0, *(a * b for a, b in shapes)])
 
     def layers(x):
         return [x[i:j].reshape(shape) for i, j, shape in zip(cuts[:-1], cuts[1:], shapes, strict=True)]
 
-    def field(_, x):
-        w = layers(x)
-        right = [D]
-        for factor in w:
-            right.append(factor @ right[-1])
-        left, parts = A - right[-1], []
-        for factor, below in zip(w[::-1], right[-2::-1], strict=True):
-            parts.append(left @ below.T)
-            left = factor.T @ left
-        return np.concatenate([p.ravel() for p in parts[::-1]])
-
-    start = np.concatenate([np.ravel(w) for w in proof.start.weights])
-    found = scipy.integrate.solve_ivp(field, (0, proof.times[-1]), start, "DOP853", proof.times, rtol=TIGHT, atol=1e-14)
-    computed = [start]
+    start = [np.asarray(w) for w in proof.start.weights]
+    computed = [np.concatenate([w.ravel() for w in start])]
     for k in range(len(proof.durations)):
         computed.append(np.concatenate([c[k].sum(axis=0).ravel() for c in proof.path]))
-    return found.y.T, np.array(computed), layers
+    return taylor_flow(start, A, D, proof.times), np.array(computed), layers
 
 
 @pytest.mark.parametrize(("widths", "s", "coordinates", "scale"), CASES)
 def test_the_exact_flow_is_in_the_tube(widths, s, coordinates, scale, request):
-    """Fifty starts in the slow tests, six cases; a few otherwise."""
+    """A dozen starts a case in the slow tests, a few otherwise; fifty a case have been run."""
     problem = problem_of(widths, s, coordinates)
-    num = 50 if "slow" in request.config.option.markexpr.replace("not slow", "") else 5
+    num = 12 if "slow" in request.config.option.markexpr.replace("not slow", "") else 5
     proved = 0
     for i in range(num):
         proof = gf.prove(problem, Gaussian(widths, scale).sample(KEY, i), sharp=False)
@@ -86,8 +75,8 @@ def test_the_exact_flow_is_in_the_tube(widths, s, coordinates, scale, request):
         A, D = proof.A, proof.D
         losses = [0.5 * np.sum((A - functools.reduce(lambda W, w: w @ W, layers(x)) @ D) ** 2) for x in exact]
         low, high = proof.band()
-        assert np.all(losses <= high + REFERENCE_ERROR)
-        assert np.all(losses >= low - REFERENCE_ERROR)
+        assert np.all(losses <= high + 10 * REFERENCE_ERROR)
+        assert np.all(losses >= low - 10 * REFERENCE_ERROR)
         if proof.proved:
             assert losses[-1] < proof.threshold
             proved += 1
@@ -225,6 +214,7 @@ def test_where_proofs_are_the_default():
     problem = gf.Problem.from_singular_values([2.0, 1.0])
     law, method = Gaussian((2, 2, 2)), gf.integrator()
     assert proves_by_default(problem, law, method, None)
+    assert proves_by_default(problem, law, None, None)
     assert not proves_by_default(problem, law, gf.integrator(gf.RKC(10)), None)
     assert not proves_by_default(problem, Gaussian((2, 60, 60, 2)), method, None)
     assert not proves_by_default(problem, Balanced((2, 2, 2)), method, None)
@@ -236,4 +226,4 @@ def test_later_attempts_are_tighter():
     first, again = default_methods(gf.integrator(rtol=1e-9, atol=1e-12))
     assert [m.rtol for m in (first, *again)] == [1e-9, 1e-12]
     first, again = default_methods(None)
-    assert [m.rtol for m in (first, *again)] == [1e-6, 1e-9, 1e-12]
+    assert [m.rtol for m in (first, *again)] == [1e-7, 1e-9, 1e-12]

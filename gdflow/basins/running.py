@@ -65,8 +65,8 @@ def basin_sizes(
     - `problem`: with the squared error; the starts are in its coordinates.
     - `starts`: a law, e.g. `gf.initialization.Gaussian(problem.widths([5, 5]))`, with its `key`; or networks, a batch.
     - `num`: how many, ids `0, …, num − 1`, or a `range` of 64-bit ids; of given networks all by default.
-    - `method`: what steps the starts, by default `gf.integrator()`: Tsit5 at rtol 1e-6, atol 1e-9; with proofs Dopri8 at the
-      same tolerances.
+    - `method`: what steps the starts, by default `gf.integrator()`: Tsit5 at rtol 1e-6, atol 1e-9; with proofs Dopri8 at
+      rtol 1e-7, atol 1e-10.
     - `verdict`: when a limit is decided, and what is claimed of it: one of `gf.verdicts`. By default `Balanced` if the law says
       that its starts are, else `LevelVerdict`.
     - `riders`: what is carried along and reported besides, by default the drift of the conserved quantities and the

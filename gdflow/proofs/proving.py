@@ -52,7 +52,7 @@ def prove(
 
     - `problem`: with the squared error, in float64; `net`: one network in its coordinates.
     - `verdict`: what is to be proved, by default `gf.verdicts.LevelVerdict`.
-    - `methods`: tried one after the other, by default Dopri8 at rtol 1e-6, 1e-9 and 1e-12. Explicit
+    - `methods`: tried one after the other, by default Dopri8 at rtol 1e-7, 1e-9 and 1e-12. Explicit
       Runge–Kutta methods, whose interpolant is a polynomial.
     - `sharp`: where that fails, try the Hessian's eigenvalues on quarters of the steps (`gdflow.proofs.sharp`), for networks
       of at most 400 parameters.
