@@ -204,7 +204,7 @@ def test_refusals(run):
         gf.basin_sizes(problem, law, 100, proof=True, audit=50, **options)
     square = gf.Problem.from_singular_values([2.0, 1.0])
     with pytest.raises(ValueError, match="balanced up to round-off only"):
-        gf.basin_sizes(square, Balanced((2, 2, 2)), 5, proof=True, **options)
+        gf.basin_sizes(square, Balanced((2, 3, 2)), 5, proof=True, **options)
     single = jax.tree.map(lambda x: x.astype(jnp.float32), problem)
     with pytest.raises(ValueError, match="float64"):
         make_plan(single, law, key=KEY, proof=True, verdict=gf.verdicts.LevelVerdict(problem, law.widths))

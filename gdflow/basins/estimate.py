@@ -18,14 +18,14 @@ from gdflow.basins.tally import Tally
 from gdflow.levels import CriticalValues, Level
 from gdflow.tables import Printable, column_table, key_value_table, visible
 from gdflow.thresholds import certificate_levels
-from gdflow.verdicts import AbstractLevelVerdict
+from gdflow.verdicts import AbstractLevelVerdict, Balanced
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 _THEOREM = (
-    "the exact flow from each float64 start, on the data as reduced to float64 arrays (gdflow.basins.tube); ranks of the data "
-    "are assumed as reported"
+    "the exact flow from {} float64 start, on the data as reduced to float64 arrays (gdflow.basins.tube); ranks of the data are "
+    "assumed as reported"
 )
 
 
@@ -289,7 +289,9 @@ class BasinEstimate(Printable):
                 ("largest drift of C_j", f"{self.tally.largest_drift:.1e} (relative; zero for the exact flow)")
             )
         if self.plan.proves:
-            facts += [("proved", self._proof_text()), ("about", _THEOREM)]
+            balanced = isinstance(self.plan.verdict, Balanced) and self.plan.verdict.has_sides
+            starts = "an exactly balanced start within round-off of each" if balanced else "each"
+            facts += [("proved", self._proof_text()), ("about", _THEOREM.format(starts))]
         else:
             facts.append(("audit", self._audit_text()))
         facts.append(("wall time", f"{self.seconds:.1f} s, compilation included"))

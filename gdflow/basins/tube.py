@@ -15,6 +15,11 @@ and where the computed states and the ends of the polynomials differ by round-of
 most `Δ(ε)`, the change of `W_N…W_1D` for layers that move by `ε`. As soon as it is below a threshold (`gdflow.thresholds`), the
 limit of the *exact flow from the start* is proved to lie at the lowest level.
 
+*Balanced starts.* Where the sign of `det W` decides (`gdflow.verdicts.Balanced`), an exactly balanced start on the wrong side
+reaches no limit of full rank. Floating-point starts are balanced up to round-off only; the flow from them reaches it after a very
+long time. What is proved then is about an exactly balanced start on the same side, as close as `gdflow.basins.nearly_balanced`
+says: the tube begins with that radius.
+
 *What it is about.* The objective with the float64 arrays `A` and `D` of the problem's isometric coordinates, every target within
 `problem.data_error` of `A` included, and the float64 start in these coordinates. Rank decisions of the data are assumed
 (`problem.report()` names them); so are singular values of the target that were taken for zero. Every inequality is evaluated
@@ -34,6 +39,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gdflow.basins.layouts import AbstractLayout, LanesFirst
 from gdflow.basins.methods import AbstractMethod, Place, integrator
 from gdflow.basins.methods.adaptive import AbstractIntegrator
+from gdflow.basins.nearly_balanced import distances_to_balanced
 from gdflow.basins.path_bounds import Piece, bound_piece, gradient_of_target, product_change, widening
 from gdflow.basins.riders import AbstractRider, Stride
 from gdflow.initialization import AbstractInitialization, Support
@@ -110,12 +116,7 @@ class Tube(AbstractRider):
             raise TypeError(
                 f"what is proved are verdicts by levels, gdflow.verdicts.LevelVerdict for one; got {verdict!r}"
             )
-        if isinstance(verdict, Balanced) and verdict.has_sides:
-            raise ValueError(
-                "starts in floating point are balanced up to round-off only, and their exact flow leaves the set of balanced "
-                "networks in the long run: a limit of lower rank cannot be proved of them. Leave the proof out"
-            )
-        if not verdict.of_every_start:
+        if not (verdict.of_every_start or isinstance(verdict, Balanced)):
             raise ValueError(
                 f"{type(verdict).__name__} speaks of almost every start, and a proof is about one: take "
                 "gdflow.verdicts.LevelVerdict, or leave the proof out"
@@ -126,7 +127,7 @@ class Tube(AbstractRider):
     @property
     def columns(self) -> dict[str, str]:
         return {
-            "proved": "1 if the verdict is proved for the exact flow from the start, else 0",
+            "proved": "1 if the verdict is proved for the exact flow from the start (or the balanced one nearest), else 0",
             "radius": "bound of the distance between the exact flow and the computed state at the end; infinite if none",
             "exponent": "integral of the bound of the rate at which the flow spreads: the radius has grown by its exponential",
         }
@@ -156,16 +157,28 @@ class Tube(AbstractRider):
             raise ValueError(
                 "starts in data coordinates are rotated before they are integrated: Tube(verdict, rotated=True)"
             )
+        if self._of_balanced and len(set(widths)) > 1:
+            raise ValueError(
+                "starts in floating point are balanced up to round-off only, and how far the nearest exactly balanced one is, "
+                f"is known for square layers only, not for widths {tuple(widths)}: leave the proof out"
+            )
         if method.path_degree is None:
             raise ValueError(
                 f"a proof follows the method's interpolant, and that of {method.name} is no polynomial that is known here: take "
                 "an explicit Runge–Kutta method, e.g. gdflow.integrator(diffrax.Tsit5()) or diffrax.Dopri8()"
             )
 
+    @property
+    def _of_balanced(self) -> bool:
+        """Whether the verdict is about exactly balanced starts only."""
+        return not self.verdict.of_every_start
+
     def begin(self, objective: Objective, now: Moment, place: Place) -> _State:
         nets = now.networks
         zero = jnp.zeros_like(now.loss)
         tube = Radius(self.first_radius(nets) + zero, zero)
+        if self._of_balanced:
+            tube = Radius(tube.radius + distances_to_balanced(nets), zero)
         ground = jnp.broadcast_to(self.verdict.ground(objective, nets), zero.shape)
         change = arrival_error(LanesFirst(), objective, nets, tube.radius)
         proved = self.verdict.thresholds.certified(now.loss, now.residual_error + change, ground)
