@@ -150,17 +150,13 @@ class RungeKutta(AbstractIntegrator):
         assert weights is not None
         used = np.flatnonzero(np.any(weights != 0, axis=0))
         weights, h = weights[:, used], place.t_next - place.t
-        ends = [*map(jax.tree.leaves, (place.y, step.y))]
         shares = jnp.asarray(np.arange(1, len(weights) + 1) @ abs(weights), h.dtype)[:, None]
-        result, squares = [], 0.0
-        for j in range(len(ends[0])):
-            trees = [
-                *(y[j] for y in ends),
-                *(self.layout.spread(h, k) * k for k in (jax.tree.leaves(k)[j] for k in step.dense)),
-            ]
-            terms = jnp.stack([trees[i] for i in used])
+        result, squares = [], jnp.zeros((len(used), h.size), h.dtype)
+        for y0, y1, *ks in zip(*map(jax.tree.leaves, (place.y, step.y, *step.dense)), strict=True):
+            every = [y0, y1, *(self.layout.spread(h, k) * k for k in ks)]
+            terms = jnp.stack([every[i] for i in used])
             result.append(jnp.tensordot(jnp.asarray(weights, h.dtype), terms, 1, precision=jax.lax.Precision.HIGHEST))
-            squares = squares + jnp.stack(jax.vmap(self.layout.squares)(terms)).sum(axis=0)
+            squares = squares + jax.vmap(self.layout.squares)(terms)[0]
         return result, jnp.sum(shares * frobenius(squares, h.dtype), axis=0)
 
 
