@@ -108,3 +108,11 @@ def test_widths_that_are_not_known_are_refused():
     problem = gf.Problem.from_singular_values([2.0, 1.0])
     with pytest.raises(ValueError, match="square layers only"):
         gf.basin_sizes(problem, Balanced((2, 3, 2)), 5, key=KEY, proof=True, progress=False)
+
+
+@pytest.mark.parametrize("size", [1e-60, 3e-78, 1e-100, 1e-150, 1e100])
+def test_imbalance_of_tiny_layers_is_seen(size):
+    """Its square underflows: once the bound was 1e13 times too small, and such starts passed for balanced."""
+    net = gf.LayerTuple([jnp.eye(2) * size, jnp.diag(jnp.array([-0.9, 1.0])) * size])
+    assert float(distance_to_balanced(net)) >= 0.05 * size
+    assert size < 1e-100 or not gf.invariants.is_balanced(net)

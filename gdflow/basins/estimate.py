@@ -290,7 +290,7 @@ class BasinEstimate(Printable):
             )
         if self.plan.proves:
             balanced = isinstance(self.plan.verdict, Balanced) and self.plan.verdict.has_sides
-            starts = "an exactly balanced start within round-off of each" if balanced else "each"
+            starts = "an exactly balanced start close (gdflow.basins.nearly_balanced) to each" if balanced else "each"
             facts += [("proved", self._proof_text()), ("about", _THEOREM.format(starts))]
         else:
             facts.append(("audit", self._audit_text()))

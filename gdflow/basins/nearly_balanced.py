@@ -36,8 +36,12 @@ def least_singular_value(A: Float[Array, "d d"]) -> Float[Array, ""]:
     gram = matmul(B.T, B)
     circles = 2 * jnp.diagonal(gram) - jnp.sum(jnp.abs(gram), axis=1)
     square = jnp.min(circles) - rounding * sizes[1] ** 2
-    alpha = jnp.linalg.norm(matmul(J.T, J) - jnp.eye(d, dtype=A.dtype)) + rounding * sizes[2] ** 2
-    rho = jnp.linalg.norm(matmul(A, J) - B) + rounding * (sizes[0] * sizes[2] + sizes[1])
+    alpha, rho = (
+        frobenius(jnp.sum(jnp.square(x)), A.dtype)
+        for x in (matmul(J.T, J) - jnp.eye(d, dtype=A.dtype), matmul(A, J) - B)
+    )
+    alpha = alpha + rounding * sizes[2] ** 2
+    rho = rho + rounding * (sizes[0] * sizes[2] + sizes[1])
     least = (jnp.sqrt(jnp.maximum(square, 0.0)) - rho * _INFLATION) / jnp.sqrt(1 + alpha)
     return jnp.where(alpha < 0.5, least / _INFLATION, -jnp.inf)
 
@@ -59,7 +63,8 @@ def distance_to_balanced(net: LayerTuple) -> Float[Array, ""]:
     for j in range(len(net.weights) - 1):
         before, after = net.weights[j], net.weights[j + 1]
         C = matmul(after.T, after) - matmul(before, before.T)
-        apart = jnp.linalg.norm(C) + rounding * (sizes[j] ** 2 + sizes[j + 1] ** 2)
+        # `frobenius` allows for squares that underflow, and so for all of C of layers that are that small.
+        apart = frobenius(jnp.sum(jnp.square(C)), dtype) + rounding * (sizes[j] ** 2 + sizes[j + 1] ** 2)
         room = jnp.minimum(least[j] - delta, least[j + 1])  # both have to be positive
         apart = (apart + delta * (2 * sizes[j] + delta)) * _INFLATION
         delta = jnp.where(room > 0, apart / (least[j] - delta + least[j + 1]) * _INFLATION, jnp.inf)

@@ -127,7 +127,7 @@ class Tube(AbstractRider):
     @property
     def columns(self) -> dict[str, str]:
         return {
-            "proved": "1 if the verdict is proved for the exact flow from the start (or the balanced one nearest), else 0",
+            "proved": "1 if the verdict is proved for the exact flow from the start (from a balanced one close to it), else 0",
             "radius": "bound of the distance between the exact flow and the computed state at the end; infinite if none",
             "exponent": "integral of the bound of the rate at which the flow spreads: the radius has grown by its exponential",
         }
@@ -224,8 +224,10 @@ class Tube(AbstractRider):
         self, objective: Objective, state: _State, now: Moment, times: Sequence[Float[Array, " lanes"]]
     ) -> dict[str, Array]:
         real = now.loss.dtype
+        # What strayed to the other side of det W = 0 has no verdict.
+        stayed = self.verdict.ground(objective, now.networks) == state.ground
         return {
-            "proved": state.proved.astype(real),
+            "proved": (state.proved & stayed).astype(real),
             "radius": state.tube.radius,
             "exponent": state.tube.exponent,
         }
