@@ -198,8 +198,8 @@ class Running:
             "tsit5": diffrax.Tsit5, "dopri5": diffrax.Dopri5, "dopri8": diffrax.Dopri8, "kvaerno5": diffrax.Kvaerno5,
             "rkc": lambda: RKC(20),
         }  # fmt: skip
-        rtol, atol = 1e-6 if self.rtol is None else self.rtol, 1e-9 if self.atol is None else self.atol
-        return integrator(solvers[self.solver or "tsit5"](), rtol, atol)
+        given = {name: value for name in ("rtol", "atol") if (value := getattr(self, name)) is not None}
+        return integrator(solvers[self.solver or "tsit5"](), **given)
 
     def options(self, problem: Any, widths: tuple[int, ...]) -> dict[str, Any]:
         """What `gdflow.basin_sizes` takes."""

@@ -1,7 +1,5 @@
 """How far exactly balanced networks are, and proofs of balanced starts on both sides of det W = 0."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -70,17 +68,10 @@ def test_singular_layers_have_none():
         distance_to_balanced(gf.LayerTuple([np.ones((3, 2)), np.ones((2, 3))]))
 
 
-@functools.cache
-def balanced_run(widths=(2, 2, 2), num=300):
-    problem = gf.Problem.from_singular_values([2.0, 1.0])
-    law = Balanced(widths)
-    return gf.basin_sizes(problem, law, num, key=KEY, proof=True, progress=False), law
-
-
 def test_balanced_starts_are_proved_on_both_sides():
-    estimate, law = balanced_run()
-    table = estimate.outcomes
-    label = np.asarray(table["limit"].to_pylist() if "limit" in table.column_names else table["label"].to_pylist())
+    problem, law = gf.Problem.from_singular_values([2.0, 1.0]), Balanced((2, 2, 2))
+    table = gf.basin_sizes(problem, law, 300, key=KEY, proof=True, progress=False).outcomes
+    label = np.asarray(table["limit"].to_pylist())
     proved = table["proved"].to_numpy() == 1
     nets = law.sample_batch(KEY, np.arange(300))
     right = np.array([np.linalg.det(np.asarray(w1) @ np.asarray(w0)) > 0 for w0, w1 in zip(*nets.weights, strict=True)])

@@ -98,7 +98,7 @@ def test_defect_and_expansion_hold_and_are_sharp(widths, rng):
         assert float(found.defect[0]) >= defect * (1 - SAMPLED)
         # Cauchy and Schwarz, and tails, which count for large steps: no more than that is given away.
         l2 = float(np.sqrt(2 * weights @ np.linalg.norm(residual, axis=1) ** 2))
-        assert float(found.defect[0]) <= (1.01 if step < 0.1 else 2) * l2
+        assert float(found.defect[0]) <= (1.01 if step < 0.1 else 1.7) * l2
         assert float(found.expansion[0]) >= spread - SAMPLED
         norms = [max(np.linalg.norm(c, 2) for c in layer) for layer in zip(*[
             [np.polynomial.polynomial.polyval(s, np.stack([c[j] for c in coefficients])) for j in range(len(widths) - 1)]

@@ -18,7 +18,7 @@ from gdflow.basins.tally import Tally
 from gdflow.levels import CriticalValues, Level
 from gdflow.tables import Printable, column_table, key_value_table, visible
 from gdflow.thresholds import certificate_levels
-from gdflow.verdicts import AbstractLevelVerdict, Balanced
+from gdflow.verdicts import AbstractLevelVerdict
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
@@ -289,8 +289,8 @@ class BasinEstimate(Printable):
                 ("largest drift of C_j", f"{self.tally.largest_drift:.1e} (relative; zero for the exact flow)")
             )
         if self.plan.proves:
-            balanced = isinstance(self.plan.verdict, Balanced) and self.plan.verdict.has_sides
-            starts = "an exactly balanced start close (gdflow.basins.nearly_balanced) to each" if balanced else "each"
+            every = self.plan.verdict.of_every_start  # type: ignore[attr-defined]  # what is proved are verdicts by levels
+            starts = "each" if every else "an exactly balanced start close (gdflow.basins.nearly_balanced) to each"
             facts += [("proved", self._proof_text()), ("about", _THEOREM.format(starts))]
         else:
             facts.append(("audit", self._audit_text()))

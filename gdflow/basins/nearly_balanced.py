@@ -12,11 +12,11 @@ Square roots of positive matrices differ by
     δ_1 = 0,   δ_{j+1} = (‖C_j‖_F + δ_j(2‖W_j‖_F + δ_j))/(σ_min(W_j) − δ_j + σ_min(W_{j+1})).
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gdflow.factorizations import orthogonalize_columns
+from gdflow.invariants import conserved
 from gdflow.network import LayerTuple, matmul
 from gdflow.rounding import frobenius, gamma
 
@@ -60,9 +60,7 @@ def distance_to_balanced(net: LayerTuple) -> Float[Array, ""]:
     sizes = [frobenius(jnp.sum(jnp.square(w)), dtype) for w in net.weights]
     least = [least_singular_value(w) for w in net.weights]
     delta, total = jnp.zeros((), dtype), jnp.zeros((), dtype)
-    for j in range(len(net.weights) - 1):
-        before, after = net.weights[j], net.weights[j + 1]
-        C = matmul(after.T, after) - matmul(before, before.T)
+    for j, C in enumerate(conserved(net)):
         # `frobenius` allows for squares that underflow, and so for all of C of layers that are that small.
         apart = frobenius(jnp.sum(jnp.square(C)), dtype) + rounding * (sizes[j] ** 2 + sizes[j + 1] ** 2)
         room = jnp.minimum(least[j] - delta, least[j + 1])  # both have to be positive
@@ -70,8 +68,3 @@ def distance_to_balanced(net: LayerTuple) -> Float[Array, ""]:
         delta = jnp.where(room > 0, apart / (least[j] - delta + least[j + 1]) * _INFLATION, jnp.inf)
         total = total + delta**2
     return frobenius(total, dtype) * _INFLATION
-
-
-def distances_to_balanced(nets: LayerTuple) -> Float[Array, " lanes"]:
-    """`distance_to_balanced` of every network of a batch."""
-    return jax.vmap(distance_to_balanced)(nets)

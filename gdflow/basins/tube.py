@@ -39,7 +39,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gdflow.basins.layouts import AbstractLayout, LanesFirst
 from gdflow.basins.methods import AbstractMethod, Place, integrator
 from gdflow.basins.methods.adaptive import AbstractIntegrator
-from gdflow.basins.nearly_balanced import distances_to_balanced
+from gdflow.basins.nearly_balanced import distance_to_balanced
 from gdflow.basins.path_bounds import Piece, bound_piece, gradient_of_target, product_change, widening
 from gdflow.basins.riders import AbstractRider, Stride
 from gdflow.initialization import AbstractInitialization, Support
@@ -176,9 +176,10 @@ class Tube(AbstractRider):
     def begin(self, objective: Objective, now: Moment, place: Place) -> _State:
         nets = now.networks
         zero = jnp.zeros_like(now.loss)
-        tube = Radius(self.first_radius(nets) + zero, zero)
+        radius = self.first_radius(nets) + zero
         if self._of_balanced:
-            tube = Radius(tube.radius + distances_to_balanced(nets), zero)
+            radius = radius + jax.vmap(distance_to_balanced)(nets)
+        tube = Radius(radius, zero)
         ground = jnp.broadcast_to(self.verdict.ground(objective, nets), zero.shape)
         change = arrival_error(LanesFirst(), objective, nets, tube.radius)
         proved = self.verdict.thresholds.certified(now.loss, now.residual_error + change, ground)

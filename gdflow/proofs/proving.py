@@ -81,12 +81,12 @@ def prove(
     problem.check_network(net)
     max_steps = check_count("max_steps", max_steps)
     verdict = LevelVerdict(problem, net.widths) if verdict is None else verdict
-    if isinstance(verdict, AbstractLevelVerdict) and not verdict.of_every_start:
+    rider = Tube(verdict, problem.coordinates == "data")
+    if not verdict.of_every_start:
         raise ValueError(
             f"{type(verdict).__name__} speaks of almost every start or of balanced ones, and a proof is about one: take "
             "gdflow.verdicts.LevelVerdict; balanced starts are proved by basin_sizes(…, proof=True)"
         )
-    rider = Tube(verdict, problem.coordinates == "data")
     if methods is not None and not isinstance(methods, AbstractMethod | Sequence):
         raise TypeError(f"methods are made by gdflow.integrator(solver, rtol, atol); got {methods!r}")
     if methods is None:
