@@ -5,7 +5,7 @@
 Times the field `−∇L` of networks w-w-w-w, and of workload C's 64-32-32-64, in float64, called from one thread, with the
 lanes along the last axis (products as sums over the inner index) and along the first (batched matrix products), and prints
 nanoseconds per lane with the share of the machine's matrix-product rate (1024 × 1024). The rule: the widest layers for which
-the last axis wins are `gdflow.basins.layouts.NARROW`; the number of lanes from which on it no longer gets faster, as many
+the last axis wins are `gdflow.layouts.NARROW`; the number of lanes from which on it no longer gets faster, as many
 numbers as fit into the cache, is `gdflow.basins.plan.default_lanes`.
 """
 
@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 
 import gdflow as gf  # noqa: E402
 from gdflow.basins.lanes import COMPILER_OPTIONS  # noqa: E402
-from gdflow.basins.layouts import AbstractLayout, LanesFirst, LanesLast  # noqa: E402
+from gdflow.layouts import AbstractLayout, LanesFirst, LanesLast  # noqa: E402
 from gdflow.basins.methods import RungeKutta  # noqa: E402
 
 LANES = (8, 16, 32, 64, 128, 256)

@@ -1,30 +1,73 @@
-"""What is minimised: the loss of the end-to-end matrix, with its data in chosen coordinates.
+"""What is minimised: a function of a point and its gradient, with all the data that it needs.
 
 A `gdflow.Problem` knows where its data come from and what they mean. A compiled program needs no more than an `Objective`, which
 has no static field that would differ between data sets: programs are compiled anew for other shapes only.
+
+A point is a `gdflow.LayerTuple` for networks, any pytree of arrays for a potential. Every objective has its value and gradient
+for one point, and for many points at once, in *lanes*, packed as a `gdflow.layouts.AbstractLayout` says.
 """
 
-import equinox as eqx
-from jaxtyping import Array, Float
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
-from gdflow.losses import AbstractLoss
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from gdflow.activations import AbstractActivation, Identity
+from gdflow.layouts import AbstractLayout, AbstractProducts, One
+from gdflow.losses import AbstractLoss, SquaredError
 from gdflow.network import LayerTuple, matmul
 
 
 class Objective(eqx.Module):
-    """The effective loss `L(W_1, …, W_N) = ℓ(W_N…W_1 D; A)`.
+    """A real function `L` of a point."""
+
+    @abstractmethod
+    def effective_loss(self, net: Any) -> Float[Array, ""]:
+        """`L` at a point."""
+
+    @abstractmethod
+    def gradient(self, net: Any) -> Any:
+        """`∇L`, of the structure of the point."""
+
+    def lane_losses(self, layout: AbstractLayout, nets: Any) -> Float[Array, " lanes"]:
+        """`L` in every lane."""
+        return jax.vmap(self.effective_loss)(layout.unpack(nets))
+
+    def lane_gradients(self, layout: AbstractLayout, nets: Any) -> tuple[Any, Float[Array, " lanes"]]:
+        """`∇L`, packed, and `L` in every lane."""
+        unpacked = layout.unpack(nets)
+        return layout.pack(jax.vmap(self.gradient)(unpacked)), jax.vmap(self.effective_loss)(unpacked)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the gradient is continuous: without that the flow meets kinks."""
+        return True
+
+    def numbers(self, num_parameters: int) -> int:
+        """About how many numbers an evaluation of the gradient at one point handles."""
+        return num_parameters
+
+
+class LinearObjective(Objective):
+    """The effective loss `L(W_1, …, W_N) = ℓ(W_N…W_1 D; A)` of a linear network.
 
     **Arguments:**
 
     - `target`, `design`: `A` and `D`.
     - `loss`: `ℓ`, a loss of the output.
     - `data_error`: how far `A` may be from the exact target by round-off of its making (Frobenius norm).
+    - `diagonal`: whether `D` is known to be diagonal.
     """
 
     target: Float[Array, "d_y q"]
     design: Float[Array, "d_in q"]
     loss: AbstractLoss
     data_error: Float[Array, ""]
+    diagonal: bool = eqx.field(static=True, default=False)
 
     @property
     def d_in(self) -> int:
@@ -51,3 +94,163 @@ class Objective(eqx.Module):
     def gradient(self, net: LayerTuple) -> LayerTuple:
         """The gradient in the layers, in closed form (Chitour, Liao, Couillet 2022, eq. (6), with `D`)."""
         return net.pullback(self.end_to_end_gradient(net.end_to_end))
+
+    # In lanes only one matrix, of the size of `D`, stands between the layers and the loss.
+
+    def _output(self, layout: AbstractLayout, W: Array) -> Array:
+        if self.diagonal:
+            return W * layout.everywhere(jnp.diagonal(self.design)[None, :])
+        return layout.product(W, layout.everywhere(self.design))
+
+    def lane_losses(self, layout: AbstractLayout, nets: LayerTuple) -> Float[Array, " lanes"]:
+        W = nets.weights[0]
+        for w in nets.weights[1:]:
+            W = layout.product(w, W)
+        return self._lane_value(layout, self._output(layout, W))
+
+    def _lane_value(self, layout: AbstractLayout, F: Array) -> Float[Array, " lanes"]:
+        if isinstance(self.loss, SquaredError):
+            return 0.5 * layout.squares(layout.everywhere(self.target) - F)[0]
+        return layout.each(self.loss.value, F, layout.everywhere(self.target))
+
+    def lane_gradients(self, layout: AbstractLayout, nets: LayerTuple) -> tuple[LayerTuple, Float[Array, " lanes"]]:
+        product, transpose = layout.product, layout.transpose
+        right = [nets.weights[0]]
+        for w in nets.weights[1:]:
+            right.append(product(w, right[-1]))
+        F = self._output(layout, right[-1])
+        G = layout.each(self.loss.gradient, F, layout.everywhere(self.target))
+        if self.diagonal:
+            left = G * layout.everywhere(jnp.diagonal(self.design)[None, :])
+        else:
+            left = product(G, layout.everywhere(self.design.T))
+        parts = []
+        for w, r in zip(nets.weights[:0:-1], right[-2::-1], strict=True):
+            parts.append(product(left, transpose(r)))
+            left = product(transpose(w), left)
+        return packed(nets, [left, *parts[::-1]]), self._lane_value(layout, F)
+
+
+class NetworkObjective(Objective):
+    """`L(W_1, …, W_N) = ℓ(σ_N(W_N σ_{N−1}(… σ_1(W_1X))); Y) + ½κΣ_j‖W_j‖²`, a network with entrywise activations.
+
+    **Arguments:**
+
+    - `target`, `design`: `Y` and `X`, one column a sample.
+    - `loss`: `ℓ`, a loss of the output.
+    - `activations`: one for all hidden layers, the output being linear; or one for every layer, that of the output included.
+    - `decay`: `κ ≥ 0`.
+    - `biases`: whether the last unit of every layer but the last is the constant 1: the last row of `X` is, and the last row of
+      every `W_j` but `W_N` has no effect. So the last column of every layer is its bias.
+    """
+
+    target: Float[Array, "d_y m"]
+    design: Float[Array, "d_in m"]
+    loss: AbstractLoss
+    activations: tuple[AbstractActivation, ...]
+    decay: Float[Array, ""]
+    biases: bool = eqx.field(static=True, default=False)
+
+    @property
+    def d_in(self) -> int:
+        """`d_0` of the networks that fit."""
+        return self.design.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """`d_N = d_y`."""
+        return self.target.shape[0]
+
+    @property
+    def smooth(self) -> bool:
+        return all(activation.smooth for activation in self.activations)
+
+    def numbers(self, num_parameters: int) -> int:
+        rows, m = self.design.shape
+        return num_parameters + m * max(1, num_parameters // (rows + self.d_out))
+
+    def layer_activations(self, depth: int) -> tuple[AbstractActivation, ...]:
+        """`σ_1, …, σ_N`; `ValueError` if there are activations for another number of layers."""
+        if len(self.activations) == 1:
+            return (*self.activations * (depth - 1), Identity())
+        if len(self.activations) != depth:
+            raise ValueError(
+                f"there are {len(self.activations)} activations, one for every layer, but the network has {depth} layers: give "
+                "one activation for all hidden layers, or as many as there are layers"
+            )
+        return self.activations
+
+    def _forward(self, ops: AbstractProducts, weights: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
+        """The inputs of all layers, the output last, and `σ_j'` at what the layers make of them."""
+        inputs, slopes = [ops.everywhere(self.design)], []
+        for j, (w, activation) in enumerate(zip(weights, self.layer_activations(len(weights)), strict=True), 1):
+            value, slope = activation.both(ops.product(w, inputs[-1]))
+            if self.biases and j < len(weights):
+                rows = w.shape[0] if isinstance(ops, One) else ops.height(w)  # type: ignore[attr-defined]
+                constant = ops.everywhere((jnp.arange(rows) == rows - 1)[:, None])
+                value, slope = jnp.where(constant, 1.0, value), jnp.where(constant, 0.0, slope)
+            inputs.append(value)
+            slopes.append(slope)
+        return inputs, slopes
+
+    def _value(self, ops: AbstractProducts, weights: tuple[Array, ...], output: Array) -> Array:
+        value = ops.each(self.loss.value, output, ops.everywhere(self.target))
+        squares = [ops.each(lambda w: jnp.sum(jnp.square(w), axis=(0, 1)), w) for w in weights]
+        return value + 0.5 * self.decay * sum(squares)
+
+    def _backward(self, ops: AbstractProducts, weights: tuple[Array, ...]) -> tuple[list[Array], Array]:
+        """Gradients in all layers, and the value: the errors `δ_j` of the layers from the last to the first."""
+        inputs, slopes = self._forward(ops, weights)
+        delta = ops.each(self.loss.gradient, inputs[-1], ops.everywhere(self.target)) * slopes[-1]
+        parts = []
+        for j in range(len(weights), 0, -1):
+            parts.append(ops.product(delta, ops.transpose(inputs[j - 1])) + self.decay * weights[j - 1])
+            if j > 1:
+                delta = ops.product(ops.transpose(weights[j - 1]), delta) * slopes[j - 2]
+        return parts[::-1], self._value(ops, weights, inputs[-1])
+
+    def output(self, net: LayerTuple) -> Float[Array, "d_y m"]:
+        """`σ_N(W_N σ_{N−1}(… σ_1(W_1X)))`."""
+        return self._forward(One(), net.weights)[0][-1]
+
+    def preactivations(self, net: LayerTuple) -> tuple[Float[Array, "d_j m"], ...]:
+        """What enters the activation of every layer, `W_j` times its input."""
+        inputs, _ = self._forward(One(), net.weights)
+        return tuple(matmul(w, a) for w, a in zip(net.weights, inputs[:-1], strict=True))
+
+    def effective_loss(self, net: LayerTuple) -> Float[Array, ""]:
+        """The loss of a network."""
+        return self._value(One(), net.weights, self.output(net))
+
+    def gradient(self, net: LayerTuple) -> LayerTuple:
+        """The gradient in the layers, in closed form (Chitour, Liao, Couillet 2018, section 5, there for one hidden layer)."""
+        return LayerTuple(self._backward(One(), net.weights)[0])
+
+    def lane_losses(self, layout: AbstractLayout, nets: LayerTuple) -> Float[Array, " lanes"]:
+        return self._value(layout, nets.weights, self._forward(layout, nets.weights)[0][-1])
+
+    def lane_gradients(self, layout: AbstractLayout, nets: LayerTuple) -> tuple[LayerTuple, Float[Array, " lanes"]]:
+        parts, value = self._backward(layout, nets.weights)
+        return packed(nets, parts), value
+
+    def dead_units(self, net: LayerTuple) -> tuple[Bool[Array, " d_j"], ...]:
+        """Of every hidden layer, which units have `σ' = 0` on all samples: nothing that enters them can move."""
+        _, slopes = self._forward(One(), net.weights)
+        return tuple(jnp.all(slope == 0, axis=1) for slope in slopes[:-1])
+
+
+class PotentialObjective(Objective):
+    """A function of your own of any pytree of arrays, with its gradient by automatic differentiation."""
+
+    function: Callable[[Any], Array]
+
+    def effective_loss(self, net: Any) -> Float[Array, ""]:
+        return self.function(net)
+
+    def gradient(self, net: Any) -> Any:
+        return jax.grad(self.function)(net)
+
+
+def packed(like: LayerTuple, weights: list[Array]) -> LayerTuple:
+    """Packed layers as a tree of the structure of packed networks: their shapes do not chain as those of networks do."""
+    return jax.tree.unflatten(jax.tree.structure(like), weights)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from gdflow.checks import is_traced
 from gdflow.losses import SquaredError
 from gdflow.network import matmul
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective
 from gdflow.problem import Problem
 from gdflow.spectrum import SingularValues, Spectrum, data_error
 
@@ -44,7 +44,9 @@ def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> P
     k = s.shape[0]
     Y_bar = matmul(f.U_Y[:, :k] * s[None, :], f.V_Y[:, :k].T)
     spectrum = Spectrum(f.U_X, f.S_X, Y_bar, f.U_Y, s, f.V_Y)
-    objective = Objective(*spectrum.standard_form(problem.coordinates), problem.loss, problem.data_error)
+    objective = LinearObjective(
+        *spectrum.standard_form(problem.coordinates), problem.loss, problem.data_error, problem.objective.diagonal
+    )
     return problem.replace(objective=objective, spectrum=spectrum)
 
 
@@ -63,7 +65,7 @@ def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m
     if X.shape != (d_x, m) or Y.shape != (d_y, m):
         raise ValueError(f"X and Y must have shapes ({d_x}, m) and ({d_y}, m), got {X.shape} and {Y.shape}")
     if not isinstance(problem.loss, SquaredError):
-        return problem.replace(objective=Objective(Y, X, problem.loss, problem.data_error))
+        return problem.replace(objective=LinearObjective(Y, X, problem.loss, problem.data_error))
     if m < d_x:
         raise ValueError(f"{m} samples of {d_x} features: XXᵀ is not invertible, and QR has no derivative")
     Q, R = jnp.linalg.qr(X.T)
@@ -72,5 +74,5 @@ def with_data(problem: Problem, X: Float[Array, "d_x m"], Y: Float[Array, "d_y m
     values = SingularValues(jnp.linalg.svd(target, compute_uv=False))
     fixed_R, fixed_Y = jax.lax.stop_gradient((R, Y))
     error = data_error(jnp.linalg.svd(fixed_R, compute_uv=False), jnp.linalg.norm(fixed_Y), size=d_x + d_y)
-    objective = Objective(target, design, problem.loss, error)
+    objective = LinearObjective(target, design, problem.loss, error)
     return problem.replace(objective=objective, offset=offset, spectrum=values, neglected=jnp.zeros(()))

@@ -1,11 +1,14 @@
 """The regression problem `min ½‖Y − W_N…W_1X‖²`: data, checked once, and what they say in chosen coordinates.
 
-Beside the squared error other losses `ℓ(W_N…W_1X; Y)` are admitted. In every coordinate system the problem is `ℓ(WD; A)` for a
-target `A` and a design `D`, a `gdflow.objective.Objective`; how these come about is told in `gdflow.spectrum`.
+Beside the squared error other losses `ℓ(W_N…W_1X; Y)` are admitted, activations between the layers, and weight decay. Of the
+squared error of a linear network the critical values are known beforehand, and in every coordinate system the problem is
+`½‖A − WD‖²` for a target `A` and a design `D`; how these come about is told in `gdflow.spectrum`. All others have data coordinates
+only. What is minimised is a `gdflow.objective.Objective`.
 """
 
 import os
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -15,19 +18,120 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from gdflow.checks import is_traced
+from gdflow.activations import AbstractActivation, Identity, as_activation
+from gdflow.checks import check_number, is_traced
 from gdflow.data import Table, check_array, diagonal_target, from_frame, prepare, read_csv, read_npz
 from gdflow.levels import CriticalValues, Level, iterate_levels, list_levels, single_layer_level
 from gdflow.losses import AbstractLoss, SquaredError
 from gdflow.network import LayerTuple, check_finite, check_layer_tuple, check_one_network, check_widths, matmul
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective, NetworkObjective, Objective, PotentialObjective
 from gdflow.ranks import equal_threshold
 from gdflow.report import DataInfo, Report
 from gdflow.spectrum import SingularValues, Spectrum, check_coordinates, reduce_samples
 from gdflow.tables import some_numbers
 
 
-class Problem(eqx.Module):
+class AbstractProblem(eqx.Module):
+    """An objective to be minimised, and what is known of it.
+
+    - `objective`: all of it that compiled programs need.
+    - `coordinates`: of the points; `"data"` where there are no others.
+    - `info`: where the data come from, if there are any.
+    """
+
+    objective: eqx.AbstractVar[Objective]
+    coordinates: eqx.AbstractVar[str]
+    info: eqx.AbstractVar[DataInfo | None]
+
+    @abstractmethod
+    def check_start(self, net: Any, *, batch: bool = False) -> None:
+        """`ValueError` or `TypeError` unless `net` is a finite point (or, with `batch`, a batch of them)."""
+
+    @property
+    def dtype(self) -> Any:
+        """The precision of the problem."""
+        return jnp.result_type(float)
+
+    @property
+    def why_no_levels(self) -> str | None:
+        """Why there is no finite set of critical values known beforehand; `None` if there is one."""
+        return "its critical values are not known beforehand"
+
+    def effective_loss(self, net: Any) -> Float[Array, ""]:
+        """Effective loss of a point: the loss less the residual of least squares, where that is known (else all of it)."""
+        return self.objective.effective_loss(net)
+
+    def gradient(self, net: Any) -> Any:
+        """Gradient of the loss."""
+        return self.objective.gradient(net)
+
+    def isometric(self) -> "AbstractProblem":
+        """The same flow in the coordinates that suit computation best; by default these."""
+        return self
+
+    def convert(self, net: Any, source: str, destination: str) -> Any:
+        """Maps a point (or a batch) between coordinates; by default there is but one kind."""
+        return net
+
+    def without_info(self) -> "AbstractProblem":
+        """The same problem without its description, which is static: with it, every new data set would compile anew."""
+        return self.replace(info=None)
+
+    def replace(self, **fields: Any) -> Any:
+        """A copy with other fields, static ones too; whether they fit each other is not checked."""
+        copy = jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(self))
+        for name, value in fields.items():
+            object.__setattr__(copy, name, value)
+        return copy
+
+
+class Potential(AbstractProblem):
+    """Any function of any pytree of arrays as a problem: `gf.simulate` and `gf.basin_sizes` follow its gradient flow.
+
+    **Arguments:** `function`: real-valued and traceable; its gradient is taken by automatic differentiation.
+
+    ```python
+    >>> double_well = gf.Potential(lambda x: (x**2 - 1) ** 2 / 4)
+    >>> float(gf.simulate(double_well, jnp.asarray(0.3), 20.0).final)
+    1.0
+    ```
+    """
+
+    objective: Objective
+    coordinates: str = eqx.field(static=True, default="data")
+    info: DataInfo | None = eqx.field(static=True, default=None)
+
+    def __init__(self, function: Callable[[Any], Array]):
+        if not callable(function):
+            raise TypeError(f"a potential needs a function of a point, got {function!r}")
+        self.objective = PotentialObjective(function)
+        self.coordinates, self.info = "data", None
+
+    def check_start(self, net: Any, *, batch: bool = False) -> None:
+        leaves = jax.tree.leaves(net)
+        if not leaves:
+            raise ValueError("a start needs at least one number")
+        for x in leaves:
+            if not eqx.is_inexact_array_like(x) or jnp.iscomplexobj(x):
+                raise TypeError(f"a start is a tree of real floating-point arrays, but it contains {x!r}")
+            if not np.all(np.isfinite(np.asarray(x))):
+                raise ValueError("the start is not finite")
+        one = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:] if batch else jnp.shape(x), jnp.result_type(x)), net
+        )
+        try:
+            value = jax.eval_shape(self.objective.effective_loss, one)
+        except Exception as error:
+            raise ValueError(
+                f"the potential cannot be evaluated at such a start: {type(error).__name__}: {error}"
+            ) from error
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"a potential is a real number, but at the start it has shape {value.shape} and type {value.dtype}"
+            )
+
+
+class Problem(AbstractProblem):
     """The problem of fitting `Y ≈ W_N … W_1 X`, in chosen coordinates, checked once.
 
     **Arguments:**
@@ -36,6 +140,11 @@ class Problem(eqx.Module):
     - `Y`: shape `(d_y, m)`.
     - `loss`: a loss of the end-to-end output; by default the squared error `½‖Y − WX‖²_F`. Other losses have neither the
       m-free reduction nor a finite set of critical values and exist in data coordinates only.
+    - `activations`: of a nonlinear network, see `gdflow.activations`: one (an instance or a name such as `"tanh"`) for all
+      hidden layers, the output being linear; or a sequence of one for every layer, that of the output included.
+    - `weight_decay`: `κ` of a term `½κΣ_j‖W_j‖²`.
+    - `biases`: give every layer a bias: a constant unit 1 is appended to the inputs and to every hidden layer, so the widths
+      count one more (`widths` knows), and the last column of every `W_j` is its bias.
     - `coordinates`: `"data"`, `"reduced"` or `"whitened"`, see `gdflow.spectrum`. Networks and laws of starts are
       understood in them.
     - `center`, `scale`: whether to subtract the mean and divide by the standard deviation, row by row, of `X` and `Y`;
@@ -73,6 +182,9 @@ class Problem(eqx.Module):
         Y: ArrayLike,
         loss: AbstractLoss = SquaredError(),
         *,
+        activations: AbstractActivation | str | Sequence[AbstractActivation | str] | None = None,
+        weight_decay: float = 0.0,
+        biases: bool = False,
         coordinates: str = "data",
         center: bool = False,
         scale: bool = False,
@@ -88,20 +200,33 @@ class Problem(eqx.Module):
         check_coordinates(coordinates)
         if not isinstance(loss, AbstractLoss):
             raise TypeError(f"the loss must be one of gdflow.losses, such as SquaredError(); got {loss!r}")
-        if not isinstance(loss, SquaredError) and coordinates != "data":
+        layers = _as_activations(activations)
+        decay = check_number("weight_decay", weight_decay)
+        if decay < 0:
+            raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+        linear = not decay and not biases and all(isinstance(layer, Identity) for layer in layers)
+        reduces = linear and isinstance(loss, SquaredError)
+        if not reduces and coordinates != "data":
+            why = _why_no_levels(loss, layers, decay, biases)
             raise ValueError(
-                f"coordinates {coordinates!r} need the squared error; {type(loss).__name__} has data coordinates only"
+                f"coordinates {coordinates!r} are those of linear networks: {why}, which has data coordinates only"
             )
         dtype = jnp.result_type(float)
         X, Y, notes = prepare(X, Y, dtype, center=center, scale=scale, features=features, targets=targets)
         loss.check_target(Y)
         target, design, reduced = jnp.asarray(Y), jnp.asarray(X), None
-        if isinstance(loss, SquaredError):
+        _check_lanes(loss, target)
+        if reduces:
             reduced = reduce_samples(X, Y)
             target, design = reduced.spectrum.standard_form(coordinates)
         sizes = (reduced.residual, reduced.neglected, reduced.data_error) if reduced else (0.0, 0.0, 0.0)
         self.offset, self.neglected, data_error = (jnp.asarray(size, dtype) for size in sizes)
-        self.objective = Objective(target, design, loss, data_error)
+        if linear:
+            self.objective = LinearObjective(target, design, loss, data_error, coordinates != "data")
+        else:
+            if biases:
+                design = jnp.concatenate([design, jnp.ones((1, design.shape[1]), dtype)])
+            self.objective = NetworkObjective(target, design, loss, layers, jnp.asarray(decay, dtype), bool(biases))
         self.spectrum = reduced.spectrum if reduced else None
         self.coordinates = coordinates
         self.info = DataInfo(
@@ -121,6 +246,8 @@ class Problem(eqx.Module):
         parts = [f"d_in={self.d_in}", f"d_out={self.d_out}", f"coordinates={self.coordinates!r}", f"loss={self.loss}"]
         if self.info is not None:
             parts.insert(0, f"m={self.info.m}")
+        if isinstance(self.objective, NetworkObjective):
+            parts.append(f"activations=[{', '.join(a.name for a in self.objective.activations)}]")
         if self.spectrum is not None:
             s = self.spectrum.s
             known = isinstance(s, np.ndarray | jax.Array) and not is_traced(s)
@@ -196,12 +323,12 @@ class Problem(eqx.Module):
     @property
     def d_in(self) -> int:
         """`d_0` of networks in these coordinates: `d_x` in data coordinates, `ρ = rank X` in the others."""
-        return self.objective.d_in
+        return self._network.d_in
 
     @property
     def d_out(self) -> int:
         """`d_N = d_y`."""
-        return self.objective.d_out
+        return self._network.d_out
 
     def widths(self, hidden: Iterable[int]) -> tuple[int, ...]:
         """`(d_0, *hidden, d_N)` for networks of this problem.
@@ -216,7 +343,8 @@ class Problem(eqx.Module):
         """
         if not isinstance(hidden, Iterable):
             raise TypeError(f"the widths of the hidden layers must be a sequence, such as [5, 5]; got {hidden!r}")
-        return check_widths((self.d_in, *hidden, self.d_out))
+        more = 1 if isinstance(self.objective, NetworkObjective) and self.objective.biases else 0
+        return self.check_widths((self.d_in, *(d + more for d in check_widths((1, *hidden, 1))[1:-1]), self.d_out))
 
     def check_widths(self, widths: Iterable[int]) -> tuple[int, ...]:
         """`widths` if networks of these widths fit the problem; else a `ValueError` that says what would."""
@@ -226,6 +354,12 @@ class Problem(eqx.Module):
                 f"widths {widths} do not fit the problem, whose {self.coordinates} coordinates need "
                 f"d_0 = {self.d_in} and d_N = {self.d_out}"
             )
+        if isinstance(self.objective, NetworkObjective):
+            self.objective.layer_activations(len(widths) - 1)
+            if self.objective.biases and min(widths[:-1]) < 2:
+                raise ValueError(
+                    f"with biases the last unit of every layer is constant, so widths {widths} leave none: 2 or more"
+                )
         return widths
 
     @property
@@ -256,6 +390,10 @@ class Problem(eqx.Module):
                 raise ValueError(f"W_{j} is {w.dtype} but the problem is {self.target.dtype}: convert the network")
         check_finite(net)
 
+    def check_start(self, net: Any, *, batch: bool = False) -> None:
+        """`ValueError` or `TypeError` unless `net` is one finite network (or, with `batch`, a batch) in these coordinates."""
+        self.check_network(check_layer_tuple(net), batch=batch)
+
     def max_rank(self, widths: Iterable[int]) -> int:
         """`r_max = min(ρ, d_1, …, d_N)`, the largest rank an end-to-end matrix can have on the range of `X`."""
         _ = self.singular_values  # a loss without them has no such bound
@@ -270,9 +408,18 @@ class Problem(eqx.Module):
             )
         if self.spectrum is None:
             raise ValueError(
-                f"{type(self.loss).__name__} has no finite set of critical values: this needs the squared error"
+                f"this needs the critical values, which are known of linear networks only: {self.why_no_levels}"
             )
         return self.spectrum
+
+    @property
+    def why_no_levels(self) -> str | None:
+        if self.spectrum is not None:
+            return None
+        if isinstance(self.objective, NetworkObjective):
+            o = self.objective
+            return _why_no_levels(o.loss, o.activations, float(o.decay), o.biases)
+        return _why_no_levels(self.loss, (), 0.0, False)
 
     @property
     def singular_values(self) -> Float[Array, " k"]:
@@ -300,44 +447,53 @@ class Problem(eqx.Module):
     # -- the objective -------------------------------------------------------------------------------------------------
 
     @property
+    def _network(self) -> LinearObjective | NetworkObjective:
+        """The objective, of a network in any case."""
+        assert isinstance(self.objective, LinearObjective | NetworkObjective)
+        return self.objective
+
+    @property
+    def linear(self) -> LinearObjective:
+        """The objective of a linear network; `ValueError` if it is of another."""
+        if not isinstance(self.objective, LinearObjective):
+            raise ValueError(f"this is about linear networks without weight decay: {self.why_no_levels}")
+        return self.objective
+
+    @property
+    def dtype(self) -> Any:
+        return self.target.dtype
+
+    @property
     def target(self) -> Float[Array, "d_y q"]:
         """The target `A` in these coordinates."""
-        return self.objective.target
+        return self._network.target
 
     @property
     def design(self) -> Float[Array, "d_in q"]:
         """The design `D` in these coordinates."""
-        return self.objective.design
+        return self._network.design
 
     @property
     def loss(self) -> AbstractLoss:
         """The loss `ℓ` of the output."""
-        return self.objective.loss
+        return self._network.loss
 
     @property
     def data_error(self) -> Float[Array, ""]:
         """How far the target may be from the exact one, by round-off of its decomposition."""
-        return self.objective.data_error
+        return self.linear.data_error
 
     def end_to_end_loss(self, W: Float[Array, "d_y d_in"]) -> Float[Array, ""]:
         """Effective loss `ℓ(WD; A)` of an end-to-end matrix."""
-        return self.objective.end_to_end_loss(W)
+        return self.linear.end_to_end_loss(W)
 
     def end_to_end_gradient(self, W: Float[Array, "d_y d_in"]) -> Float[Array, "d_y d_in"]:
         """Its gradient; for the squared error `−M Dᵀ` with `M = A − WD`."""
-        return self.objective.end_to_end_gradient(W)
-
-    def effective_loss(self, net: LayerTuple) -> Float[Array, ""]:
-        """Effective loss of a network: the loss less the residual of least squares (all of it, for other losses)."""
-        return self.objective.effective_loss(net)
+        return self.linear.end_to_end_gradient(W)
 
     def total_loss(self, net: LayerTuple) -> Float[Array, ""]:
         """The loss on the data, `½‖Y − W_N…W_1X‖²` for the squared error."""
         return self.effective_loss(net) + self.offset
-
-    def gradient(self, net: LayerTuple) -> LayerTuple:
-        """Gradient of the loss in the layers, in closed form (Chitour, Liao, Couillet 2022, eq. (6), with `D`)."""
-        return self.objective.gradient(net)
 
     def least_squares(self) -> Float[Array, "d_y d_in"]:
         """The end-to-end matrix of least norm that minimises the loss without rank constraint (`W_LS = YXᵀ(XXᵀ)⁺`)."""
@@ -352,26 +508,19 @@ class Problem(eqx.Module):
         check_coordinates(coordinates)
         if coordinates == self.coordinates:
             return self
-        objective = Objective(*self.decomposition.standard_form(coordinates), self.loss, self.data_error)
+        parts = (*self.decomposition.standard_form(coordinates), self.loss, self.data_error)
+        objective = LinearObjective(*parts, coordinates != "data")
         return self.replace(coordinates=coordinates, objective=objective)
 
     def isometric(self) -> "Problem":
         """The same flow in coordinates in which the design is diagonal: whitened ones stay, all others become reduced.
 
-        From data coordinates the change is an isometry of the weights, on the range of `X`.
+        From data coordinates the change is an isometry of the weights, on the range of `X`. Problems without levels stay as
+        they are.
         """
+        if self.spectrum is None:
+            return self
         return self.in_coordinates("whitened" if self.coordinates == "whitened" else "reduced")
-
-    def without_info(self) -> "Problem":
-        """The same problem without its description, which is static: with it, every new data set would compile anew."""
-        return self.replace(info=None)
-
-    def replace(self, **fields: Any) -> "Problem":
-        """A copy with other fields, static ones too; whether they fit each other is not checked."""
-        copy = jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(self))
-        for name, value in fields.items():
-            object.__setattr__(copy, name, value)
-        return copy
 
     def convert(self, net: LayerTuple, source: str, destination: str) -> LayerTuple:
         """Maps a network (or a batch) between coordinates, with the same loss.
@@ -403,6 +552,47 @@ class Problem(eqx.Module):
             num_layers=2 if widths is None else len(widths) - 1,
         )
         return Report(self.info, self.coordinates, widths, max_rank, levels, float(self.offset))
+
+
+def _as_activations(activations: Any) -> tuple[AbstractActivation, ...]:
+    if activations is None:
+        return (Identity(),)
+    if isinstance(activations, list | tuple):
+        if not activations:
+            raise ValueError("there must be at least one activation; leave them out for a linear network")
+        return tuple(map(as_activation, activations))
+    return (as_activation(activations),)
+
+
+def _why_no_levels(loss: AbstractLoss, layers: tuple[AbstractActivation, ...], decay: float, biases: bool) -> str:
+    """In words, what a problem has that linear networks with the squared error do not."""
+    nonlinear = [layer.name for layer in layers if not isinstance(layer, Identity)]
+    reasons = [f"activation {nonlinear[0]}"] if nonlinear else []
+    reasons += [f"loss {type(loss).__name__}"] if not isinstance(loss, SquaredError) else []
+    reasons += [f"weight decay {decay:g}"] if decay else []
+    reasons += ["biases"] if biases else []
+    return "this problem has " + ", ".join(reasons)
+
+
+def _check_lanes(loss: AbstractLoss, target: Float[Array, "d_y m"]) -> None:
+    """`ValueError` unless a loss is a sum over the first two axes: that of two outputs at once is that of each."""
+    two = jnp.stack([jnp.zeros_like(target), 0.5 * jnp.ones_like(target)], axis=-1)
+    apart = np.array([loss.value(two[..., i], target) for i in range(2)])
+    together = np.asarray(loss.value(two, target[..., None]))
+    if together.shape != (2,) or not np.allclose(apart, together, rtol=1e-3, equal_nan=True):
+        raise ValueError(
+            f"{type(loss).__name__}.value must sum over the first two axes of the outputs, axis=(0, 1), and leave further ones "
+            "alone: they count networks"
+        )
+
+
+def check_any_problem(problem: object) -> AbstractProblem:
+    """`problem`, if it is one, of data or a potential; else a `TypeError`, as for arguments in the wrong order."""
+    if not isinstance(problem, AbstractProblem):
+        raise TypeError(
+            f"the first argument must be a gdflow.Problem or a gdflow.Potential, got {type(problem).__name__}"
+        )
+    return problem
 
 
 def check_problem(problem: object) -> Problem:

@@ -15,7 +15,7 @@ from lane_runs import process
 import gdflow as gf
 from gdflow.basins import Limits, Status
 from gdflow.basins.lanes import AbstractLaneState, AbstractProcess, default_pool, default_threads, run_lanes
-from gdflow.basins.layouts import AbstractLayout, LanesFirst, LanesLast
+from gdflow.layouts import AbstractLayout, LanesFirst, LanesLast
 from gdflow.basins.methods import DiffraxSolver, RungeKutta
 from gdflow.basins.plan import default_lanes
 from gdflow.ids import id_range

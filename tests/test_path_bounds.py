@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from random_cases import random_net
 
 import gdflow as gf
-from gdflow.basins.layouts import LanesFirst, LanesLast
+from gdflow.layouts import LanesFirst, LanesLast
 from gdflow.basins.path_bounds import (
     bound_piece,
     gradient_of_target,

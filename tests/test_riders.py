@@ -8,7 +8,7 @@ from lane_runs import KEY, columns, listed, process, run
 
 import gdflow as gf
 from gdflow.basins import Crossings, Drift, Limits, Status
-from gdflow.basins.layouts import LanesFirst, LanesLast
+from gdflow.layouts import LanesFirst, LanesLast
 from gdflow.basins.methods import RungeKutta
 from gdflow.basins.plan import default_riders
 from gdflow.initialization import Gaussian

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from gdflow.basins.layouts import AbstractLayout
+from gdflow.layouts import AbstractLayout
 from gdflow.checks import check_count
 from gdflow.ids import split_ids
 from gdflow.programs import forget_old_programs

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gdflow.basins.layouts import AbstractLayout
+from gdflow.layouts import AbstractLayout
 from gdflow.objective import Objective
 from gdflow.rounding import frobenius, gamma
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Array, Key
 
 from gdflow.basins.lanes import default_pool, default_threads, run_lanes
-from gdflow.basins.layouts import NARROW
+from gdflow.layouts import NARROW
 from gdflow.basins.methods import AbstractMethod, integrator
 from gdflow.basins.outcomes import outcome_table, schema
 from gdflow.basins.process import LaneProcess, Limits

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gdflow.basins.lanes import AbstractLaneState, AbstractProcess
-from gdflow.basins.layouts import AbstractLayout
+from gdflow.layouts import AbstractLayout
 from gdflow.basins.methods import AbstractMethod, Place, Step
 from gdflow.basins.outcomes import Status
 from gdflow.basins.riders import AbstractRider, Event, Stride, only_if

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gdflow.basins.layouts import AbstractLayout, LanesFirst
+from gdflow.layouts import AbstractLayout, LanesFirst
 from gdflow.basins.methods import AbstractMethod, Place, integrator
 from gdflow.basins.methods.adaptive import AbstractIntegrator
 from gdflow.basins.nearly_balanced import distance_to_balanced

@@ -12,7 +12,7 @@ import equinox as eqx
 import numpy as np
 
 from gdflow.network import LayerTuple
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective
 from gdflow.problem import Problem
 
 #: Norms of layers are levelled where that multiplies one of them by this power of two or its inverse, or more: up to there the
@@ -74,11 +74,12 @@ def scaled(problem: Problem, net: LayerTuple) -> Scaled:
     )
     return Scaled(
         problem.replace(
-            objective=Objective(
+            objective=LinearObjective(
                 times(problem.target, target),
                 times(problem.design, inputs),
                 problem.loss,
                 times(problem.data_error, target),
+                problem.objective.diagonal,
             ),
             offset=0.0 * problem.offset,
             spectrum=spectrum,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdflow.basins.layouts import LanesFirst
+from gdflow.layouts import LanesFirst
 from gdflow.basins.methods import AbstractMethod, Place
 from gdflow.basins.path_bounds import Piece, bound_piece, gradient_of_target
 from gdflow.basins.tube import Radius, Tube, advance, arrival_error, default_methods

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from gdflow.basins.layouts import AbstractLayout, LanesFirst
+from gdflow.layouts import AbstractLayout, LanesFirst
 from gdflow.network import LayerTuple
 from gdflow.objective import Objective
 from gdflow.problem import Problem

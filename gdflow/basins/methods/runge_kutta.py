@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gdflow.basins.layouts import AbstractLayout, LanesFirst, suitable_layout
+from gdflow.layouts import AbstractLayout, LanesFirst, suitable_layout
 from gdflow.basins.methods.adaptive import AbstractIntegrator, check_integration
 from gdflow.basins.methods.diffrax_solver import DiffraxSolver
 from gdflow.basins.methods.method import Place, Step
@@ -52,28 +52,13 @@ class RungeKutta(AbstractIntegrator):
     def problem(self, problem: Problem) -> Problem:
         return problem.isometric()
 
-    def residual(self, objective: Objective, W: Array) -> tuple[Array, Array, Array]:
-        """`M = A − WD`, the diagonal of `D` and the losses."""
-        d = self.layout.everywhere(jnp.diagonal(objective.design)[None, :])
-        M = self.layout.everywhere(objective.target) - W * d
-        return M, d, 0.5 * self.layout.squares(M)[0]
-
-    def field(self, objective: Objective, y: LayerTuple) -> tuple[LayerTuple, Float[Array, " lanes"]]:
+    def field(self, objective: Objective, y: Any) -> tuple[Any, Float[Array, " lanes"]]:
         """`−∇L` and `L`."""
-        product, transpose = self.layout.product, self.layout.transpose
-        right = [y.weights[0]]
-        for w in y.weights[1:]:
-            right.append(product(w, right[-1]))
-        M, d, loss = self.residual(objective, right[-1])
-        left, parts = M * d, []
-        for w, r in zip(y.weights[:0:-1], right[-2::-1], strict=True):
-            parts.append(product(left, transpose(r)))
-            left = product(transpose(w), left)
-        return _packed(y, [left, *parts[::-1]]), loss
+        gradient, loss = objective.lane_gradients(self.layout, y)
+        return jax.tree.map(jnp.negative, gradient), loss
 
-    def loss(self, objective: Objective, y: LayerTuple) -> Float[Array, " lanes"]:
-        W = functools.reduce(lambda W, w: self.layout.product(w, W), y.weights)
-        return self.residual(objective, W)[2]
+    def loss(self, objective: Objective, y: Any) -> Float[Array, " lanes"]:
+        return objective.lane_losses(self.layout, y)
 
     def gradient_norm(self, objective: Objective, y: LayerTuple, memory: Any) -> Float[Array, " lanes"]:
         return self.layout.norm(memory)
@@ -190,11 +175,6 @@ def path_weights(solver: diffrax.AbstractERK) -> np.ndarray | None:
         powers[: k + 1, k] = np.polynomial.chebyshev.cheb2poly(np.eye(k + 1)[k])
     rows = powers @ series[: degree + 1]
     return np.where(abs(rows) > small, rows, 0.0)
-
-
-def _packed(like: LayerTuple, weights: list[Array]) -> LayerTuple:
-    """Packed layers as a tree of the structure of packed networks: their shapes do not chain as those of networks do."""
-    return jax.tree.unflatten(jax.tree.structure(like), weights)
 
 
 def integrator(

@@ -6,7 +6,7 @@ both.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -19,7 +19,43 @@ from jaxtyping import Array, Float, Shaped
 NARROW = 12
 
 
-class AbstractLayout(eqx.Module):
+class AbstractProducts(eqx.Module):
+    """Products of matrices, of one network or of many at once, and functions of them."""
+
+    @abstractmethod
+    def product(self, a: Array, b: Array) -> Array:
+        """`ab` in every lane."""
+
+    @abstractmethod
+    def transpose(self, a: Array) -> Array:
+        """`aᵀ` in every lane."""
+
+    @abstractmethod
+    def everywhere(self, matrix: Array) -> Array:
+        """One matrix for all lanes, in a shape that broadcasts against packed ones."""
+
+    @abstractmethod
+    def each(self, function: Callable[..., Array], *matrices: Array) -> Array:
+        """A function of matrices in every lane; it is to leave further axes, behind those of its matrices, alone."""
+
+
+class One(AbstractProducts):
+    """One network, without an axis of lanes."""
+
+    def product(self, a: Array, b: Array) -> Array:
+        return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+    def transpose(self, a: Array) -> Array:
+        return a.T
+
+    def everywhere(self, matrix: Array) -> Array:
+        return matrix
+
+    def each(self, function: Callable[..., Array], *matrices: Array) -> Array:
+        return function(*matrices)
+
+
+class AbstractLayout(AbstractProducts):
     """A layout: `lane_axis` is the axis of the lanes in arrays of more than one axis, 0 or -1.
 
     *Packed* trees have the lanes there; in unpacked ones, batches of networks for instance, the first axis counts the lanes.
@@ -68,14 +104,6 @@ class AbstractLayout(eqx.Module):
         """Euclidean norms."""
         return jnp.sqrt(sum(self.squares(tree)))
 
-    @abstractmethod
-    def product(self, a: Array, b: Array) -> Array:
-        """`ab` in every lane."""
-
-    @abstractmethod
-    def transpose(self, a: Array) -> Array:
-        """`aᵀ` in every lane."""
-
     def gram(self, a: Array) -> Array:
         """`aaᵀ` or `aᵀa` in every lane, whichever is smaller: their Frobenius norms are equal."""
         at = self.transpose(a)
@@ -84,10 +112,6 @@ class AbstractLayout(eqx.Module):
     @abstractmethod
     def height(self, a: Array) -> int:
         """How many rows the matrices have."""
-
-    @abstractmethod
-    def everywhere(self, matrix: Array) -> Array:
-        """One matrix for all lanes, in a shape that broadcasts against packed ones."""
 
     def combine(self, factors: Sequence[Float[Array, " lanes"]], trees: Sequence[Any]) -> Any:
         """`Σ factor·tree`, as one sum over a stacked axis, so that it is evaluated once (see `LanesLast.product`)."""
@@ -118,6 +142,10 @@ class LanesFirst(AbstractLayout):
     def everywhere(self, matrix: Array) -> Array:
         return matrix[None]
 
+    def each(self, function: Callable[..., Array], *matrices: Array) -> Array:
+        lanes = max(x.shape[0] for x in matrices)
+        return jax.vmap(function)(*(jnp.broadcast_to(x, (lanes, *x.shape[1:])) for x in matrices))
+
 
 class LanesLast(AbstractLayout):
     """Lanes along the last axis."""
@@ -137,6 +165,9 @@ class LanesLast(AbstractLayout):
 
     def everywhere(self, matrix: Array) -> Array:
         return matrix[..., None]
+
+    def each(self, function: Callable[..., Array], *matrices: Array) -> Array:
+        return function(*matrices)
 
 
 def suitable_layout(widths: Sequence[int]) -> AbstractLayout:
