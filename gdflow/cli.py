@@ -15,17 +15,20 @@ from gdflow.console import complain, ended_by_interrupts, failures, kept, save_p
 with ended_by_interrupts():
     import cyclopts
 
-    from gdflow.command_options import Columns, Count, Folder, Running, Starts, Steps, Tolerance, read
+    from gdflow.command_options import Columns, Count, Folder, Network, Running, Starts, Steps, Tolerance, proves, read
 
 # What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
 
 BASINS_PICTURE, TRAJECTORY_PICTURE = "basins.png", "trajectory.png"
+#: Trajectories without a certificate end where the norm of the gradient is this part of its size at the start.
+GRADIENT_FALL = 1e-6
 
 app = cyclopts.App(
     name="gdflow",
     help=(
-        "Gradient flow in deep linear networks, with certified limits. Compiled programs are kept in the folder named by "
-        "GDFLOW_CACHE (by default gdflow in the user's cache folder; empty: nowhere) and may be deleted at any time."
+        "Gradient flow in deep linear networks, with certified limits, and in nonlinear ones. Compiled programs are kept in the "
+        "folder named by GDFLOW_CACHE (by default gdflow in the user's cache folder; empty: nowhere) and may be deleted at any "
+        "time."
     ),
     version=importlib.metadata.version("gdflow"),
 )
@@ -33,7 +36,7 @@ app.register_install_completion_command(
     help="Install completion of commands and options for your shell; the shell's startup file may get a line for it."
 )
 
-COLUMNS, STARTS, RUNNING = Columns(), Starts(), Running()
+COLUMNS, NETWORK, STARTS, RUNNING = Columns(), Network(), Starts(), Running()
 DEFAULT_OUT = pathlib.Path("gdflow-out")
 
 
@@ -43,6 +46,7 @@ def basins(
     /,
     *,
     columns: Columns = COLUMNS,
+    network: Network = NETWORK,
     starts: Starts = STARTS,
     num: Count = 10_000,
     running: Running = RUNNING,
@@ -61,7 +65,7 @@ def basins(
     Parameters
     ----------
     data
-        CSV file with a header, or NPZ file with arrays X (d_x, m) and Y (d_y, m). Without one: the bundled Linnerud data.
+        CSV file with a header, NPZ file with arrays X (d_x, m) and Y (d_y, m), or bundled data: linnerud (the default) or iris.
     num
         Number of random starts.
     confidence
@@ -82,14 +86,11 @@ def basins(
         Show a progress bar.
     """
     from gdflow.basins import basin_sizes
-    from gdflow.basins.tube import proves_by_default
 
-    problem = columns.problem(data)
-    widths = problem.widths(columns.hidden)
+    problem, widths = network.problem(data, columns)
     law, key = starts.law(widths), starts.key()
     options = running.options(problem, widths)
-    if proof is None:
-        proof = audit is None and proves_by_default(problem, law, options["method"], options["verdict"])
+    proof = proves(problem, law, options, proof, audit)
     _prepare_for_basins(out, overwrite)
     say(problem.report(widths, lowest=16))
     _say_basins(
@@ -161,18 +162,25 @@ def _say_basins(run: Callable[[], Any], folder: pathlib.Path) -> None:
 
 
 @app.command
-def report(data: pathlib.Path | None = None, /, *, columns: Columns = COLUMNS, lowest: Count = 16) -> None:
+def report(
+    data: pathlib.Path | None = None,
+    /,
+    *,
+    columns: Columns = COLUMNS,
+    network: Network = NETWORK,
+    lowest: Count = 16,
+) -> None:
     """What is known of a problem before any flow: assumptions with margins, singular values, critical values.
 
     Parameters
     ----------
     data
-        CSV file with a header, or NPZ file with arrays X (d_x, m) and Y (d_y, m). Without one: the bundled Linnerud data.
+        CSV file with a header, NPZ file with arrays X (d_x, m) and Y (d_y, m), or bundled data: linnerud (the default) or iris.
     lowest
         How many of the lowest critical values to list.
     """
-    problem = columns.problem(data)
-    say(problem.report(problem.widths(columns.hidden), lowest=lowest))
+    problem, widths = network.problem(data, columns)
+    say(problem.report(widths, lowest=lowest))
 
 
 @app.command(name="simulate")
@@ -181,6 +189,7 @@ def simulate_command(
     /,
     *,
     columns: Columns = COLUMNS,
+    network: Network = NETWORK,
     starts: Starts = STARTS,
     start: int = 0,
     t1: float = math.inf,
@@ -195,11 +204,12 @@ def simulate_command(
     Parameters
     ----------
     data
-        CSV file with a header, or NPZ file with arrays X (d_x, m) and Y (d_y, m). Without one: the bundled Linnerud data.
+        CSV file with a header, NPZ file with arrays X (d_x, m) and Y (d_y, m), or bundled data: linnerud (the default) or iris.
     start
         Id of the start, as in outcomes.parquet.
     t1
-        Flow time to integrate to. By default four times the time at which a global minimum is certified.
+        Flow time to integrate to. By default four times the time at which a global minimum is certified; where no critical
+        values are known, until the norm of the gradient has fallen to 1e-6 of its size at the start.
     max_steps
         Most steps to take.
     rtol
@@ -215,24 +225,28 @@ def simulate_command(
 
     from gdflow import plotting
     from gdflow.basins.storage import prepare_folder
-    from gdflow.dynamics import AtCertificate, simulate
+    from gdflow.dynamics import AtCertificate, AtGradientNorm, simulate
     from gdflow.verdicts import LevelVerdict
 
-    problem = columns.problem(data)
-    law = starts.law(problem.widths(columns.hidden))
-    net = law.sample(starts.key(), start)
+    problem, widths = network.problem(data, columns)
+    net = starts.law(widths).sample(starts.key(), start)
     folder = prepare_folder(out, (TRAJECTORY_PICTURE,), overwrite=overwrite)
     options: dict[str, Any] = dict(rtol=rtol, atol=atol, max_steps=max_steps)
-    certified = simulate(problem, net, t1, stop=AtCertificate(), **options)
-    end = t1 if math.isfinite(t1) else 4 * float(certified.final_time)
-    trajectory = simulate(problem, net, max(end, 1e-12), **options)
+    if problem.why_no_levels is None:
+        certified = simulate(problem, net, t1, stop=AtCertificate(), **options)
+        end = t1 if math.isfinite(t1) else 4 * float(certified.final_time)
+        trajectory = simulate(problem, net, max(end, 1e-12), **options)
+    else:
+        least = max(GRADIENT_FALL * float(problem.gradient(net).norm()), np.finfo(float).tiny)
+        stop = () if math.isfinite(t1) else AtGradientNorm(least)
+        trajectory = simulate(problem, net, t1, stop=stop, **options)
     say(trajectory)
-    verdict = LevelVerdict(problem, net.widths).minimum
-    times = np.asarray(trajectory.crossing_times()) if trajectory.interpolation is not None else np.array([])
-    for k, time in enumerate(times):
-        if k and np.isfinite(time):
-            what = f": {verdict} certified" if k == 1 else ""
-            say(f"  loss below critical value {k} from t = {time:.6g}{what}")
+    if problem.why_no_levels is None and trajectory.interpolation is not None:
+        verdict = LevelVerdict(problem, net.widths).minimum
+        for k, time in enumerate(np.asarray(trajectory.crossing_times())):
+            if k and np.isfinite(time):
+                what = f": {verdict} certified" if k == 1 else ""
+                say(f"  loss below critical value {k} from t = {time:.6g}{what}")
     if save_picture(lambda: plotting.plot_trajectory(trajectory), folder / TRAJECTORY_PICTURE):
         say_written((TRAJECTORY_PICTURE,), folder)
 
@@ -287,7 +301,8 @@ def _run(arguments: list[str]) -> None:
     if command.__module__ == __name__:  # neither help nor version
         bound.apply_defaults()
         if "columns" in bound.arguments:  # bad data are told of at once
-            bound.arguments["columns"].table(bound.arguments["data"])
+            table = bound.arguments["columns"].table(bound.arguments["data"])
+            bound.arguments["network"].check(table)
         with ended_by_interrupts():
             import jax
 

@@ -1,4 +1,4 @@
-"""The options that commands share: columns of the data, laws of starts, how starts are stepped and decided."""
+"""The options that commands share: columns of the data, networks, laws of starts, how starts are stepped and decided."""
 
 import dataclasses
 import functools
@@ -24,21 +24,27 @@ Width = Annotated[int, Parameter(validator=Number(lte=2**30))]
 Tolerance = Annotated[float, Parameter(validator=Number(lte=1))]
 
 
+#: The names in `gdflow.activations.NAMED` and `gdflow.losses.NAMED`, which can be read here only with all of JAX.
+Activation = Literal["identity", "tanh", "arctan", "sigmoid", "gelu", "relu", "leaky-relu"]
+Loss = Literal["squared", "logistic", "softmax", "huber"]
+
+
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns, coordinates and widths.
+    """Which columns of the data, and in which coordinates.
 
     Parameters
     ----------
     targets
         Target columns of a CSV file.
     features
-        Feature columns. By default all columns that are no targets.
-    hidden
-        Widths of the hidden layers.
+        Feature columns. By default all columns that are no targets; beside a label all that hold numbers.
+    label
+        Instead of targets: a column of classes. They are sorted and become one-hot targets (logistic loss: -1 and 1), which
+        are neither centred nor scaled.
     coordinates
-        data: the flow a practitioner runs. whitened: the flow of Chitour, Liao and Couillet.
+        data: the flow a practitioner runs. whitened: the flow of Chitour, Liao and Couillet, of linear networks alone.
     center
         Subtract the mean of every column. By default for CSV, not for NPZ.
     scale
@@ -47,58 +53,131 @@ class Columns:
 
     targets: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
     features: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
-    hidden: Annotated[tuple[Width, ...], Parameter(consume_multiple=True, negative="")] = (5, 5)
+    label: str | None = None
     coordinates: Literal["data", "whitened"] = "data"
     center: bool | None = None
     scale: bool | None = None
 
-    def __post_init__(self) -> None:
-        if len(self.hidden) > _MOST_LAYERS:
-            raise ValueError(f"--hidden names {len(self.hidden)} layers, more than {_MOST_LAYERS}")
-
     def table(self, path: pathlib.Path | None) -> Any:
         """The `Table` of the data, which are read and checked; of the bundled data if there is no path. It needs no JAX."""
-        for name in (*self.targets, *self.features):
+        named = bool(self.targets or self.features) or self.label is not None
+        for name in (*self.targets, *self.features, *([] if self.label is None else [self.label])):
             if os.path.isfile(name):
                 raise ValueError(
                     f"{name!r} was read as a column name but is a file: put the data file first, e.g. "
                     f"gdflow basins {name} --targets …"
                 )
-        named = bool(self.targets or self.features)
         if path is None and named:
-            raise ValueError("--targets and --features need a data file before them: FILE.csv --targets …")
+            raise ValueError(
+                "--targets, --features and --label need a data file before them: FILE.csv --targets …, or the name of "
+                f"bundled data: {' or '.join(_bundled())}"
+            )
         if _is_npz(path) and named:
-            raise ValueError("an NPZ file holds X and Y: it takes no --targets or --features")
+            raise ValueError("an NPZ file holds X and Y: it takes no --targets, --features or --label")
+        if self.targets and self.label is not None:
+            raise ValueError(
+                f"--targets {' '.join(self.targets)} and --label {self.label} exclude each other: columns to be fitted are "
+                "targets, a column of classes is a label"
+            )
         try:
-            return read(path, self.targets, self.features or None)
+            return read(path, self.targets, self.features or None, self.label)
         except TypeError as error:  # of the data
             raise ValueError(str(error)) from error
-
-    def problem(self, path: pathlib.Path | None) -> Any:
-        """The `Problem` of the data."""
-        from gdflow.problem import Problem
-
-        table = self.table(path)
-        center, scale = (not _is_npz(path) if chosen is None else chosen for chosen in (self.center, self.scale))
-        return Problem(
-            table.X, table.Y, features=table.features, targets=table.targets, source=table.source,
-            coordinates=self.coordinates, center=center, scale=scale,
-        )  # fmt: skip
 
 
 def _is_npz(path: pathlib.Path | None) -> bool:
     return path is not None and path.suffix.lower() == ".npz"
 
 
-@functools.cache
-def read(path: pathlib.Path | None, targets: tuple[str, ...], features: tuple[str, ...] | None) -> Any:
-    """The table of a file, read once for a command, although it is checked before JAX is imported and used after."""
-    from gdflow.data import read_csv, read_npz
-    from gdflow.data.bundled import LINNERUD_TARGETS, linnerud_path
+def _bundled() -> dict[str, Any]:
+    """The bundled data sets by name."""
+    from gdflow.data.bundled import NAMED
 
-    if path is None:
-        return read_csv(linnerud_path(), LINNERUD_TARGETS, features)
-    return read_npz(path) if _is_npz(path) else read_csv(path, targets, features)
+    return NAMED
+
+
+@functools.cache
+def read(
+    path: pathlib.Path | None, targets: tuple[str, ...], features: tuple[str, ...] | None, label: str | None
+) -> Any:
+    """The table of a file, read once for a command, although it is checked before JAX is imported and used after.
+
+    Where there is no such file, a path may be the name of a bundled data set, whose targets or label are the default then.
+    """
+    from gdflow.data import read_csv, read_npz
+
+    path = pathlib.Path("linnerud") if path is None else path
+    if not path.exists():
+        known = _bundled().get(str(path))
+        if known is not None:
+            if not targets and label is None:
+                targets, label = known.targets, known.label
+            return read_csv(known.path, targets, features, label=label)
+        if path.name and not path.suffix and path.parent == pathlib.Path():
+            raise FileNotFoundError(
+                f"there is no file {path.name!r}, nor are there bundled data of this name: {' or '.join(_bundled())}"
+            )
+    return read_npz(path) if _is_npz(path) else read_csv(path, targets, features, label=label)
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The networks, and what they minimise.
+
+    Parameters
+    ----------
+    hidden
+        Widths of the hidden layers.
+    activation
+        One for all hidden layers, the output being linear; or one for every layer, that of the output included.
+    loss
+        squared: the squared error. logistic: of two classes. softmax: cross-entropy, of two or more. huber: linear from
+        errors of 1 on.
+    weight_decay
+        κ of a further term ½κΣ‖W_j‖².
+    biases
+        Give every layer a bias: a constant unit in the inputs and in every hidden layer, beside those of --hidden.
+    """
+
+    hidden: Annotated[tuple[Width, ...], Parameter(consume_multiple=True, negative="")] = (5, 5)
+    activation: Annotated[tuple[Activation, ...], Parameter(consume_multiple=True, negative="")] = ()
+    loss: Loss = "squared"
+    weight_decay: float = 0.0
+    biases: Annotated[bool, Parameter(negative="")] = False
+
+    def __post_init__(self) -> None:
+        if len(self.hidden) > _MOST_LAYERS:
+            raise ValueError(f"--hidden names {len(self.hidden)} layers, more than {_MOST_LAYERS}")
+        layers = len(self.hidden) + 1
+        if len(self.activation) not in (0, 1, layers):
+            raise ValueError(
+                f"--activation names {len(self.activation)} activations ({' '.join(self.activation)}), but there are "
+                f"{layers} layers (--hidden {' '.join(map(str, self.hidden))}, and the output): give one for all hidden layers, "
+                f"or {layers}"
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--weight-decay must be finite and not negative, got {self.weight_decay:g}")
+
+    def check(self, table: Any) -> None:
+        """`ValueError` for classes that the loss is not for. It needs no JAX."""
+        from gdflow.data import signed
+
+        if table.label is not None and self.loss == "logistic":
+            signed(table)
+
+    def problem(self, path: pathlib.Path | None, columns: Columns) -> tuple[Any, tuple[int, ...]]:
+        """The `Problem` of the data, and the widths of the networks."""
+        from gdflow.losses import NAMED
+        from gdflow.problem import Problem
+
+        standardised = not _is_npz(path)
+        center, scale = (standardised if chosen is None else chosen for chosen in (columns.center, columns.scale))
+        problem = Problem.from_table(
+            columns.table(path), NAMED[self.loss](), coordinates=columns.coordinates, center=center, scale=scale,
+            activations=self.activation or None, weight_decay=self.weight_decay, biases=self.biases,
+        )  # fmt: skip
+        return problem, problem.widths(self.hidden)
 
 
 @Parameter(name="*")
@@ -172,9 +251,11 @@ class Running:
         Steps after which an undecided start is given up.
     verdict
         level: certified for this very start. almost-sure: up to starts of measure zero, stops earlier at bottlenecks, for laws
-        with a density. balanced: limits of lower rank are certified too, for balanced starts. The default follows the law.
+        with a density. balanced: limits of lower rank are certified too, for balanced starts. The default follows the law. Linear
+        networks with the squared error only.
     staircase
-        Time the crossing of every value ℓ({1..r}) on the way, not of the last one alone.
+        Time the crossing of every value ℓ({1..r}) on the way, not of the last one alone; by default. Linear networks with the
+        squared error only.
     """
 
     solver: Literal["tsit5", "dopri5", "dopri8", "rkc", "kvaerno5"] | None = None
@@ -183,7 +264,7 @@ class Running:
     t1: float = math.inf
     max_steps: Steps = 10_000
     verdict: Literal["level", "almost-sure", "balanced"] | None = None
-    staircase: bool = True
+    staircase: bool | None = None
 
     def method(self) -> Any:
         """What steps the starts; `None`, the library's choice, if nothing is said of it."""
@@ -202,14 +283,44 @@ class Running:
         return integrator(solvers[self.solver or "tsit5"](), **given)
 
     def options(self, problem: Any, widths: tuple[int, ...]) -> dict[str, Any]:
-        """What `gdflow.basin_sizes` takes."""
+        """What `gdflow.basin_sizes` takes.
+
+        **Raises:** `ValueError` for options about critical values where none are known.
+        """
         from gdflow import verdicts
         from gdflow.basins import Drift, Limits
 
+        staircase = None if self.staircase is None else f"--{'' if self.staircase else 'no-'}staircase"
+        _refuse_without_levels(problem, self.verdict and f"--verdict {self.verdict}", staircase)
         named = {"level": verdicts.LevelVerdict, "almost-sure": verdicts.AlmostSure, "balanced": verdicts.Balanced}
         return dict(
             method=self.method(),
             limits=Limits(t1=self.t1, max_steps=self.max_steps),
             verdict=None if self.verdict is None else named[self.verdict](problem, widths),
-            riders=None if self.staircase else (Drift(),),
+            riders=(Drift(),) if self.staircase is False else None,
         )
+
+
+def _refuse_without_levels(problem: Any, *options: str | None) -> None:
+    """`ValueError` where one of some options, written out if it was given, needs critical values that are not known."""
+    given = [option for option in options if option]
+    if given and problem.why_no_levels is not None:
+        raise ValueError(
+            f"{given[0]} needs the critical values, which are known of linear networks with the squared error only: "
+            f"{problem.why_no_levels}. Leave it out"
+        )
+
+
+def proves(problem: Any, law: Any, options: dict[str, Any], proof: bool | None, audit: int | None) -> bool:
+    """Whether verdicts are proved: as `--proof` says, by default where it costs little.
+
+    **Arguments:** `options`: from `Running.options`.
+
+    **Raises:** `ValueError` if they shall be, but no critical values are known.
+    """
+    from gdflow.basins.tube import proves_by_default
+
+    _refuse_without_levels(problem, "--proof" if proof else None)
+    if proof is not None or problem.why_no_levels is not None:
+        return bool(proof)
+    return audit is None and proves_by_default(problem, law, options["method"], options["verdict"])

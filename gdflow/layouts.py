@@ -171,5 +171,5 @@ class LanesLast(AbstractLayout):
 
 
 def suitable_layout(widths: Sequence[int]) -> AbstractLayout:
-    """The faster layout for networks of these widths."""
-    return LanesLast() if max(widths) <= NARROW else LanesFirst()
+    """The faster layout for networks of these widths; without any, for points that are no networks."""
+    return LanesLast() if widths and max(widths) <= NARROW else LanesFirst()

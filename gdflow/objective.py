@@ -14,11 +14,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from gdflow.activations import AbstractActivation, Identity
+from gdflow.activations import AbstractActivation, Identity, LeakyReLU
 from gdflow.layouts import AbstractLayout, AbstractProducts, One
-from gdflow.losses import AbstractLoss, SquaredError
+from gdflow.losses import AbstractLoss, Logistic, SoftmaxCrossEntropy, SquaredError
 from gdflow.network import LayerTuple, matmul
 
 
@@ -50,6 +50,28 @@ class Objective(eqx.Module):
     def numbers(self, num_parameters: int) -> int:
         """About how many numbers an evaluation of the gradient at one point handles."""
         return num_parameters
+
+    # -- what tells limits apart ---------------------------------------------------------------------------------------
+
+    def canonical(self, net: Any) -> Any:
+        """The representative of all points that symmetries of `L` make of this one. Traceable; by default there are none."""
+        return net
+
+    def num_symmetries(self, net: Any) -> Int[Array, ""]:
+        """In how many independent directions the symmetries of `L` move the point: `∇²L` vanishes there at critical points."""
+        return jnp.zeros((), int)
+
+    def features(self, net: Any) -> Float[Array, " q"]:
+        """Numbers that no symmetry changes, not even one that is not known: they tell families of limits apart."""
+        return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(net)])
+
+    def dead_units(self, net: Any) -> tuple[Bool[Array, " d_j"], ...]:
+        """Of every hidden layer, which units are off: nothing that enters them can move. By default none are known."""
+        return ()
+
+    def vanishes_at_infinity(self) -> bool:
+        """Whether a loss below `log 2` proves that `L` tends to 0 while the point runs to infinity, see `gdflow.separation`."""
+        return False
 
 
 class LinearObjective(Objective):
@@ -94,6 +116,13 @@ class LinearObjective(Objective):
     def gradient(self, net: LayerTuple) -> LayerTuple:
         """The gradient in the layers, in closed form (Chitour, Liao, Couillet 2022, eq. (6), with `D`)."""
         return net.pullback(self.end_to_end_gradient(net.end_to_end))
+
+    def features(self, net: LayerTuple) -> Float[Array, " q"]:
+        """The output `WD`: factors of one product are not told apart."""
+        return jnp.ravel(matmul(net.end_to_end, self.design))
+
+    def vanishes_at_infinity(self) -> bool:
+        return isinstance(self.loss, Logistic | SoftmaxCrossEntropy)
 
     # In lanes only one matrix, of the size of `D`, stands between the layers and the loss.
 
@@ -234,9 +263,69 @@ class NetworkObjective(Objective):
         return packed(nets, parts), value
 
     def dead_units(self, net: LayerTuple) -> tuple[Bool[Array, " d_j"], ...]:
-        """Of every hidden layer, which units have `σ' = 0` on all samples: nothing that enters them can move."""
+        """Of every hidden layer, which units have `σ' = 0` on all samples: nothing that enters them can move.
+
+        The constant unit of a layer with biases counts as alive.
+        """
         _, slopes = self._forward(One(), net.weights)
-        return tuple(jnp.all(slope == 0, axis=1) for slope in slopes[:-1])
+        return tuple(jnp.all(slope == 0, axis=1) & ~self._constant(slope) for slope in slopes[:-1])
+
+    def _constant(self, layer: Float[Array, "d_j ..."]) -> Bool[Array, " d_j"]:
+        """Which unit of a hidden layer is the constant."""
+        rows = layer.shape[0]
+        return (jnp.arange(rows) == rows - 1) if self.biases else jnp.zeros(rows, bool)
+
+    def features(self, net: LayerTuple) -> Float[Array, " q"]:
+        """The outputs on all samples."""
+        return jnp.ravel(self.output(net))
+
+    def canonical(self, net: LayerTuple) -> LayerTuple:
+        """The representative of all networks that permutations, sign flips and scalings of hidden units make of this one.
+
+        Layer by layer from the input: units that are off on all samples and whose output vanishes there are set to zero, and so
+        are the rows of constant units; a unit of an odd activation points to one side of a fixed hyperplane; one of a
+        homogeneous activation has incoming and outgoing weights of one norm (all zero if one of them is); units are sorted along
+        the normal of that hyperplane.
+        """
+        weights = list(net.weights)
+        dead = self.dead_units(net)
+        for j, activation in enumerate(self.layer_activations(net.depth)[:-1]):
+            row, column = weights[j], weights[j + 1]
+            constant = self._constant(row)
+            gone = dead[j] if not isinstance(activation, LeakyReLU) else jnp.zeros_like(dead[j])
+            row = jnp.where((gone | constant)[:, None], 0.0, row)
+            column = jnp.where(gone[None, :], 0.0, column)
+            factor = jnp.ones(row.shape[0], row.dtype)
+            if activation.homogeneous:
+                into, out = jnp.linalg.norm(row, axis=1), jnp.linalg.norm(column, axis=0)
+                zero = ((into == 0) | (out == 0)) & ~constant
+                row, column = jnp.where(zero[:, None], 0.0, row), jnp.where(zero[None, :], 0.0, column)
+                safe = zero | constant
+                factor = jnp.where(safe, 1.0, jnp.sqrt(jnp.where(safe, 1.0, out) / jnp.where(safe, 1.0, into)))
+            along = matmul(row, _normal(row.shape[1]).astype(row.dtype)) * factor
+            if activation.odd:
+                factor = jnp.where((along < 0) & ~constant, -factor, factor)
+                along = jnp.abs(along)
+            order = jnp.argsort(jnp.where(constant, jnp.inf, along))
+            row = jnp.where(constant[:, None], row, row * factor[:, None])
+            column = jnp.where(constant[None, :], column, column / factor[None, :])
+            weights[j], weights[j + 1] = row[order], column[:, order]
+        return LayerTuple(weights)
+
+    def num_symmetries(self, net: LayerTuple) -> Int[Array, ""]:
+        """Scalings of homogeneous units, all weights of units that are off, and rows of constant units; none with decay."""
+        count = jnp.zeros((), int)
+        for j, (activation, dead) in enumerate(zip(self.layer_activations(net.depth), self.dead_units(net), strict=False)):
+            into, out = net.weights[j].shape[1], net.weights[j + 1].shape[0]
+            scaled = 1 if activation.homogeneous else 0
+            off = into + out if not isinstance(activation, LeakyReLU) else scaled
+            real = dead.shape[0] - (1 if self.biases else 0)
+            count = count + jnp.sum(jnp.where(dead, off, scaled)[:real]) + (into if self.biases else 0)
+        return jnp.where(self.decay > 0, 0, count)
+
+    def vanishes_at_infinity(self) -> bool:
+        homogeneous = all(activation.homogeneous for activation in self.activations) and not self.biases
+        return homogeneous and isinstance(self.loss, Logistic | SoftmaxCrossEntropy)
 
 
 class PotentialObjective(Objective):
@@ -249,6 +338,18 @@ class PotentialObjective(Objective):
 
     def gradient(self, net: Any) -> Any:
         return jax.grad(self.function)(net)
+
+
+def _normal(size: int) -> Array:
+    """A fixed direction in general position."""
+    return jnp.cos(1.0 + 0.7 * jnp.arange(size) ** 2 + 0.3 * jnp.arange(size))
+
+
+def check_linear(objective: Objective) -> LinearObjective:
+    """`objective`, or a `TypeError` where it is not that of a linear network."""
+    if not isinstance(objective, LinearObjective):
+        raise TypeError(f"this is about linear networks without weight decay, got a {type(objective).__name__}")
+    return objective
 
 
 def packed(like: LayerTuple, weights: list[Array]) -> LayerTuple:

@@ -45,7 +45,7 @@ def with_singular_values(problem: Problem, s: Float[Array, " min_d_y_rho"]) -> P
     Y_bar = matmul(f.U_Y[:, :k] * s[None, :], f.V_Y[:, :k].T)
     spectrum = Spectrum(f.U_X, f.S_X, Y_bar, f.U_Y, s, f.V_Y)
     objective = LinearObjective(
-        *spectrum.standard_form(problem.coordinates), problem.loss, problem.data_error, problem.objective.diagonal
+        *spectrum.standard_form(problem.coordinates), problem.loss, problem.data_error, problem.linear.diagonal
     )
     return problem.replace(objective=objective, spectrum=spectrum)
 

@@ -6,10 +6,11 @@ squared error of a linear network the critical values are known beforehand, and 
 only. What is minimised is a `gdflow.objective.Objective`.
 """
 
+import dataclasses
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import equinox as eqx
 import jax
@@ -20,13 +21,24 @@ from numpy.typing import ArrayLike
 
 from gdflow.activations import AbstractActivation, Identity, as_activation
 from gdflow.checks import check_number, is_traced
-from gdflow.data import Table, check_array, diagonal_target, from_frame, prepare, read_csv, read_npz
+from gdflow.data import (
+    Table,
+    check_array,
+    diagonal_target,
+    from_frame,
+    prepare,
+    read_csv,
+    read_npz,
+    signed,
+    standardize,
+    standardize_features,
+)
 from gdflow.levels import CriticalValues, Level, iterate_levels, list_levels, single_layer_level
-from gdflow.losses import AbstractLoss, SquaredError
+from gdflow.losses import AbstractLoss, Logistic, SoftmaxCrossEntropy, SquaredError
 from gdflow.network import LayerTuple, check_finite, check_layer_tuple, check_one_network, check_widths, matmul
 from gdflow.objective import LinearObjective, NetworkObjective, Objective, PotentialObjective
 from gdflow.ranks import equal_threshold
-from gdflow.report import DataInfo, Report
+from gdflow.report import DataInfo, Report, ShortReport
 from gdflow.spectrum import SingularValues, Spectrum, check_coordinates, reduce_samples
 from gdflow.tables import some_numbers
 
@@ -65,7 +77,7 @@ class AbstractProblem(eqx.Module):
         """Gradient of the loss."""
         return self.objective.gradient(net)
 
-    def isometric(self) -> "AbstractProblem":
+    def isometric(self) -> Self:
         """The same flow in the coordinates that suit computation best; by default these."""
         return self
 
@@ -73,7 +85,7 @@ class AbstractProblem(eqx.Module):
         """Maps a point (or a batch) between coordinates; by default there is but one kind."""
         return net
 
-    def without_info(self) -> "AbstractProblem":
+    def without_info(self) -> Self:
         """The same problem without its description, which is static: with it, every new data set would compile anew."""
         return self.replace(info=None)
 
@@ -281,42 +293,90 @@ class Problem(AbstractProblem):
         return cls.from_target(diagonal_target(s, d_x, d_y), coordinates=coordinates)
 
     @classmethod
-    def _from_table(cls, table: Table, **options: Any) -> "Problem":
-        names: dict[str, Any] = dict(features=table.features, targets=table.targets, source=table.source)
-        return cls(table.X, table.Y, **names, **options)
+    def from_table(
+        cls,
+        table: Table,
+        loss: AbstractLoss = SquaredError(),
+        *,
+        center: bool = False,
+        scale: bool = False,
+        **options: Any,
+    ) -> "Problem":
+        """From a table that was read already, `gdflow.data.read_csv` or another.
+
+        **Arguments:** `center`, `scale`: of the features and of targets that are numbers; classes are never standardised.
+
+        **Raises:** `ValueError` also for targets of another kind than the loss is for, with what to do.
+        """
+        names: dict[str, Any] = dict(features=table.features, source=table.source)
+        if table.label is None:
+            _check_kind_of_targets(loss, table, center, scale)
+            return cls(table.X, table.Y, loss, targets=table.targets, center=center, scale=scale, **names, **options)
+        if isinstance(loss, Logistic):
+            table = signed(table)
+        X, notes = standardize_features(table, center, scale)
+        problem = cls(X, table.Y, loss, **names, **options)
+        info = dataclasses.replace(problem.info, targets=table.targets, notes=(*notes, *problem.info.notes))
+        return problem.replace(info=info)
 
     @classmethod
     def from_csv(
         cls,
         path: str | os.PathLike,
-        targets: Iterable[str] | str,
+        targets: Iterable[str] | str = (),
         features: Iterable[str] | str | None = None,
         *,
+        label: str | None = None,
         center: bool = True,
         scale: bool = True,
         **options: Any,
     ) -> "Problem":
-        """From a CSV file with a header, standardised by default; see `gdflow.data.read_csv` for its errors."""
-        return cls._from_table(read_csv(path, targets, features), center=center, scale=scale, **options)
+        """From a CSV file with a header, standardised by default; see `gdflow.data.read_csv` for its errors.
+
+        **Arguments:**
+
+        - `targets`, `features`: names of columns; the features are by default all that are no targets.
+        - `label`: instead of targets a column of classes, of texts, whole numbers or truth values. They are sorted, numbers by
+          value, and `problem.info.targets` names them in this order. `Y` has a row for each, 1 for its samples and 0 for the
+          others; for the logistic loss, of two classes, a single row with -1 for the first and 1 for the second. `Y` is not
+          standardised; `X` is. By default the features are all other columns that hold a number.
+        - `options`: of `gdflow.Problem`, such as `loss` and `activations`.
+
+        ```python
+        >>> Problem.from_csv(iris_path(), label="Species", loss=SoftmaxCrossEntropy(), activations="tanh").target.shape
+        (3, 150)
+        ```
+        """
+        return cls.from_table(read_csv(path, targets, features, label=label), center=center, scale=scale, **options)
 
     @classmethod
     def from_npz(cls, path: str | os.PathLike, **options: Any) -> "Problem":
         """From an NPZ file with arrays `X (d_x, m)` and `Y (d_y, m)`; not standardised unless asked."""
-        return cls._from_table(read_npz(path), **options)
+        return cls.from_table(read_npz(path), **options)
 
     @classmethod
     def from_frame(
         cls,
         frame: Any,
-        targets: Hashable | Iterable[Hashable],
+        targets: Hashable | Iterable[Hashable] = (),
         features: Hashable | Iterable[Hashable] | None = None,
         *,
+        label: Hashable | None = None,
         center: bool = True,
         scale: bool = True,
         **options: Any,
     ) -> "Problem":
-        """From a data frame or a dictionary of columns, one row a sample, standardised by default: `gdflow.data.from_frame`."""
-        return cls._from_table(from_frame(frame, targets, features), center=center, scale=scale, **options)
+        """From a data frame or a dictionary of columns, one row a sample, standardised by default: `gdflow.data.from_frame`.
+
+        The arguments are those of `from_csv`.
+
+        ```python
+        >>> frame = {"a": [1.0, 2.0, 4.0], "passed": ["no", "yes", "yes"]}
+        >>> Problem.from_frame(frame, label="passed", loss=Logistic()).target
+        Array([[-1.,  1.,  1.]], dtype=float64)
+        ```
+        """
+        return cls.from_table(from_frame(frame, targets, features, label=label), center=center, scale=scale, **options)
 
     # -- sizes ---------------------------------------------------------------------------------------------------------
 
@@ -503,7 +563,7 @@ class Problem(AbstractProblem):
 
     # -- coordinates ---------------------------------------------------------------------------------------------------
 
-    def in_coordinates(self, coordinates: str) -> "Problem":
+    def in_coordinates(self, coordinates: str) -> Self:
         """The same problem in other coordinates."""
         check_coordinates(coordinates)
         if coordinates == self.coordinates:
@@ -512,7 +572,7 @@ class Problem(AbstractProblem):
         objective = LinearObjective(*parts, coordinates != "data")
         return self.replace(coordinates=coordinates, objective=objective)
 
-    def isometric(self) -> "Problem":
+    def isometric(self) -> Self:
         """The same flow in coordinates in which the design is diagonal: whitened ones stay, all others become reduced.
 
         From data coordinates the change is an isometry of the weights, on the range of `X`. Problems without levels stay as
@@ -534,14 +594,18 @@ class Problem(AbstractProblem):
 
     # -- before any flow -----------------------------------------------------------------------------------------------
 
-    def report(self, widths: Iterable[int] | None = None, *, lowest: int | None = None) -> Report:
+    def report(self, widths: Iterable[int] | None = None, *, lowest: int | None = None) -> Report | ShortReport:
         """Assumptions with margins, singular values and critical values for networks of given widths.
+
+        Where no critical values are known beforehand: sizes, loss, activations, and why there are none.
 
         **Arguments:**
 
         - `widths`: `(d_0, …, d_N)`; without them the rank is bounded by the data alone.
         - `lowest`: list that many levels; by default all if they are at most 2¹⁰, else the lowest 64.
         """
+        if self.why_no_levels is not None:
+            return self._short_report(None if widths is None else self.check_widths(widths))
         f = self.decomposition
         widths = None if widths is None else self.check_widths(widths)
         max_rank = min(f.Y_bar.shape) if widths is None else self.max_rank(widths)
@@ -553,6 +617,21 @@ class Problem(AbstractProblem):
         )
         return Report(self.info, self.coordinates, widths, max_rank, levels, float(self.offset))
 
+    def _short_report(self, widths: tuple[int, ...] | None) -> ShortReport:
+        o, why = self._network, self.why_no_levels
+        assert why is not None
+        return ShortReport(
+            self.info,
+            widths,
+            loss=str(o.loss).removesuffix("()"),
+            activations=tuple(a.name for a in o.activations) if isinstance(o, NetworkObjective) else (Identity().name,),
+            weight_decay=float(o.decay) if isinstance(o, NetworkObjective) else 0.0,
+            biases=isinstance(o, NetworkObjective) and o.biases,
+            smooth=o.smooth,
+            separates=isinstance(o.loss, Logistic | SoftmaxCrossEntropy),
+            why_no_levels=why,
+        )
+
 
 def _as_activations(activations: Any) -> tuple[AbstractActivation, ...]:
     if activations is None:
@@ -562,6 +641,28 @@ def _as_activations(activations: Any) -> tuple[AbstractActivation, ...]:
             raise ValueError("there must be at least one activation; leave them out for a linear network")
         return tuple(map(as_activation, activations))
     return (as_activation(activations),)
+
+
+def _check_kind_of_targets(loss: AbstractLoss, table: Table, center: bool, scale: bool) -> None:
+    """`ValueError` for targets, as they are or standardised, that the loss does not admit, with what to do."""
+    if not isinstance(loss, AbstractLoss) or type(loss).check_target is AbstractLoss.check_target:
+        return
+    Y = check_array("Y", table.Y)
+    try:
+        loss.check_target(Y)
+    except ValueError as error:
+        hint = (
+            "; of a column of classes, named by label=… (--label), the right targets are made" if table.targets else ""
+        )
+        raise ValueError(f"{error}{hint}") from None
+    standardised = standardize("Y", Y, table.targets, center, scale)
+    try:
+        loss.check_target(standardised)
+    except ValueError as error:
+        raise ValueError(
+            f"the targets would be standardised, and then do not fit the loss: {error}. Give center=False and scale=False "
+            "(--no-center --no-scale), or name a column of classes by label=… (--label), which is never standardised"
+        ) from None
 
 
 def _why_no_levels(loss: AbstractLoss, layers: tuple[AbstractActivation, ...], decay: float, biases: bool) -> str:

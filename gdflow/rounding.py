@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gdflow.network import LayerTuple, matmul
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective
 from gdflow.problem import Problem
 
 #: The coarse bound may exceed the fine one by the product of the square roots of the widths; up to this it is good enough.
@@ -42,14 +42,14 @@ def frobenius(squares: Float[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n
     return jnp.sqrt(squares + 2.0**20 * float(jnp.finfo(dtype).tiny)) * (1 + 2.0**10 * float(jnp.finfo(dtype).eps))
 
 
-def _design_norm(objective: Objective | Problem) -> Float[Array, ""]:
+def _design_norm(objective: LinearObjective | Problem) -> Float[Array, ""]:
     """A bound of `‖D‖_2`: the lesser of `‖D‖_F` and `√(‖D‖_1‖D‖_∞)`, which is sharp where `D` is diagonal."""
     sizes = jnp.abs(objective.design)
     rows, columns = jnp.max(jnp.sum(sizes, axis=1)), jnp.max(jnp.sum(sizes, axis=0))
     return jnp.minimum(jnp.linalg.norm(objective.design), jnp.sqrt(rows * columns))
 
 
-def _of_target(objective: Objective | Problem) -> Float[Array, ""]:
+def _of_target(objective: LinearObjective | Problem) -> Float[Array, ""]:
     """Of the target: its rotation is rounded, and its decomposition; once in the residual, once in the levels (Mirsky)."""
     d_y, q = objective.target.shape
     rotation = gamma(d_y + q + 2, float(jnp.finfo(objective.target.dtype).eps)) * jnp.linalg.norm(objective.target)
@@ -62,7 +62,7 @@ def coarse_is_enough(widths: tuple[int, ...]) -> bool:
 
 
 def coarse_residual_error(
-    objective: Objective | Problem, widths: tuple[int, ...], squares: list[Float[Array, "*n"]]
+    objective: LinearObjective | Problem, widths: tuple[int, ...], squares: list[Float[Array, "*n"]]
 ) -> Float[Array, "*n"]:
     """The coarse bound `δ` of the error of the computed residual.
 
@@ -102,7 +102,7 @@ def product_error(net: LayerTuple, first: int) -> tuple[Float[Array, ""], Float[
     return error, size(right)
 
 
-def residual_error(objective: Objective | Problem, net: LayerTuple) -> Float[Array, ""]:
+def residual_error(objective: LinearObjective | Problem, net: LayerTuple) -> Float[Array, ""]:
     """The fine bound `δ ≥ ‖M̂ − M‖_F` of the error of the computed residual of one network. Traceable.
 
     Not meant to be differentiated; under `jax.grad` take `jax.lax.stop_gradient` of it.

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gdflow.factorizations import determinant_sign
 from gdflow.invariants import is_balanced
 from gdflow.network import LayerTuple, matmul
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective
 from gdflow.problem import Problem
 from gdflow.ranks import equal_threshold
 from gdflow.rounding import gamma, product_error
@@ -46,14 +46,14 @@ def sign_decides(problem: Problem, widths: Sequence[int]) -> bool:
     return _is_square(problem, widths) and bool(_full_rank(problem.singular_values))
 
 
-def _side_of_the_minimum(objective: Objective | Problem) -> Int[Array, ""]:
+def _side_of_the_minimum(objective: LinearObjective | Problem) -> Int[Array, ""]:
     """The sign of the determinant of the minimum, which solves `W DDᵀ = ADᵀ`; 0 if in doubt."""
     D, A = objective.design, objective.target
     round_off = gamma(3 * objective.d_out, float(jnp.finfo(A.dtype).eps)) * jnp.linalg.norm(A)
     return determinant_sign(matmul(A, D.T), (objective.data_error + round_off) * jnp.linalg.norm(D))
 
 
-def wrong_side(objective: Objective | Problem, net: LayerTuple) -> Bool[Array, ""]:
+def wrong_side(objective: LinearObjective | Problem, net: LayerTuple) -> Bool[Array, ""]:
     """Whether the determinants of `W` and of the minimum have opposite signs, beyond doubt. Traceable.
 
     `W` is square. Where round-off leaves a sign in doubt (`gdflow.factorizations.determinant_sign`) nothing is claimed.

@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, Int
 from gdflow.initialization import Support
 from gdflow.levels import CriticalValues, subset_text
 from gdflow.network import LayerTuple
-from gdflow.objective import Objective
-from gdflow.problem import Problem
+from gdflow.objective import Objective, check_linear
+from gdflow.problem import AbstractProblem, Problem, check_problem
 from gdflow.sides import sign_decides, wrong_side
 from gdflow.thresholds import Thresholds, certificate_levels
 
@@ -32,12 +32,12 @@ class Moment(eqx.Module):
     - `t`: flow times.
     - `networks`: the states, a batch, in the coordinates of the objective.
     - `loss`: effective losses; `residual_error`: how far the computed residuals may lie from the exact ones
-      (`gdflow.rounding`).
+      (`gdflow.rounding`), of linear networks; else it is no number.
     - `gradient_norm`: `‖∇L‖`.
     """
 
     t: Float[Array, " lanes"]
-    networks: LayerTuple
+    networks: Any
     loss: Float[Array, " lanes"]
     residual_error: Float[Array, " lanes"]
     gradient_norm: Float[Array, " lanes"]
@@ -75,11 +75,16 @@ class AbstractVerdict(eqx.Module):
         Of a lane that is `decided` the limit may still be −1: the verdict is withdrawn.
         """
 
+    @property
+    def discovers(self) -> bool:
+        """Whether limits are found in the run, not known beforehand: `labels` are then those that are."""
+        return False
+
     def goal(self, objective: Objective, state: Any, now: Moment) -> Float[Array, " lanes"] | None:
         """The loss at whose crossing, inside its last step, a start was decided; by default that is the step's end (`None`)."""
         return None
 
-    def check(self, problem: Problem, starts: Any) -> None:
+    def check(self, problem: AbstractProblem, starts: Any) -> None:
         """`ValueError` where the verdict would mislead of such starts (`gdflow.basins.starts`); by default it never does."""
 
     def without_info(self) -> "AbstractVerdict":
@@ -180,8 +185,8 @@ class LevelVerdict(AbstractLevelVerdict):
     def of_every_start(self) -> bool:
         return True
 
-    def check(self, problem: Problem, starts: Any) -> None:
-        if starts.invariant_set is Support.BALANCED and sign_decides(problem, starts.widths):
+    def check(self, problem: AbstractProblem, starts: Any) -> None:
+        if starts.invariant_set is Support.BALANCED and sign_decides(check_problem(problem), starts.widths):
             raise ValueError(
                 f"LevelVerdict would mislead for the exactly balanced starts of {starts.name}: their flow keeps the sign of "
                 "det W, but round-off takes the integration across, to minima that the exact flow never reaches. Leave the "
@@ -210,7 +215,7 @@ class AlmostSure(AbstractLevelVerdict):
     def minimum(self) -> str:
         return super().minimum + " (almost surely)"
 
-    def check(self, problem: Problem, starts: Any) -> None:
+    def check(self, problem: AbstractProblem, starts: Any) -> None:
         if starts.invariant_set is not Support.FULL:
             raise ValueError(
                 f"AlmostSure speaks of Lebesgue-almost every start, and the starts of {starts.name} lie on a set of measure zero "
@@ -251,21 +256,71 @@ class Balanced(AbstractLevelVerdict):
     def ground(self, objective: Objective, networks: LayerTuple) -> Int[Array, " lanes"] | int:
         if not self.has_sides:
             return 0
-        return jax.vmap(lambda net: wrong_side(objective, net))(networks).astype(int)
+        linear = check_linear(objective)
+        return jax.vmap(lambda net: wrong_side(linear, net))(networks).astype(int)
 
     def _known(self, ground):
         return ground if self.has_sides else 0
 
-    def check(self, problem: Problem, starts: Any) -> None:
+    def check(self, problem: AbstractProblem, starts: Any) -> None:
         if starts.invariant_set is not Support.BALANCED:
             raise ValueError(
                 f"verdicts.Balanced is about exactly balanced starts, and {starts.name} does not say that its starts are (its "
                 "`invariant_set`): the smallest imbalance decides where the flow ends in the long run. Leave the verdict out"
             )
-        problem.check_full_row_rank()
+        check_problem(problem).check_full_row_rank()
 
 
-def default_verdict(problem: Problem, starts: Any) -> AbstractLevelVerdict:
-    """`Balanced` for starts that say that they are balanced, where the theory applies to them, else `LevelVerdict`."""
+class Converged(AbstractVerdict):
+    """For limits that are not known beforehand: they are found in the run, told apart and counted.
+
+    A start has converged once the norm of its gradient has stayed below a tolerance (`gdflow.basins.Limits`). Then the critical
+    point nearby is found (`gdflow.polish`). It is taken for the limit if its Hessian has no negative eigenvalue, all zero ones
+    but those of symmetries being reported, and the loss rises all along the straight line back to the state. Where the state
+    lies in a ball from which the flow certainly ends at that minimum (`gdflow.attraction`) the limit is *certified*; else it is
+    *located*. Limits are the same if their losses and their canonical forms are (`Objective.canonical`); those that are not
+    isolated, if their outputs are. What converges to a saddle, or to nothing, stays undecided.
+
+    Losses without a minimum: once all samples are classified with a loss below `log 2` the flow of a homogeneous network with
+    the logistic or the softmax loss certainly runs to infinity, and its loss to 0 (Lyu and Li 2020). That is a limit, too.
+
+    **Arguments:** `same`: limits whose losses, and canonical forms, differ by less than this, relative to their size, are one.
+    """
+
+    same: float = 1e-5
+
+    def __check_init__(self):
+        if isinstance(self.same, float) and not 0 < self.same < 0.1:
+            raise ValueError(f"same must lie between 0 and 0.1, got {self.same}")
+
+    @property
+    def discovers(self) -> bool:
+        return True
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    def begin(self, objective: Objective, now: Moment) -> tuple[None, Bool[Array, " lanes"]]:
+        return None, self._separated(objective, now)
+
+    def look(self, objective, state, now, kept):
+        return None, kept & self._separated(objective, now)
+
+    def settle(self, objective, state, now, decided):
+        return jnp.where(decided, 0, -1), jnp.zeros(decided.shape, int)
+
+    @staticmethod
+    def _separated(objective: Objective, now: Moment) -> Bool[Array, " lanes"]:
+        # The sum of all losses is below log 2, by more than round-off: so is every one of them.
+        if not objective.vanishes_at_infinity():
+            return jnp.zeros(now.loss.shape, bool)
+        return now.loss < 0.99 * jnp.log(2.0)
+
+
+def default_verdict(problem: AbstractProblem, starts: Any) -> AbstractVerdict:
+    """`Converged` where limits are not known beforehand; else `Balanced` for starts that say that they are, or `LevelVerdict`."""
+    if not isinstance(problem, Problem) or problem.why_no_levels:
+        return Converged()
     balanced = starts.invariant_set is Support.BALANCED and problem.has_full_row_rank
     return (Balanced if balanced else LevelVerdict)(problem, starts.widths)

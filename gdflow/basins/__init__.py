@@ -30,6 +30,7 @@ Without one, everything is counted, times go into a logarithmic histogram, and t
 
 from gdflow.basins.estimate import BasinEstimate as BasinEstimate
 from gdflow.basins.methods import AbstractMethod as AbstractMethod
+from gdflow.basins.methods import GradientDescent as GradientDescent
 from gdflow.basins.methods import integrator as integrator
 from gdflow.basins.outcomes import Status as Status
 from gdflow.basins.plan import Plan as Plan

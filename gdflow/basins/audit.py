@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gdflow.basins.intervals import Audit, contradicts
-from gdflow.basins.outcomes import Status
+from gdflow.basins.outcomes import DECIDED
 from gdflow.basins.starts import AbstractStarts, selection_seed
 
 
@@ -26,8 +26,8 @@ class Watch:
     def add(self, ids: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         """Takes in some rows."""
         found = np.isin(ids, self.ids_array)
-        certified = columns["status"][found] == Status.CERTIFIED
-        limits = np.where(certified, columns["limit"][found], -1).tolist()
+        decided = np.isin(columns["status"][found], DECIDED)
+        limits = np.where(decided, columns["limit"][found], -1).tolist()
         labels = zip(limits, columns["highest"][found].tolist(), strict=True)
         self.labels.update(zip(ids[found].tolist(), labels, strict=True))
 

@@ -8,14 +8,18 @@ import numpy as np
 import pyarrow as pa
 import rich.console
 
-from gdflow.basins.intervals import Audit, interval_text, verdict_interval
+from gdflow.basins.catalogue import FoundLimit, limit_labels
+from gdflow.basins.intervals import Audit, found_interval, interval_text, verdict_interval
 from gdflow.basins.methods import AbstractMethod
-from gdflow.basins.outcomes import Status, is_certified
+from gdflow.basins.outcomes import Status, is_decided
 from gdflow.basins.plan import Plan
 from gdflow.basins.riders import Crossings
 from gdflow.basins.starts import Drawn
 from gdflow.basins.tally import Tally
+from gdflow.binomial import clopper_pearson_upper
 from gdflow.levels import CriticalValues, Level
+from gdflow.problem import Problem, check_problem
+from gdflow.records import record
 from gdflow.tables import Printable, column_table, key_value_table, visible
 from gdflow.thresholds import certificate_levels
 from gdflow.verdicts import AbstractLevelVerdict
@@ -34,8 +38,9 @@ class BasinRow:
     """One limit: how many starts are certified to converge to it, how many may, and the probability's intervals.
 
     - `limit`, `label`: which it is, by number and in words.
-    - `level`: of a verdict by levels, the critical value with its subsets, else `None`.
-    - `certified`, `proved`, `possible`: how many starts; `proved` is `None` in runs without proofs. Possible are those for which
+    - `level`: of a verdict by levels, the critical value with its subsets, else `None`; `found`: of a limit that was found in
+      the run what is known of it, else `None`.
+    - `certified`, `located`, `proved`, `possible`: how many starts; `proved` is `None` in runs without proofs. Possible are those for which
       the limit is not excluded, in runs with proofs by a proof.
     - `interval` and `simultaneous` (over all rows) include the audit's bound on wrong labels; `unaudited` is the interval with
       labels taken to be right.
@@ -44,7 +49,9 @@ class BasinRow:
     limit: int
     label: str
     level: Level | None
+    found: FoundLimit | None
     certified: int
+    located: int
     proved: int | None
     possible: int
     interval: tuple[float, float]
@@ -55,6 +62,11 @@ class BasinRow:
     def ranks(self) -> tuple[int, ...]:
         """Of the end-to-end matrices at the level (on the range of `X`): the sizes of its subsets."""
         return () if self.level is None else tuple(sorted({len(subset) for subset in self.level.subsets}))
+
+
+def _row_record(row: BasinRow) -> dict[str, Any]:
+    """A row for JSON: what was found of its limit stands elsewhere."""
+    return dataclasses.asdict(dataclasses.replace(row, found=None)) | {"ranks": row.ranks}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -70,6 +82,7 @@ class BasinEstimate(Printable):
     - `audit`: the audit, or `None`.
     - `lanes`: starts that were in flight at once per thread.
     - `seconds`: wall time, compilation included.
+    - `found`: the limits that were found, in the order of their losses; `None` if they were known beforehand.
     - `opened_from`: the folder, if these are results of an earlier run.
     """
 
@@ -81,6 +94,7 @@ class BasinEstimate(Printable):
     audit: Audit | None
     lanes: int
     seconds: float
+    found: tuple[FoundLimit, ...] | None = None
     opened_from: str | None = None
 
     @property
@@ -100,9 +114,12 @@ class BasinEstimate(Printable):
 
     @functools.cached_property
     def levels(self) -> CriticalValues:
-        """The lowest critical values: of a verdict by levels those that it tells apart."""
+        """The lowest critical values: of a verdict by levels those that it tells apart.
+
+        **Raises:** `ValueError` where they are not known.
+        """
         table = self.plan.verdict.table if self._by_level else None  # type: ignore[attr-defined]
-        return certificate_levels(self.plan.problem, self.widths) if table is None else table
+        return certificate_levels(check_problem(self.plan.problem), self.widths) if table is None else table
 
     @property
     def _by_level(self) -> bool:
@@ -110,8 +127,8 @@ class BasinEstimate(Printable):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The possible limits, in words."""
-        return self.plan.verdict.labels
+        """The possible limits, in words; of limits that were found, those that were."""
+        return self.plan.verdict.labels if self.found is None else limit_labels(self.found)
 
     @property
     def crossings(self) -> tuple[float, ...]:
@@ -122,7 +139,7 @@ class BasinEstimate(Printable):
     @property
     def assumptions(self) -> tuple[str, ...]:
         """Singular values of the data that were taken for zero, in words."""
-        return self.plan.problem.assumptions_of_rank
+        return () if self._leveled is None else self._leveled.assumptions_of_rank
 
     @property
     def certified(self) -> int:
@@ -130,9 +147,14 @@ class BasinEstimate(Printable):
         return self.statuses[Status.CERTIFIED]
 
     @property
+    def located(self) -> int:
+        """Starts at a limit that was found in the run, without a proof that their flow ends there."""
+        return self.statuses[Status.LOCATED]
+
+    @property
     def undecided(self) -> int:
-        """All others."""
-        return self.num - self.certified
+        """Starts without a limit."""
+        return self.num - self.certified - self.located
 
     @property
     def proved(self) -> int | None:
@@ -141,38 +163,67 @@ class BasinEstimate(Printable):
 
     @property
     def fraction(self) -> float:
-        """Share of starts that are certified to converge to the lowest limit, as a rule a global minimum."""
-        return self.rows[0].certified / self.num
+        """Share of starts that converge to the lowest limit, as a rule a global minimum; zero if no limit was found."""
+        return (self.rows[0].certified + self.rows[0].located) / self.num if self.rows else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
         """Exact interval for the probability of converging to the lowest limit, as a rule a global minimum."""
-        return self.rows[0].interval
+        return self.rows[0].interval if self.rows else (0.0, 1.0)
 
     @functools.cached_property
     def rows(self) -> tuple[BasinRow, ...]:
         """One row per limit, from the lowest.
 
-        Simultaneous intervals are Bonferroni's over all these possible verdicts, observed or not.
+        Simultaneous intervals are Bonferroni's over all these possible verdicts, observed or not; of limits that were found in the
+        run those of `gdflow.basins.intervals.found_interval`.
         """
         alpha, rows = 1 - self.confidence, []
         for k, label in enumerate(self.labels):
             certified, proved, possible = int(self.tally.certified[k]), None, self.tally.possible(k)
             if self.plan.proves:  # what is not proved is not known
                 proved, possible = int(self.tally.proved[:, k].sum()), self.tally.possible_by_proof(k)
-            sure = certified if proved is None else proved
+            located = int(self.tally.located[k])
+            sure = certified + located if proved is None else proved
             intervals = [
                 verdict_interval(sure, possible, self.num, a, audit)
                 for a, audit in ((alpha, self.audit), (alpha / len(self.labels), self.audit), (alpha, None))
             ]
             level = self.levels[k] if self._by_level else None
-            rows.append(BasinRow(k, label, level, certified, proved, possible, *intervals))
+            limit = None if self.found is None else self.found[k]
+            if limit is not None:
+                before = limit.first_id - self.ids.start
+                intervals[1] = found_interval(
+                    sure, possible, self.num, before, self._discovery_ranks[k], alpha, self.audit
+                )
+            rows.append(BasinRow(k, label, level, limit, certified, located, proved, possible, *intervals))
         return tuple(rows)
+
+    @functools.cached_property
+    def _discovery_ranks(self) -> list[int]:
+        """Of every limit that was found which it was, the first, the second, …, in the order of the ids."""
+        first = np.array([limit.first_id for limit in self.found or ()])
+        return (1 + np.argsort(np.argsort(first))).tolist()
+
+    @functools.cached_property
+    def unseen(self) -> float | None:
+        """Upper bound of the probability of limits that no start was found to converge to; `None` if limits were known.
+
+        The limits of the first half of the starts are fixed when the second half is looked at: the bound is the exact one
+        (Clopper–Pearson, at the confidence of the estimate) for a start of the second half to have another limit, or none.
+        """
+        if self.found is None or self.num < 2:
+            return None
+        half = self.num // 2
+        limits = self.outcomes["limit"].to_numpy(zero_copy_only=False)[half:]
+        new = [k for k, limit in enumerate(self.found) if limit.first_id - self.ids.start >= half]
+        others = int(np.sum(np.isnan(limits.astype(float)) | np.isin(limits, new)))
+        return clopper_pearson_upper(others, self.num - half, 1 - self.confidence)
 
     @property
     def certificate_times(self) -> np.ndarray:
-        """Flow times at which the certified starts among the kept rows were certified, unordered."""
-        return self.outcomes["time"].to_numpy()[is_certified(self.outcomes)]
+        """Flow times at which the starts with a limit, among the kept rows, were decided, unordered."""
+        return self.outcomes["time"].to_numpy()[is_decided(self.outcomes)]
 
     def time_quantile(self, q: float) -> float | None:
         """Quantile of the certificate times of all certified starts; `None` if there are none.
@@ -199,7 +250,9 @@ class BasinEstimate(Printable):
             "confidence": self.confidence,
             "interval": self.interval,
             "statuses": {status.label: n for status, n in self.statuses.items()},
-            "limits": [dataclasses.asdict(row) | {"ranks": row.ranks} for row in self.rows],
+            "limits": [_row_record(row) for row in self.rows],
+            "found": None if self.found is None else [record(limit) for limit in self.found],
+            "unseen": self.unseen,
             "certificate_time_quantiles": {str(q): self.time_quantile(q) for q in QUANTILES},
             "certificate_time_histogram": [[edges[k], edges[k + 1], int(self.tally.times[k])] for k in used],
             "crossings": self.crossings,
@@ -226,9 +279,16 @@ class BasinEstimate(Printable):
             else dict(source=info.source, features=info.features, targets=info.targets, notes=info.notes)
         )
         return known | dict(
-            coordinates=problem.coordinates, widths=self.widths, singular_values=np.asarray(problem.singular_values).tolist(),
+            coordinates=problem.coordinates, widths=self.widths,
+            singular_values=None if self._leveled is None else np.asarray(self._leveled.singular_values).tolist(),
             starts=self._starts_text(), method=self.plan.method.name, verdict=type(self.plan.verdict).__name__,
         )  # fmt: skip
+
+    @property
+    def _leveled(self) -> Problem | None:
+        """The problem, if its critical values are known beforehand."""
+        problem = self.plan.problem
+        return problem if isinstance(problem, Problem) and problem.why_no_levels is None else None
 
     def _starts_text(self) -> str:
         starts = self.plan.starts
@@ -244,9 +304,11 @@ class BasinEstimate(Printable):
     def __rich__(self) -> rich.console.RenderableType:
         percent = f"{100 * self.confidence:g} %"
         audited, proves = self.audit is not None, self.plan.proves
+        found, located = self.found is not None, bool(self.located)
+        columns = ["rank", "loss"] if self._by_level else ["loss", "kind"] if found else []
         table = column_table(
             f"Basins of {self.num} starts",
-            "limit", *(["rank", "loss"] if self._by_level else []), "certified", *(["proved"] if proves else []), "possible",
+            "limit", *columns, "certified", *(["located"] if located else []), *(["proved"] if proves else []), "possible",
             f"{percent} interval", "simultaneous", *(["without audit"] if audited else []),
             caption="possible: not excluded" + (" by a proof" if proves else "") + ". Intervals are exact (Clopper–Pearson); "
             + ("all they leave open is sampling, and starts without a proof" if proves else "undecided starts widen them")
@@ -254,16 +316,19 @@ class BasinEstimate(Printable):
         )  # fmt: skip
         for row in self.rows:
             level = [", ".join(map(str, row.ranks)), f"{row.level.value:.6g}"] if row.level else []
+            if row.found is not None:
+                level = [f"{row.found.loss:.8g}", row.found.kind + row.found.dead_text]
             table.add_row(
-                row.label, *level, str(row.certified), *([str(row.proved)] if proves else []), str(row.possible),
+                row.label, *level, str(row.certified), *([str(row.located)] if located else []), *([str(row.proved)] if proves else []), str(row.possible),
                 *map(interval_text, [row.interval, row.simultaneous] + ([row.unaudited] if audited else [])),
             )  # fmt: skip
         return rich.console.Group(key_value_table("Basin estimate", self._facts()), table)
 
     def _facts(self) -> list[tuple[str, str]]:
         problem = self.plan.problem
+        widths = f"{'-'.join(map(str, self.widths))}, {problem.coordinates} coordinates, " if self.widths else ""
         facts = [
-            ("starts", f"{'-'.join(map(str, self.widths))}, {problem.coordinates} coordinates, {self._starts_text()}"),
+            ("starts", widths + self._starts_text()),
             ("ended", ", ".join(f"{n} {status.label}" for status, n in self.statuses.items() if n)),
         ]
         facts += [(status.label, status.message) for status, n in self.statuses.items() if n and status]
@@ -280,9 +345,11 @@ class BasinEstimate(Printable):
             facts.append(("lowest levels", f"{lowest.num_subsets} critical values from {lowest.value:.6g} to "
                 f"{lowest.value + lowest.width:.6g} are one for round-off: minima and saddles are not told apart"))  # fmt: skip
         facts += [("assuming", note) for note in self.assumptions]
-        if self.certified:
+        if self.found is not None:
+            facts += self._found_facts()
+        if self.certified + self.located:
             shown = ", ".join(f"{q:.0%}: {self.time_quantile(q):.4g}" for q in (0.05, 0.5, 0.95))
-            facts.append(("flow time to certificate", f"{shown}, longest: {self.time_quantile(1.0):.4g}"))
+            facts.append(("flow time to certificate" if self.found is None else "flow time to the limit", f"{shown}, longest: {self.time_quantile(1.0):.4g}"))
         facts.append(("steps", f"mean {self.tally.steps / self.num:.1f}, most {self.tally.most_steps}"))
         if "drift" in self.outcomes.column_names:
             facts.append(
@@ -299,6 +366,16 @@ class BasinEstimate(Printable):
             facts.append(
                 ("opened from", f"{visible(self.opened_from)}: of an earlier run (overwrite=True runs it again)")
             )
+        return facts
+
+    def _found_facts(self) -> list[tuple[str, str]]:
+        limits = self.plan.limits
+        facts = [
+            ("limits", f"{len(self.found or ())} found; of all others together the probability is at most {self.unseen or 1:.2e}"),
+            ("converged", f"‖∇L‖ ≤ {limits.gradient_tolerance:.1e} for a time of {limits.dwell:.1e}"),
+        ]
+        if self.certified:
+            facts.append(("certified", "the flow from the computed state ends at the limit (gdflow.attraction, gdflow.verdicts)"))
         return facts
 
     def _proof_text(self) -> str:

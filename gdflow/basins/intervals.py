@@ -97,6 +97,26 @@ def verdict_interval(
     return max(low, 0.0), min(high, 1.0)
 
 
+def found_interval(
+    decided: int, possible: int, num: int, before: int, rank: int, alpha: float, audit: Audit | None = None
+) -> tuple[float, float]:
+    """One of intervals for all limits that a run finds, that cover together with probability at least `1 − alpha`.
+
+    Which limits there are is not known beforehand, and one that was found has been seen at least once: counting that start
+    would bias its interval. So only the starts after the first one that has the limit are counted. Given all starts up to that
+    one, the others are independent of it, and each interval is exact; that of the limit that was found as the `r`-th has the
+    error `alpha/(r(r+1))`, of which the sum over all `r` is `alpha`.
+
+    **Arguments:** `decided`, `possible`: starts that have the limit, and those that may have; `before`: how many starts come
+    before the first that has it; `rank`: `r`.
+    """
+    after = num - before - 1
+    if after < 1:
+        return (0.0, 1.0)
+    count = decided - 1
+    return verdict_interval(count, min(possible - 1, after), after, alpha / (rank * (rank + 1)), audit)
+
+
 def interval_text(bounds: tuple[float, float]) -> str:
     """An interval rounded outwards, to two digits of its width and at least four decimals."""
     low, high = bounds

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from gdflow.layouts import AbstractLayout
 from gdflow.checks import check_count
 from gdflow.ids import split_ids
+from gdflow.layouts import AbstractLayout
 from gdflow.programs import forget_old_programs
 
 #: Lanes hand in their rows and are refilled together, as soon as one in so many of them has finished …
@@ -60,7 +60,7 @@ class AbstractProcess(eqx.Module):
 
     @abstractmethod
     def rows(self, state: Any) -> dict[str, Array]:
-        """What is reported of each lane once it is done: columns of shape `(lanes,)`."""
+        """What is reported of each lane once it is done: columns whose first axis counts the lanes."""
 
 
 class _Flight(eqx.Module):
@@ -100,7 +100,7 @@ def _work_off(process: AbstractProcess, flight: _Flight, high: Array, low: Array
     capacity = high.shape[0] + lanes
     pool = process.draw(high, low)
     shapes = jax.eval_shape(lambda: process.rows(process.layout.take(flight.state, jnp.arange(batch))))
-    rows = {name: jnp.zeros(capacity, x.dtype) for name, x in shapes.items()}
+    rows = {name: jnp.zeros((capacity, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
     finished_ids = (jnp.zeros(capacity, jnp.uint32), jnp.zeros(capacity, jnp.uint32))
 
     def refill(flight, taken):

@@ -20,6 +20,7 @@ class Status(enum.IntEnum):
     CONVERGED = 5
     DIVERGING = 6
     STRAYED = 7
+    LOCATED = 8
 
     @property
     def message(self) -> str:
@@ -40,8 +41,12 @@ _MESSAGES = {
     Status.NON_FINITE: "the start or the integration is not finite",
     Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
     Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
+    Status.LOCATED: "at a limit that was found in the run, without a proof that the flow ends there",
     Status.STRAYED: "withdrawn: integration errors carried the start across det W = 0, which its exact flow does not cross",
 }
+
+#: With these a start has a limit.
+DECIDED = (Status.CERTIFIED, Status.LOCATED)
 
 UNDECIDED = "undecided"
 
@@ -69,6 +74,12 @@ def schema(extra: Mapping[str, str] | None = None) -> pa.Schema:
 def is_certified(table: pa.Table) -> Bool[np.ndarray, " num"]:
     """Which rows of an outcome table hold a certified limit."""
     return pc.equal(table["status"].cast(pa.string()), Status.CERTIFIED.label).to_numpy()
+
+
+def is_decided(table: pa.Table) -> Bool[np.ndarray, " num"]:
+    """Which rows of an outcome table hold a limit, certified or located."""
+    status = table["status"].cast(pa.string())
+    return pc.is_in(status, value_set=pa.array([status.label for status in DECIDED])).to_numpy()
 
 
 def outcome_table(columns: Mapping[str, np.ndarray], labels: Sequence[str], fields: pa.Schema) -> pa.Table:

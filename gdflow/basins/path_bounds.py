@@ -36,7 +36,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gdflow.layouts import AbstractLayout
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective
 from gdflow.rounding import frobenius, gamma
 
 #: Absolute error of an operation whose result underflows, with room for factors that multiply it.
@@ -116,7 +116,7 @@ def _root(squares: Array) -> Array:
 
 def bound_piece(
     layout: AbstractLayout,
-    objective: Objective,
+    objective: LinearObjective,
     h: Float[Array, " lanes"],
     coefficients: Sequence[Array],
     ends: tuple[Sequence[Array], Sequence[Array]],
@@ -233,7 +233,7 @@ def _gap(layout: AbstractLayout, coefficients: Sequence[Array], norms: list, end
     return (total + rounding) * _INFLATION
 
 
-def widening(objective: Objective, piece: Piece, radius: Float[Array, " lanes"]) -> Float[Array, " lanes"]:
+def widening(objective: LinearObjective, piece: Piece, radius: Float[Array, " lanes"]) -> Float[Array, " lanes"]:
     """By how much the expansion of a piece grows if `μ` is to hold within a radius `E` of the path: `hλ_max(ΔK)` at most.
 
     `K_jk` grows by at most `F_jk(a + E) − F_jk(a)`, `F_jk(a) = ‖D‖(‖A‖ + ‖D‖∏a_i)∏_{i≠j,k}a_i`, for it is a sum of products of
@@ -258,7 +258,7 @@ def widening(objective: Objective, piece: Piece, radius: Float[Array, " lanes"])
     return piece.h * functools.reduce(jnp.maximum, rows) * _INFLATION
 
 
-def gradient_of_target(objective: Objective, sizes: Float[Array, "N lanes"]) -> Float[Array, " lanes"]:
+def gradient_of_target(objective: LinearObjective, sizes: Float[Array, "N lanes"]) -> Float[Array, " lanes"]:
     """How far `∇L` may be off where the target is off by `objective.data_error`, layers having spectral norms up to `sizes`."""
     d_norm = jnp.max(jnp.abs(jnp.diagonal(objective.design)))
     return objective.data_error * d_norm * slope(sizes) * _INFLATION

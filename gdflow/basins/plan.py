@@ -6,13 +6,15 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Array, Key
 
+from gdflow.basins.catalogue import Catalogue, limit_labels
 from gdflow.basins.lanes import default_pool, default_threads, run_lanes
-from gdflow.layouts import NARROW
 from gdflow.basins.methods import AbstractMethod, integrator
 from gdflow.basins.outcomes import outcome_table, schema
 from gdflow.basins.process import LaneProcess, Limits
@@ -22,14 +24,16 @@ from gdflow.basins.tube import Tube, default_methods
 from gdflow.checks import check_count
 from gdflow.initialization import AbstractInitialization, Support
 from gdflow.invariants import check_balanced, is_balanced
+from gdflow.layouts import NARROW
 from gdflow.levels import nested_levels
 from gdflow.network import LayerTuple, count_parameters
-from gdflow.problem import Problem, check_problem
+from gdflow.points import point_norm
+from gdflow.problem import AbstractProblem, Problem, check_any_problem
 from gdflow.ranks import decide_rank
 from gdflow.records import digest, is_known, record, restore
 from gdflow.sides import BALANCED, check_side, sign_decides
 from gdflow.thresholds import certificate_slack
-from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, default_verdict
+from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, Converged, default_verdict
 
 #: An audit re-runs at tolerances tighter by this factor, …
 AUDIT_FACTOR = 100.0
@@ -49,6 +53,14 @@ _SMALL_POOL = 256
 _LOOKED_AT = 4
 #: Weights of so many times the size that the data ask for diverge.
 _LARGEST = 1e12
+#: … where no data say anything, so many times the size of the starts.
+_MUCH_LARGER = 1e6
+#: At so many starts gradients are looked at, of whose median this part counts as converged.
+_MEASURED, _FLAT = 32, 1e-6
+#: Tolerances of the integration where limits are to be found: what they leave of the gradient is below that.
+FINE = (1e-8, 1e-10)
+#: Steps after which a start is given up where limits are to be found: there is no certificate that would end it early.
+_LONG = 100_000
 _VERSIONS = ("gdflow", "jax", "jaxlib", "diffrax", "equinox", "numpy")
 
 Sink = Callable[[np.ndarray, dict[str, np.ndarray]], None]
@@ -67,7 +79,7 @@ class Plan:
       run that did not fail, or from the last.
     """
 
-    problem: Problem
+    problem: AbstractProblem
     starts: AbstractStarts
     method: AbstractMethod
     verdict: AbstractVerdict
@@ -87,13 +99,29 @@ class Plan:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the networks."""
+        """Of the networks; `()` for starts that are none."""
         return self.starts.widths
+
+    @property
+    def discovers(self) -> bool:
+        """Whether limits are found in the run, not known beforehand."""
+        return self.verdict.discovers
+
+    def catalogue(self) -> Catalogue | None:
+        """A new catalogue for the limits that runs find; `None` if limits are known beforehand."""
+        if not self.discovers:
+            return None
+        assert isinstance(self.verdict, Converged)
+        process = self.processes[0]
+        example = eqx.filter_jit(process.layout.unpack)(eqx.filter_jit(process.draw)(jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.uint32)))
+        return Catalogue(process.objective, self.verdict, example)
 
     @property
     def extra_columns(self) -> dict[str, str]:
         """The riders' columns, each with what it means."""
         own = {"attempt": "which of the plan's methods the row comes from, 0 the first"} if self.again else {}
+        if self.discovers:
+            own |= {"distance": "from the state where the integration ended to the critical point nearby"}
         return {name: doc for rider in self.riders for name, doc in rider.columns.items()} | own
 
     @functools.cached_property
@@ -110,15 +138,30 @@ class Plan:
         )
 
     def run(
-        self, ids: Sequence[int] | np.ndarray, sink: Sink, *, lanes: int | None = None, threads: int | None = None
+        self,
+        ids: Sequence[int] | np.ndarray,
+        sink: Sink,
+        *,
+        lanes: int | None = None,
+        threads: int | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:
         """Runs the starts with given ids; rows go to `sink(ids, columns)` as they come, see `gdflow.basins.lanes.run_lanes`.
 
-        **Arguments:** `lanes`: starts in flight at once per thread; results do not depend on it.
+        **Arguments:** `lanes`: starts in flight at once per thread; results do not depend on it; `catalogue`: of the limits that
+        are found, whose numbers the rows have.
         """
+        if self.discovers:
+            found = self.catalogue() if catalogue is None else catalogue
+            assert found is not None
+            hand_on, raw = sink, found.settle
+
+            def sink(some: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+                hand_on(some, raw(some, columns))
+
         lanes = self.check_lanes(len(ids), lanes)
         threads = default_threads() if threads is None else threads
-        most = _POOL // count_parameters(self.widths)
+        most = _POOL // self.starts.num_parameters
         # Ids that are to be run again are kept until their turn: of so many starts at a time.
         block = _BLOCK if self.again else max(len(ids), 1)
         # One size of pools, so that later attempts share their compiled program.
@@ -138,21 +181,30 @@ class Plan:
         """The number of lanes for so many starts; `ValueError` if they would not fit into memory."""
         if lanes is None:
             # Tubes take room in the cache, too.
-            lanes = max(8, default_lanes(self.widths) // (2 if self.proves else 1))
+            numbers = self.problem.objective.numbers(self.starts.num_parameters)
+            lanes = max(8, default_lanes(self.widths, numbers) // (2 if self.proves else 1))
         lanes = check_count("lanes", lanes)
         lanes = min(lanes, num)
-        _check_memory(self.widths, lanes, self.problem.target.dtype.itemsize)
+        _check_memory(self.starts, lanes, self.problem.dtype.itemsize)
         return lanes
 
     def collect(self, ids: Sequence[int] | np.ndarray, **options: Any) -> pa.Table:
         """The rows of the starts with given ids, in the order of the ids. **Arguments:** `options`: of `run`."""
-        parts: list[pa.Table] = []
-        self.run(ids, lambda some, columns: parts.append(self.table({"id": some, **columns})), **options)
-        return pa.concat_tables([self.schema.empty_table(), *parts]).combine_chunks().sort_by("id")
+        parts: list[dict[str, np.ndarray]] = []
+        catalogue = self.catalogue()
+        self.run(ids, lambda some, columns: parts.append({"id": some, **columns}), catalogue=catalogue, **options)
+        if not parts:
+            return self.schema.empty_table()
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        labels = self.verdict.labels
+        if catalogue is not None:
+            limits, columns = catalogue.sorted(columns)
+            labels = limit_labels(limits)
+        return self.table(columns, labels).sort_by("id")
 
-    def table(self, columns: dict[str, np.ndarray]) -> pa.Table:
-        """Arrays as rows of this plan."""
-        return outcome_table(columns, self.verdict.labels, self.schema)
+    def table(self, columns: dict[str, np.ndarray], labels: Sequence[str] | None = None) -> pa.Table:
+        """Arrays as rows of this plan. **Arguments:** `labels`: of the limits, if these were not known beforehand."""
+        return outcome_table(columns, self.verdict.labels if labels is None else labels, self.schema)
 
     def audited(self) -> "Plan | None":
         """The same starts with another method, tighter tolerances, and more steps and time; `None` if the method knows none."""
@@ -215,7 +267,7 @@ class _Sieve:
 
     def __call__(self, some: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         limits = len(self.plan.verdict.labels)
-        for name, least in (("limit", -1), ("highest", 0)):
+        for name, least in () if self.plan.discovers else (("limit", -1), ("highest", 0)):
             if len(some) and not least <= columns[name].min() <= columns[name].max() < limits:
                 raise ValueError(
                     f"the verdict settles on a {name} from {columns[name].min()} to {columns[name].max()}, but has "
@@ -239,40 +291,42 @@ class _Sieve:
 
 
 _PARTS = {
-    "problem": Problem, "starts": AbstractStarts, "method": AbstractMethod, "verdict": AbstractVerdict, "riders": tuple,
+    "problem": AbstractProblem, "starts": AbstractStarts, "method": AbstractMethod, "verdict": AbstractVerdict, "riders": tuple,
     "limits": Limits, "again": tuple,
 }  # fmt: skip
 
 
-def _check_memory(widths: tuple[int, ...], lanes: int, itemsize: int) -> None:
+def _check_memory(starts: AbstractStarts, lanes: int, itemsize: int) -> None:
     """`ValueError` where so many networks would not fit into memory."""
-    parameters = count_parameters(widths)
+    parameters = starts.num_parameters
     needed = lanes * parameters * itemsize * _COPIES
     if needed > _MEMORY:
         many = "fewer lanes, or narrower layers" if lanes > 1 else "narrower layers"
         raise ValueError(
-            f"{lanes} network{'s' if lanes > 1 else ''} of widths {widths} ({parameters:.2g} parameters each) would need "
+            f"{lanes} network{'s' if lanes > 1 else ''} of widths {starts.widths} ({parameters:.2g} parameters each) would need "
             f"{needed / 2**30:.0f} GiB: {many}"
         )
 
 
-def default_lanes(widths: tuple[int, ...]) -> int:
+def default_lanes(widths: tuple[int, ...], numbers: int | None = None) -> int:
     """How many lanes suit a network of given widths on the default backend; benchmarks/layout.py measures it.
 
     On a CPU as many as fit into the cache: 96 small networks, fewer of larger ones; products of wide layers need only a few
     for company. On an accelerator, where launching a step costs more than computing it, as many as fill it.
+
+    **Arguments:** `numbers`: how many numbers one evaluation of the gradient handles, if more than the weights.
     """
-    parameters = count_parameters(widths)
+    numbers = count_parameters(widths) if numbers is None else numbers
     if jax.default_backend() != "cpu":
-        return int(np.clip(2**27 // parameters, 8, 2**16))
-    if max(widths) <= NARROW:
-        return int(np.clip(2**13 // parameters, 16, 96)) // 16 * 16  # whole vectors
-    return int(np.clip(2**16 // parameters, 8, 64))
+        return int(np.clip(2**27 // numbers, 8, 2**16))
+    if not widths or max(widths) <= NARROW:
+        return int(np.clip(2**13 // numbers, 16, 96)) // 16 * 16  # whole vectors
+    return int(np.clip(2**16 // numbers, 8, 64))
 
 
 def make_plan(
-    problem: Problem,
-    starts: AbstractStarts | AbstractInitialization | LayerTuple,
+    problem: AbstractProblem,
+    starts: Any,
     *,
     key: Key[Array, ""] | None = None,
     method: AbstractMethod | None = None,
@@ -291,10 +345,13 @@ def make_plan(
     **Raises:** `ValueError` or `TypeError` for widths that do not fit the problem, float32, and verdicts that would mislead of
     such starts.
     """
-    check_problem(problem)
+    check_any_problem(problem)
     starts = as_starts(starts, key)
-    problem.check_widths(starts.widths)
-    _check_memory(starts.widths, 1, problem.target.dtype.itemsize)
+    if isinstance(problem, Problem):
+        if not starts.widths:
+            raise TypeError("the starts of a problem of data are networks: a law of gdflow.initialization, or LayerTuples")
+        problem.check_widths(starts.widths)
+    _check_memory(starts, 1, problem.dtype.itemsize)
     verdict = default_verdict(problem, starts) if verdict is None else verdict
     for name, value, kind in (
         ("method", method, AbstractMethod),
@@ -303,24 +360,39 @@ def make_plan(
     ):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"the {name} must be a {kind.__name__}, got {value!r}")
-    riders = default_riders(problem, starts.widths, verdict) if riders is None else _as_riders(riders)
+    leveled = problem if isinstance(problem, Problem) and problem.why_no_levels is None else None
+    if isinstance(verdict, AbstractLevelVerdict) and leveled is None:
+        raise ValueError(f"{type(verdict).__name__} needs critical values known beforehand, and {problem.why_no_levels}")
+    if riders is None:
+        riders = () if leveled is None else default_riders(leveled, starts.widths, verdict)
+    riders = _as_riders(riders)
     if not isinstance(proof, bool):
         raise TypeError(f"proof is True or False, got {proof!r}")
     if proof:
+        if not isinstance(verdict, AbstractLevelVerdict):
+            raise ValueError("proofs are of verdicts by levels: leave the proof out; what is proved of limits found in a run "
+                "is said by their status (certified)")  # fmt: skip
         riders = (*riders, Tube(verdict, problem.coordinates == "data"))
         method, again = (method, again) if again else default_methods(method)
     riders = _check_riders(riders)
-    if not verdict.labels or len(set(verdict.labels)) < len(verdict.labels):
+    if not verdict.discovers and (not verdict.labels or len(set(verdict.labels)) < len(verdict.labels)):
         raise ValueError(f"a verdict needs at least one label, and different ones; got {verdict.labels}")
     verdict.check(problem, starts)
-    _check_balance(problem, starts, first_id)
-    method = integrator() if method is None else method
+    if leveled is not None:
+        _check_balance(leveled, starts, first_id)
+    if method is None:
+        method = integrator(rtol=FINE[0], atol=FINE[1]) if verdict.discovers else integrator()
     for rider in riders:
         for some in (method, *again):
             rider.check(problem, verdict, starts.widths, some)
-    limits = Limits() if limits is None else limits
-    if limits.largest is None:
-        limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(problem, starts.widths)))
+    if limits is None:
+        limits = Limits(max_steps=_LONG) if verdict.discovers else Limits()
+    if leveled is None:
+        limits = _natural_limits(problem, starts, first_id, limits, verdict.discovers)
+    elif verdict.discovers and not limits.gradient_tolerance:
+        limits = dataclasses.replace(_natural_limits(problem, starts, first_id, limits, True), largest=limits.largest)
+    if leveled is not None and limits.largest is None:
+        limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(leveled, starts.widths)))
     return Plan(
         problem,
         starts,
@@ -330,6 +402,46 @@ def make_plan(
         limits,
         tuple(again),
     )
+
+
+@eqx.filter_jit
+def _measure(objective: Any, points: Any) -> tuple[Array, Array, Array]:
+    """Losses, gradient norms and sizes of a batch of points."""
+
+    def one(point):
+        return objective.effective_loss(point), point_norm(objective.gradient(point)), point_norm(point)
+
+    return jax.vmap(one)(points)
+
+
+def _natural_limits(
+    problem: AbstractProblem, starts: AbstractStarts, first_id: int, limits: Limits, converges: bool
+) -> Limits:
+    """The limits with a tolerance and a dwell that suit the gradients at some starts, and the sizes of these.
+
+    **Raises:** `ValueError` where losses or gradients are not finite at any of them, or vanish at all.
+    """
+    count = _MEASURED if starts.num is None else min(_MEASURED, starts.num)
+    some = starts.networks(range(first_id, min(first_id + count, 2**64)) if starts.num is None else range(count))
+    problem.check_start(some, batch=True)
+    losses, slopes, sizes = map(np.asarray, _measure(problem.objective, some))
+    good = np.isfinite(losses) & np.isfinite(slopes)
+    if not good.any():
+        raise ValueError(f"the loss or its gradient is not finite at the first {count} starts: loss {losses[0]}, ‖∇L‖ {slopes[0]}")
+    moving = good & (slopes > 0)
+    if converges and not moving.any():
+        raise ValueError(
+            f"the gradient vanishes at the first {count} starts (dead units, or zero weights?): the flow goes nowhere from there"
+        )
+    given: dict[str, Any] = dict(largest=limits.largest, gradient_tolerance=limits.gradient_tolerance, dwell=limits.dwell)
+    if limits.largest is None:
+        given["largest"] = _MUCH_LARGER * max(1.0, float(sizes[good].max()))
+    if converges and not limits.gradient_tolerance:
+        slope = float(np.median(slopes[moving]))
+        given["gradient_tolerance"] = _FLAT * slope
+        # The time in which the loss would fall to zero at the first rate.
+        given["dwell"] = limits.dwell or float(np.median(abs(losses[moving]) / slopes[moving] ** 2))
+    return dataclasses.replace(limits, **given)
 
 
 def _as_riders(riders: Any) -> tuple[Any, ...]:

@@ -12,15 +12,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gdflow.basins.lanes import AbstractLaneState, AbstractProcess
-from gdflow.layouts import AbstractLayout
 from gdflow.basins.methods import AbstractMethod, Place, Step
 from gdflow.basins.outcomes import Status
 from gdflow.basins.riders import AbstractRider, Event, Stride, only_if
 from gdflow.basins.starts import AbstractStarts
 from gdflow.checks import check_count, check_number
 from gdflow.dynamics.crossings import first_crossing
-from gdflow.objective import Objective
-from gdflow.problem import Problem
+from gdflow.layouts import AbstractLayout
+from gdflow.objective import LinearObjective, Objective
+from gdflow.problem import AbstractProblem
 from gdflow.rounding import coarse_is_enough, coarse_residual_error, residual_error
 from gdflow.verdicts import AbstractVerdict, Moment
 
@@ -121,7 +121,7 @@ class LaneProcess(AbstractProcess):
     """
 
     starts: AbstractStarts
-    problem: Problem
+    problem: AbstractProblem
     source: str = eqx.field(static=True)
     method: AbstractMethod
     verdict: AbstractVerdict
@@ -131,7 +131,7 @@ class LaneProcess(AbstractProcess):
 
     def __init__(
         self,
-        problem: Problem,
+        problem: AbstractProblem,
         starts: AbstractStarts,
         method: AbstractMethod,
         verdict: AbstractVerdict,
@@ -162,7 +162,9 @@ class LaneProcess(AbstractProcess):
     def moment(self, y: Any, memory: Any, t: Array, loss: Array) -> Moment:
         """The lanes as verdicts and riders see them; what they do not look at is not computed."""
         nets, squares = self.layout.unpack(y), self.layout.squares(y)
-        if coarse_is_enough(self.starts.widths):
+        if not isinstance(self.objective, LinearObjective):
+            error = jnp.full_like(loss, jnp.nan)
+        elif coarse_is_enough(self.starts.widths):
             error = coarse_residual_error(self.objective, self.starts.widths, squares)
         else:
             error = jax.vmap(functools.partial(residual_error, self.objective))(nets)
@@ -325,8 +327,9 @@ class LaneProcess(AbstractProcess):
         now = self.moment(y, memory, time, loss)
         limit, highest = self.verdict.settle(objective, verdict, now, decided)
         limit = jnp.where(decided, limit, -1)
+        status = jnp.where(decided & (limit < 0), Status.STRAYED, state.status)
         table = dict(
-            status=jnp.where(decided & (limit < 0), Status.STRAYED, state.status),
+            status=status,
             limit=limit,
             highest=highest,
             time=time,
@@ -334,6 +337,8 @@ class LaneProcess(AbstractProcess):
             loss=loss,
             gradient_norm=now.gradient_norm,
         )
+        if self.verdict.discovers:
+            table["point"] = jnp.concatenate([x.reshape(lanes, -1) for x in jax.tree.leaves(now.networks)], axis=1)
         rest = list(times[1:])
         for rider, carried, some in zip(self.riders, riders, events, strict=True):
             columns = rider.rows(objective, carried, now, [rest.pop(0) for _ in some])

@@ -15,7 +15,7 @@ from gdflow.checks import check_number
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple
 from gdflow.objective import Objective
-from gdflow.problem import Problem
+from gdflow.problem import AbstractProblem
 from gdflow.verdicts import AbstractVerdict, Moment
 
 #: Crossing times of at most this many levels: each keeps a copy of the state per lane.
@@ -63,7 +63,7 @@ class AbstractRider(eqx.Module):
         return False
 
     def check(
-        self, problem: Problem, verdict: AbstractVerdict, widths: tuple[int, ...], method: AbstractMethod
+        self, problem: AbstractProblem, verdict: AbstractVerdict, widths: tuple[int, ...], method: AbstractMethod
     ) -> None:
         """`ValueError` where the rider cannot ride along in a run of these parts; by default it always can."""
 

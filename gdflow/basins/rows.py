@@ -1,6 +1,7 @@
 """The rows of a run: the first ones in memory, all of them in a file if there is one."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +49,9 @@ class Rows:
                 self._columns[name] = np.zeros(self.kept, dtype=column.dtype)
             self._columns[name][position[early]] = column[early]
         if self._file is not None and self.failure is None:
-            self._waiting.append(self.plan.table({"id": ids, **columns}))
+            # Limits that are being found have no names yet.
+            names = [f"found {k}" for k in range(columns["limit"].max() + 1)] if self.plan.discovers else None
+            self._waiting.append(self.plan.table({"id": ids, **columns}, names))
             if sum(map(len, self._waiting)) >= _GROUP:
                 self._write()
 
@@ -74,6 +77,11 @@ class Rows:
         """How many rows are in the file."""
         return 0 if self._file is None else self._file.rows
 
-    def table(self) -> pa.Table:
-        """The kept rows, in the order of their ids."""
-        return self.plan.table(self._columns)
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The kept rows as arrays, `id` among them, in the order of their ids."""
+        return self._columns
+
+    def table(self, labels: Sequence[str] | None = None) -> pa.Table:
+        """The kept rows, in the order of their ids. **Arguments:** `labels`: of limits that were found in the run."""
+        return self.plan.table(self._columns, labels)

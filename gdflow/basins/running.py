@@ -13,6 +13,7 @@ import rich.progress
 from jaxtyping import Array, Key
 
 from gdflow.basins.audit import Watch, chosen_ids, compare
+from gdflow.basins.catalogue import Catalogue, FoundLimit, limit_labels
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import Audit, check_audit, default_audit
 from gdflow.basins.methods import AbstractMethod
@@ -28,13 +29,14 @@ from gdflow.checks import check_count, check_number
 from gdflow.ids import id_range
 from gdflow.initialization import AbstractInitialization
 from gdflow.network import LayerTuple
-from gdflow.problem import Problem
+from gdflow.problem import AbstractProblem
+from gdflow.records import restore
 from gdflow.verdicts import AbstractVerdict
 
 
 def basin_sizes(
-    problem: Problem,
-    starts: AbstractInitialization | LayerTuple | AbstractStarts,
+    problem: AbstractProblem,
+    starts: Any,
     num: float | range | None = None,
     *,
     key: Key[Array, ""] | None = None,
@@ -50,7 +52,7 @@ def basin_sizes(
     overwrite: bool = False,
     progress: bool = True,
 ) -> BasinEstimate:
-    """How likely a random start converges to a global minimum: runs starts until each limit is decided.
+    """How likely a random start converges where: runs starts until each limit is decided.
 
     By default a start is certified when its loss falls below the second-lowest critical value, by more than round-off. It
     counts as undecided, with its reason, if that has not happened within the limits. Start `i` depends on `key` and `i` alone,
@@ -60,18 +62,23 @@ def basin_sizes(
     rank can have positive probability: for laws that say that their starts are balanced these are certified too, long before
     round-off could carry the integration to the wrong side of the boundary.
 
+    Where the critical values are not known beforehand (activations, other losses, weight decay, potentials) the limits are found
+    in the run, told apart and counted: see `gdflow.verdicts.Converged`, the default verdict there.
+
     **Arguments:**
 
-    - `problem`: with the squared error; the starts are in its coordinates.
-    - `starts`: a law, e.g. `gf.initialization.Gaussian(problem.widths([5, 5]))`, with its `key`; or networks, a batch.
+    - `problem`: a `gdflow.Problem` or another problem, such as a `gdflow.Potential`; the starts are in its coordinates.
+    - `starts`: a law, e.g. `gf.initialization.Gaussian(problem.widths([5, 5]))`, with its `key`; or networks, a batch. For a
+      potential a function from a key to a point, with its `key`, or points, arrays whose first axes count the same.
     - `num`: how many, ids `0, …, num − 1`, or a `range` of 64-bit ids; of given networks all by default.
     - `method`: what steps the starts, by default `gf.integrator()`: Tsit5 at rtol 1e-6, atol 1e-9; with proofs Dopri8 at
-      rtol 1e-7, atol 1e-10.
-    - `verdict`: when a limit is decided, and what is claimed of it: one of `gf.verdicts`. By default `Balanced` if the law says
-      that its starts are, else `LevelVerdict`.
+      rtol 1e-7, atol 1e-10, and where limits are found in the run Tsit5 at rtol 1e-8, atol 1e-10.
+    - `verdict`: when a limit is decided, and what is claimed of it: one of `gf.verdicts`. By default `Converged` where
+      critical values are not known beforehand, `Balanced` if the law says that its starts are, else `LevelVerdict`.
     - `riders`: what is carried along and reported besides, by default the drift of the conserved quantities and the
       staircase, when each value `ℓ({1, …, r})` was passed (at most 16); `(gf.basins.Drift(),)` is up to a fifth faster.
-    - `limits`: when a start is given up, a `gf.basins.Limits`.
+    - `limits`: when a start is given up, a `gf.basins.Limits`. Where limits are found, its `gradient_tolerance` and `dwell` say
+      when a start has converged: by default 10⁻⁶ of the median gradient norm at the starts.
     - `confidence`: of the intervals.
     - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances; by default
       5 %, at least 100 and at most 500. 0 for none: labels are then taken to be right.
@@ -128,34 +135,46 @@ def _run_plan(
     audit = _check_audit(plan, len(ids), confidence, audit)
     lanes = plan.check_lanes(len(ids), lanes)
     if folder is not None:
-        if not overwrite and (found := _same_run(folder, plan, ids, confidence, audit)):
-            return found
+        if not overwrite and (same := _same_run(folder, plan, ids, confidence, audit)):
+            return same
         folder = prepare_folder(folder, (OUTCOMES, SUMMARY), overwrite=overwrite)
 
+    catalogue = plan.catalogue()
+    if catalogue is not None and len(ids) > MAX_ROWS:
+        raise ValueError(f"limits are found among at most {MAX_ROWS} starts at a time, got {len(ids)}: run them in parts")
     tally = Tally(len(plan.verdict.labels), len(plan.methods))
     rows = Rows(plan, ids, None if folder is None else folder / PARTIAL)
     watched = Watch(chosen_ids(plan.starts, ids, audit))
+    found: tuple[FoundLimit, ...] | None = None
 
     def sink(some, columns):
-        tally.add(columns)
+        if catalogue is None:
+            tally.add(columns)
         rows.add(some, columns)
         watched.add(some, columns)
 
     with _progress(progress) as bar:
         try:
-            _run(plan, ids, sink, lanes, bar, "integrating")
+            _run(plan, ids, sink, lanes, bar, "integrating", catalogue)
         finally:
             rows.close()
-        result = _audit(plan, watched, lanes, bar) if audit else None
+        result = _audit(plan, watched, lanes, bar, catalogue) if audit else None
+    labels = None
+    if catalogue is not None:
+        found, columns = catalogue.sorted(rows.columns)
+        labels, tally = limit_labels(found), Tally(len(found), len(plan.methods))
+        tally.add(columns)
+        rows.columns.update(columns)
     estimate = BasinEstimate(
         plan=plan,
         ids=ids,
         tally=tally,
-        outcomes=rows.table(),
+        outcomes=rows.table(labels),
         confidence=confidence,
         audit=result,
         lanes=lanes,
         seconds=time.perf_counter() - begin,
+        found=found,
     )
     if folder is not None:
         in_file = rows.written if len(ids) > rows.kept else None
@@ -212,21 +231,31 @@ def _progress(show: bool) -> rich.progress.Progress:
     )
 
 
-def _run(plan: Plan, ids: Any, sink: Any, lanes: int, bar: rich.progress.Progress, description: str) -> None:
+def _run(
+    plan: Plan,
+    ids: Any,
+    sink: Any,
+    lanes: int,
+    bar: rich.progress.Progress,
+    description: str,
+    catalogue: Catalogue | None,
+) -> None:
     task = bar.add_task(description, total=len(ids))
 
     def count(some, columns):
         sink(some, columns)
         bar.advance(task, len(some))
 
-    plan.run(ids, count, lanes=lanes)
+    plan.run(ids, count, lanes=lanes, catalogue=catalogue)
 
 
-def _audit(plan: Plan, watched: Watch, lanes: int, bar: rich.progress.Progress) -> Audit:
+def _audit(
+    plan: Plan, watched: Watch, lanes: int, bar: rich.progress.Progress, catalogue: Catalogue | None
+) -> Audit:
     tighter = plan.audited()
     assert tighter is not None
     again = Watch(watched.ids)
-    _run(tighter, again.ids_array, again.add, lanes, bar, "auditing")
+    _run(tighter, again.ids_array, again.add, lanes, bar, "auditing", catalogue)
     return compare(watched, again, tighter.method.name)
 
 
@@ -267,7 +296,9 @@ def _opened(folder: str | os.PathLike, summary: dict[str, Any]) -> BasinEstimate
         raise ValueError(f"the plan in {SUMMARY} has been changed: its fingerprint is another one")
     ids, audit = id_range(summary["first_id"], summary["num"]), _stored_audit(summary)
     apart = f"{OUTCOMES} and {SUMMARY} do not belong together"
-    tally = Tally(len(plan.verdict.labels), len(plan.methods))
+    found = _stored_limits(summary) if plan.discovers else None
+    labels = plan.verdict.labels if found is None else limit_labels(found)
+    tally = Tally(len(labels), len(plan.methods))
     rows = Rows(plan, ids)
     seen = np.zeros(len(ids), bool)
     for columns in _stored_columns(folder, plan.digest):
@@ -284,13 +315,24 @@ def _opened(folder: str | os.PathLike, summary: dict[str, Any]) -> BasinEstimate
         plan=plan,
         ids=ids,
         tally=tally,
-        outcomes=rows.table(),
+        outcomes=rows.table(labels),
         confidence=summary["confidence"],
         audit=audit,
         lanes=summary["lanes"],
         seconds=summary["seconds"],
+        found=found,
         opened_from=os.fspath(folder),
     )
+
+
+def _stored_limits(summary: dict[str, Any]) -> tuple[FoundLimit, ...]:
+    try:
+        found = tuple(restore(limit) for limit in summary["found"])
+    except Exception as error:  # of whatever the damage leads to
+        raise ValueError(f"{SUMMARY} is damaged: its limits cannot be read ({type(error).__name__}: {error})") from None
+    if not all(isinstance(limit, FoundLimit) for limit in found):
+        raise ValueError(f"{SUMMARY} is damaged: its limits are none")
+    return found
 
 
 def _stored_audit(summary: dict[str, Any]) -> Audit | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gdflow.basins.outcomes import Status
+from gdflow.basins.outcomes import DECIDED, Status
 
 #: Bins of the histogram of times, per factor of ten …
 BINS_PER_DECADE = 64
@@ -15,8 +15,8 @@ class Tally:
 
     **Arguments:** `num_limits`: how many limits the verdict tells apart; `num_methods`: by how many methods starts are tried.
 
-    Fields: `num`, starts so far; `statuses`, counts by `Status`; `certified`, by limit, of the starts with one; `undecided`, of
-    the others by the highest limit that is not excluded; `steps`, their sum, and `most_steps`; `largest_drift`, if drift is
+    Fields: `num`, starts so far; `statuses`, counts by `Status`; `certified` and `located`, by limit, of the starts with one;
+    `undecided`, of the others by the highest limit that is not excluded; `steps`, their sum, and `most_steps`; `largest_drift`, if drift is
     recorded; `proved`, by method and limit, if verdicts are proved; `times`, counts of the times of decision in logarithmic bins
     between `edges()`.
     """
@@ -26,7 +26,8 @@ class Tally:
         self.largest_drift = 0.0
         self.statuses = np.zeros(len(Status), dtype=np.int64)
         self.certified = np.zeros(num_limits, dtype=np.int64)
-        self.undecided = np.zeros(num_limits, dtype=np.int64)
+        self.located = np.zeros(num_limits, dtype=np.int64)
+        self.undecided = np.zeros(max(num_limits, 1), dtype=np.int64)
         self.proved = np.zeros((num_methods, num_limits), dtype=np.int64)
         self.times = np.zeros(BINS_PER_DECADE * (DECADES[1] - DECADES[0]), dtype=np.int64)
 
@@ -35,11 +36,13 @@ class Tally:
         status = columns["status"]
         if not len(status):
             return
-        certified = status == Status.CERTIFIED
+        certified, located = status == Status.CERTIFIED, status == Status.LOCATED
+        decided = np.isin(status, DECIDED)
         self.num += len(status)
         self.statuses += np.bincount(status, minlength=len(self.statuses))
         self.certified += np.bincount(columns["limit"][certified], minlength=len(self.certified))
-        self.undecided += np.bincount(columns["highest"][~certified], minlength=len(self.undecided))
+        self.located += np.bincount(columns["limit"][located], minlength=len(self.located))
+        self.undecided += np.bincount(columns["highest"][~decided], minlength=len(self.undecided))
         self.steps += int(columns["steps"].sum())
         self.most_steps = max(self.most_steps, int(columns["steps"].max()))
         if "proved" in columns:
@@ -52,13 +55,13 @@ class Tally:
         if "drift" in columns:
             self.largest_drift = max(self.largest_drift, float(np.nanmax(columns["drift"], initial=0.0)))
         with np.errstate(divide="ignore"):
-            bins = np.floor((np.log10(columns["time"][certified]) - DECADES[0]) * BINS_PER_DECADE)
+            bins = np.floor((np.log10(columns["time"][decided]) - DECADES[0]) * BINS_PER_DECADE)
         self.times += np.bincount(np.clip(bins, 0, len(self.times) - 1).astype(int), minlength=len(self.times))
 
     def __add__(self, other: "Tally") -> "Tally":
         """The tally of both sets of starts, which have no id in common."""
         both = Tally(len(self.certified), len(self.proved))
-        for name in ("num", "steps", "statuses", "certified", "undecided", "proved", "times"):
+        for name in ("num", "steps", "statuses", "certified", "located", "undecided", "proved", "times"):
             setattr(both, name, getattr(self, name) + getattr(other, name))
         for name in ("most_steps", "largest_drift"):
             setattr(both, name, max(getattr(self, name), getattr(other, name)))
@@ -66,7 +69,7 @@ class Tally:
 
     def possible(self, limit: int) -> int:
         """For how many starts a limit is not excluded."""
-        return int(self.certified[limit] + np.sum(self.undecided[limit:]))
+        return int(self.certified[limit] + self.located[limit] + np.sum(self.undecided[limit:]))
 
     def possible_by_proof(self, limit: int) -> int:
         """For how many starts no proof excludes a limit."""

@@ -36,15 +36,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from gdflow.layouts import AbstractLayout, LanesFirst
 from gdflow.basins.methods import AbstractMethod, Place, integrator
 from gdflow.basins.methods.adaptive import AbstractIntegrator
 from gdflow.basins.nearly_balanced import distance_to_balanced
 from gdflow.basins.path_bounds import Piece, bound_piece, gradient_of_target, product_change, widening
 from gdflow.basins.riders import AbstractRider, Stride
 from gdflow.initialization import AbstractInitialization, Support
+from gdflow.layouts import AbstractLayout, LanesFirst
 from gdflow.network import LayerTuple, count_parameters
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective, Objective, check_linear
 from gdflow.problem import Problem
 from gdflow.rounding import frobenius
 from gdflow.thresholds import certificate_threshold
@@ -67,7 +67,7 @@ class Radius(eqx.Module):
     exponent: Float[Array, " lanes"]
 
 
-def advance(objective: Objective, piece: Piece, tube: Radius) -> Radius:
+def advance(objective: LinearObjective, piece: Piece, tube: Radius) -> Radius:
     """The tube at the end of a piece; its radius is infinite if no radius `E` was found that the tube stays below."""
     entry = tube.radius + piece.defect + piece.gap
     guess = jnp.exp(piece.expansion) * entry
@@ -85,7 +85,7 @@ def advance(objective: Objective, piece: Piece, tube: Radius) -> Radius:
 
 
 def arrival_error(
-    layout: AbstractLayout, objective: Objective, y: Any, radius: Float[Array, " lanes"]
+    layout: AbstractLayout, objective: LinearObjective, y: Any, radius: Float[Array, " lanes"]
 ) -> Float[Array, " lanes"]:
     """`Δ`: by how much the exact flow's `√(2L)` may exceed that of the computed state."""
     squares = jnp.stack(layout.squares(y))
@@ -174,7 +174,7 @@ class Tube(AbstractRider):
         return not self.verdict.of_every_start
 
     def begin(self, objective: Objective, now: Moment, place: Place) -> _State:
-        nets = now.networks
+        objective, nets = check_linear(objective), now.networks
         zero = jnp.zeros_like(now.loss)
         radius = self.first_radius(nets) + zero
         if self._of_balanced:
@@ -195,6 +195,7 @@ class Tube(AbstractRider):
         return 64 * size * float(jnp.finfo(ends[0].dtype).eps) * sum(ends)
 
     def after(self, objective: Objective, state: _State, stride: Stride) -> _State:
+        objective = check_linear(objective)
         method, place, step = stride.method, stride.place, stride.step
         layout = method.layout
         path, terms = method.path(objective, place, step)
@@ -224,7 +225,7 @@ class Tube(AbstractRider):
     def rows(
         self, objective: Objective, state: _State, now: Moment, times: Sequence[Float[Array, " lanes"]]
     ) -> dict[str, Array]:
-        real = now.loss.dtype
+        objective, real = check_linear(objective), now.loss.dtype
         # What strayed to the other side of det W = 0 has no verdict.
         stayed = self.verdict.ground(objective, now.networks) == state.ground
         return {

@@ -21,17 +21,25 @@ _INDEX_NAMES = ("", "index", "id", "row", "rownames", "rowid")
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Samples in columns: `X` of shape `(d_x, m)`, `Y` of shape `(d_y, m)`, float64, with names and where they are from."""
+    """Samples in columns: `X` of shape `(d_x, m)`, `Y` of shape `(d_y, m)`, float64, with names and where they are from.
+
+    Where the targets are classes, `label` names the column that they are from and `targets` are the names of the classes;
+    see `gdflow.data.labels`. `notes` tell of columns that were left out.
+    """
 
     X: np.ndarray
     Y: np.ndarray
     features: tuple[str, ...]
     targets: tuple[str, ...]
     source: str
+    label: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def _as_names(columns: object) -> list[str]:
-    """Names from one name or several; a column of a frame may have a number for a name."""
+    """Names from one name or several, or none; a column of a frame may have a number for a name."""
+    if columns is None:
+        return []
     if isinstance(columns, str) or not isinstance(columns, Iterable):
         return [str(columns)]
     return [str(name) for name in columns]
@@ -57,7 +65,9 @@ def choose_columns(
     """
     wanted = _as_names(targets)
     if not wanted:
-        raise ValueError(f"name at least one target column of {source}; it has {some_names(available)}")
+        raise ValueError(
+            f"name at least one target column of {source}, or its column of labels; it has {some_names(available)}"
+        )
     chosen = [c for c in available if c not in set(wanted)] if features is None else _as_names(features)
     known = set(available)
     for name in (*wanted, *chosen):
@@ -75,6 +85,32 @@ def choose_columns(
         if repeated is not None:
             raise ValueError(f"column {label(repeated)} occurs twice in {where}: give its columns different names")
     return chosen, wanted
+
+
+def one_label(targets: object, label: object) -> str | None:
+    """The name of the column of labels, if there is one; `ValueError` for several, and for targets beside it."""
+    if label is None:
+        return None
+    names, others = _as_names(label), _as_names(targets)
+    if len(names) != 1:
+        raise ValueError(f"the label is a single column, got {len(names)}: {some_names(names) or 'none'}")
+    if others:
+        raise ValueError(
+            f"targets ({some_names(others)}) and a label ({some_names(names)}) exclude each other: give the columns to be "
+            "fitted as targets, or the column of classes as label"
+        )
+    return names[0]
+
+
+def left_out(names: Sequence[str]) -> tuple[str, ...]:
+    """The note that columns of texts were left out by default."""
+    return (f"columns without a single number were left out: {some_names(names)}",) if names else ()
+
+
+def check_some_left(names: Sequence[str], source: str) -> None:
+    """`ValueError` if no feature is left."""
+    if not names:
+        raise ValueError(f"no feature columns are left in {source}: none but the label holds a number")
 
 
 def bad_cell(source: str, name: str, cell: object, *, where: str) -> ValueError:

@@ -11,7 +11,18 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from jaxtyping import Float
 
-from gdflow.data.columns import NUMBER, Table, bad_cell, choose_columns, warn_of_index_columns
+from gdflow.data.columns import (
+    NUMBER,
+    Table,
+    bad_cell,
+    check_some_left,
+    choose_columns,
+    left_out,
+    one_label,
+    warn_of_index_columns,
+)
+from gdflow.data.columns import label as label_of
+from gdflow.data.labels import find_classes, one_hot
 from gdflow.tables import shortened, visible
 
 #: The longest line that is read, in bytes.
@@ -104,8 +115,16 @@ def _numbers(cells: pa.ChunkedArray, name: str, source: str) -> Float[np.ndarray
     return values
 
 
+def _holds_a_number(cells: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.match_substring_regex(pc.utf8_trim_whitespace(cells), f"^({NUMBER})$")).as_py())
+
+
 def read_csv(
-    path: str | os.PathLike, targets: Iterable[str] | str, features: Iterable[str] | str | None = None
+    path: str | os.PathLike,
+    targets: Iterable[str] | str = (),
+    features: Iterable[str] | str | None = None,
+    *,
+    label: str | None = None,
 ) -> Table:
     """Reads a CSV file with a header; the separator (comma, semicolon or tab) is the one that makes most columns of it.
 
@@ -114,15 +133,45 @@ def read_csv(
     - `path`: the file, UTF-8.
     - `targets`: names of the target columns.
     - `features`: names of the feature columns; all other columns by default, with a warning if one looks like an index.
+    - `label`: instead of targets the name of a column of classes, see `gdflow.data.find_classes`. `Y` is then one-hot, of shape
+      `(classes, m)`, and by default the features are all other columns that hold a number anywhere.
 
-    **Raises:** `FileNotFoundError`; `ValueError` for an empty or ragged file, an unknown, repeated or doubly used column,
-    and a cell that is not a finite decimal number, named by column and row.
+    **Raises:** `FileNotFoundError`; `ValueError` for an empty or ragged file, an unknown, repeated or doubly used column, a
+    cell that is not a finite decimal number, and a missing label, named by column and row; also for labels that are no
+    classes.
+
+    ```python
+    >>> read_csv(iris_path(), label="Species").targets
+    ('setosa', 'versicolor', 'virginica')
+    ```
     """
     path = check_file(path, "CSV")
     source = visible(shortened(str(path)))
     available, separator, skip = _read_header(path, source)
-    chosen, wanted = choose_columns(available, targets, features, source)
-    names = [*chosen, *wanted]
+    one = one_label(targets, label)
+    chosen, wanted = choose_columns(available, targets if one is None else [one], features, source)
+    table = _read_texts(path, source, available, separator, skip, [*chosen, *wanted])
+    notes: tuple[str, ...] = ()
+    if one is not None and features is None:
+        without = [name for name in chosen if not _holds_a_number(table[name])]
+        chosen, notes = [name for name in chosen if name not in set(without)], left_out(without)
+        check_some_left(chosen, source)
+    if one is not None:
+        where = "data row {} (the header not counted)"
+        classes, index = find_classes(table[one].to_pylist(), what=f"{source}: column {label_of(one)}", where=where)
+        wanted, Y = list(classes), one_hot(index, len(classes))
+    else:
+        Y = np.array([_numbers(table[name], name, source) for name in wanted])
+    X = np.array([_numbers(table[name], name, source) for name in chosen])
+    if features is None:
+        warn_of_index_columns(chosen, X, available[0], source)
+    return Table(X, Y, tuple(chosen), tuple(wanted), str(path), one, notes)
+
+
+def _read_texts(
+    path: pathlib.Path, source: str, available: list[str], separator: str, skip: int, names: list[str]
+) -> pa.Table:
+    """Some columns of a CSV file, all cells as texts."""
     # No line is longer than the file, and none may be longer than a block.
     block = min(max(path.stat().st_size, 1), _LONGEST_LINE)
     try:
@@ -144,8 +193,4 @@ def read_csv(
         raise ValueError(f"{source} cannot be read as CSV: {why}") from None
     if table.num_rows == 0:
         raise ValueError(f"{source} has a header but no data rows")
-    columns = [_numbers(cells, name, source) for name, cells in zip(names, table.columns, strict=True)]
-    X, Y = np.array(columns[: len(chosen)]), np.array(columns[len(chosen) :])
-    if features is None:
-        warn_of_index_columns(chosen, X, available[0], source)
-    return Table(X, Y, tuple(chosen), tuple(wanted), str(path))
+    return table

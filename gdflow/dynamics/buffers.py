@@ -16,7 +16,6 @@ import numpy as np
 
 from gdflow.checks import is_traced
 from gdflow.dynamics.trajectory import Trajectory
-from gdflow.network import LayerTuple
 
 #: Dense output is kept by default while its buffers stay below this many bytes.
 DENSE_BYTES = 2**29
@@ -35,8 +34,8 @@ class Buffers:
     its size.
     """
 
-    def __init__(self, net: LayerTuple, *, every: bool, dense: bool | None):
-        self.state = net.num_parameters * net.weights[0].dtype.itemsize * math.prod(net.batch_shape)
+    def __init__(self, net: Any, *, every: bool, dense: bool | None):
+        self.state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(net))
         self.every = every
         self.dense = dense
 

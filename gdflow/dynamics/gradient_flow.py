@@ -20,22 +20,24 @@ from gdflow.dynamics.stopping import AbstractStop, AtCertificate, FirstNonPositi
 from gdflow.dynamics.trajectory import Trajectory
 from gdflow.network import LayerTuple, check_layer_tuple
 from gdflow.objective import Objective
-from gdflow.problem import Problem
+from gdflow.points import is_finite, point_norm
+from gdflow.problem import AbstractProblem, Problem, check_any_problem
 from gdflow.programs import forget_old_programs
 from gdflow.sides import check_side
 
 
-def gradient_flow_field(t: ArrayLike, net: LayerTuple, objective: Objective | Problem) -> LayerTuple:
-    """`−∇L(W)` in closed form: `Ẇ_j = [(ΠW)_{j+1}^N]ᵀ M Dᵀ [(ΠW)_1^{j-1}]ᵀ`, `M = A − WD` for the squared error.
+def gradient_flow_field(t: ArrayLike, net: Any, objective: Objective | AbstractProblem) -> Any:
+    """`−∇L(W)`, in the form of a Diffrax vector field.
 
-    Eq. (6) of Chitour, Liao, Couillet (2022), there for `D = I`. In the form of a Diffrax vector field.
+    For the squared error of a linear network `Ẇ_j = [(ΠW)_{j+1}^N]ᵀ M Dᵀ [(ΠW)_1^{j-1}]ᵀ`, `M = A − WD`: eq. (6) of Chitour,
+    Liao, Couillet (2022), there for `D = I`.
     """
-    return -objective.gradient(net)
+    return jax.tree.map(jnp.negative, objective.gradient(net))
 
 
 def simulate(
-    problem: Problem,
-    net: LayerTuple,
+    problem: AbstractProblem,
+    net: Any,
     t1: float | Float[Array, ""],
     *,
     t0: float = 0.0,
@@ -55,7 +57,8 @@ def simulate(
 
     **Arguments:**
 
-    - `problem`, `net`: `net` in the coordinates of the problem; a leading batch axis in all weights makes a batch.
+    - `problem`, `net`: a `gdflow.Problem` and a network in its coordinates, where a leading batch axis in all weights makes a
+      batch; or another problem and a point of its own, such as a `gdflow.Potential` and a pytree of arrays.
     - `t1`, `t0`: end and start; `t1=inf` is allowed together with a `stop`.
     - `ts`: times to save at, or how many equidistant ones; by default every accepted step is saved.
     - `dense`: keep the solver's interpolant for `evaluate` and `crossing_times`; by default if it fits into half a gigabyte,
@@ -87,17 +90,22 @@ def simulate(
     'stopped: AtCertificate'
     ```
     """
-    check_layer_tuple(net)
+    check_any_problem(problem)
+    if isinstance(problem, Problem):
+        check_layer_tuple(net)
+    elif not isinstance(net, LayerTuple):
+        net = jax.tree.map(jnp.asarray, net)
     stop = (stop,) if isinstance(stop, AbstractStop) else tuple(stop)
     check_adjoint(adjoint)
     traced = is_traced(problem, net, t1)
-    batch = net.batch_shape
+    batch = net.batch_shape if isinstance(net, LayerTuple) else ()
     if len(batch) > 1:
         raise ValueError(f"one batch axis at most, got weights with leading axes {batch}")
-    problem.check_widths(net.widths)
+    if isinstance(problem, Problem):
+        problem.check_widths(net.widths)
     if not traced:
-        problem.check_network(net, batch=True)
-        if any(isinstance(s, AtCertificate) for s in stop):
+        problem.check_start(net, batch=bool(batch))
+        if isinstance(problem, Problem) and any(isinstance(s, AtCertificate) for s in stop):
             check_side(problem, net)
     if not is_traced(t1):
         check_span(t0, float(t1), endless=bool(stop))
@@ -105,7 +113,7 @@ def simulate(
             check_step(step, t0, float(t1))
     times = None if ts is None else save_times(ts, t0, t1)
     max_steps = check_tolerances(rtol, atol, max_steps)
-    stop = tuple(s.prepare(problem, net.widths, allow_float32) for s in stop)
+    stop = tuple(s.prepare(problem, net, allow_float32) for s in stop)
     if solver is None:
         solver = diffrax.Tsit5() if step is None else RK4()
     check_solver(solver, adaptive=step is None)
@@ -196,10 +204,12 @@ def _solve(objective, net, t0, t1, ts, options: _Options) -> dict:
     present = jnp.isfinite(times) & (times <= final_time)
     # Rows after the end hold infinities; with NaN there, nothing computed from them can pass for a number.
     times = jnp.where(present, times, jnp.nan)
-    networks = jax.tree.map(lambda x: jnp.where(present[:, None, None], x, jnp.nan), networks)
+    networks = jax.tree.map(
+        lambda x: jnp.where(present.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan), networks
+    )
 
     def measure(y):
-        return objective.effective_loss(y), objective.gradient(y).norm()
+        return objective.effective_loss(y), point_norm(objective.gradient(y))
 
     losses, gradient_norms = jax.vmap(measure)(networks)
     reached = jnp.asarray(-1)
@@ -208,7 +218,7 @@ def _solve(objective, net, t0, t1, ts, options: _Options) -> dict:
         values = jnp.stack([stop.value(final_time, final, objective) for stop in options.stop])
         first = jnp.where(jnp.any(values <= 0), jnp.argmax(values <= 0), jnp.argmin(values))
         reached = jnp.where(met | solution.event_mask, first, reached)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(w)) for w in final.weights]))
+    finite = is_finite(final)
     return dict(
         ts=times,
         networks=networks,

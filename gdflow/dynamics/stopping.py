@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Int
 
-from gdflow.network import LayerTuple
-from gdflow.objective import Objective
-from gdflow.problem import Problem
+from gdflow.objective import Objective, check_linear
+from gdflow.points import point_norm
+from gdflow.problem import AbstractProblem, check_problem
 from gdflow.rounding import residual_error
 from gdflow.thresholds import certificate_slack, certificate_threshold, check_precision, residual_bound
 
@@ -61,12 +62,12 @@ class AbstractStop(eqx.Module):
     or negative at the start stops at once.
     """
 
-    def prepare(self, problem: Problem, widths: tuple[int, ...], allow_float32: bool) -> "AbstractStop":
-        """The condition for a given problem; raises before any integration if it can't be."""
+    def prepare(self, problem: AbstractProblem, start: Any, allow_float32: bool) -> "AbstractStop":
+        """The condition for a given problem and start; raises before any integration if it can't be."""
         return self
 
     @abstractmethod
-    def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
+    def value(self, t: Float[Array, ""], net: Any, objective: Objective) -> Float[Array, ""]:
         """Positive while the flow goes on."""
 
 
@@ -83,14 +84,16 @@ class AtCertificate(AbstractStop):
     almost_surely: bool = eqx.field(static=True, default=False)
     threshold: Float[Array, ""] | None = None
 
-    def prepare(self, problem: Problem, widths: tuple[int, ...], allow_float32: bool) -> "AtCertificate":
+    def prepare(self, problem: AbstractProblem, start: Any, allow_float32: bool) -> "AtCertificate":
+        problem, widths = check_problem(problem), start.widths
         check_precision(problem, allow_float32)
         # A slack of its own, so that the state at which the flow stops is certified whatever order its loss is summed in.
         threshold = certificate_threshold(problem, widths, nested=self.almost_surely) - certificate_slack(problem)
         return AtCertificate(self.almost_surely, threshold)
 
-    def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
+    def value(self, t: Float[Array, ""], net: Any, objective: Objective) -> Float[Array, ""]:
         assert self.threshold is not None
+        objective = check_linear(objective)
         exists = jnp.isfinite(self.threshold)
         threshold = jnp.where(exists, self.threshold, 1.0)
         # The round-off of the loss is a constant as far as derivatives go.
@@ -109,14 +112,14 @@ class AtGradientNorm(AbstractStop):
         if not self.norm > 0:
             raise ValueError(f"the gradient norm to stop at must be positive, got {self.norm}")
 
-    def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
-        return objective.gradient(net).norm() - self.norm
+    def value(self, t: Float[Array, ""], net: Any, objective: Objective) -> Float[Array, ""]:
+        return point_norm(objective.gradient(net)) - self.norm
 
 
 class AtEvent(AbstractStop):
     """Stops where `function(t, net)`, real-valued and traceable, falls to zero."""
 
-    function: Callable[[Float[Array, ""], LayerTuple], Float[Array, ""]]
+    function: Callable[[Float[Array, ""], Any], Float[Array, ""]]
 
-    def value(self, t: Float[Array, ""], net: LayerTuple, objective: Objective) -> Float[Array, ""]:
+    def value(self, t: Float[Array, ""], net: Any, objective: Objective) -> Float[Array, ""]:
         return self.function(t, net)

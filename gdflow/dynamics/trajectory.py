@@ -15,8 +15,9 @@ from rich.text import Text
 from gdflow.dynamics.crossings import first_crossing
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple
-from gdflow.objective import Objective
-from gdflow.problem import Problem
+from gdflow.objective import LinearObjective, Objective
+from gdflow.points import point_norm
+from gdflow.problem import AbstractProblem, Problem
 from gdflow.tables import Printable, key_value_table, some_numbers
 from gdflow.thresholds import certificate_levels
 
@@ -42,14 +43,14 @@ class Trajectory(Printable, eqx.Module):
     - `solved`: whether the solver got to the end; if not, `exhausted` says whether it ran out of steps.
     """
 
-    problem: Problem
-    start: LayerTuple
+    problem: AbstractProblem
+    start: Any
     ts: Float[Array, "*batch T"]
-    networks: LayerTuple
+    networks: Any
     losses: Float[Array, "*batch T"]
     gradient_norms: Float[Array, "*batch T"]
     final_time: Float[Array, "*batch"]
-    final: LayerTuple
+    final: Any
     num_steps: Int[Array, "*batch"]
     reached: Int[Array, "*batch"]
     finite: Array
@@ -75,7 +76,7 @@ class Trajectory(Printable, eqx.Module):
             return "reached t1"
         return "step limit" if exhausted else "solver failed"
 
-    def map_over_time(self, function: Callable[[LayerTuple], Any]) -> Any:
+    def map_over_time(self, function: Callable[[Any], Any]) -> Any:
         """Applies a traceable function of one network at every saved time (and in every trajectory of a batch)."""
         for _ in self.ts.shape:
             function = jax.vmap(function)
@@ -88,13 +89,21 @@ class Trajectory(Printable, eqx.Module):
 
     @property
     def drift(self) -> Float[Array, "*batch T"]:
-        """Relative drift of the conserved quantities since the start, see `gdflow.drift`."""
+        """Relative drift of the conserved quantities since the start, see `gdflow.drift`.
+
+        **Raises:** `ValueError` where the `C_j` are not conserved: nonlinear networks and weight decay.
+        """
+        if not isinstance(self.problem.objective, LinearObjective):
+            raise ValueError(
+                "the C_j are conserved in linear networks without weight decay only; what this problem conserves says "
+                "gdflow.conservation.conservation_laws(problem, widths)"
+            )
         measure = jax.vmap(drift, in_axes=(0, None))
         for _ in self.ts.shape[:-1]:
             measure = jax.vmap(measure)
         return jax.jit(measure)(self.networks, self.start)
 
-    def evaluate(self, t: Float[Array, ""] | float) -> LayerTuple:
+    def evaluate(self, t: Float[Array, ""] | float) -> Any:
         """The network at any time up to `final_time`, by the solver's own interpolant.
 
         **Raises:** `ValueError` if the trajectory was not computed with `dense=True`.
@@ -117,6 +126,8 @@ class Trajectory(Printable, eqx.Module):
         if self.interpolation is None:
             raise ValueError("crossing times need dense output: simulate(..., dense=True)")
         if levels is None:
+            if not isinstance(self.problem, Problem):
+                raise ValueError("the critical values of this problem are not known beforehand: give the levels")
             levels = jnp.asarray(certificate_levels(self.problem, self.start.widths).values)
         crossing = _crossing_times
         if self.final_time.ndim:
@@ -133,25 +144,31 @@ class Trajectory(Printable, eqx.Module):
                 counts[status] = counts.get(status, 0) + 1
             rows = [("trajectories", str(len(self.status))), *((status, str(n)) for status, n in counts.items())]
             return key_value_table("Trajectories", rows)
-        first, last, slope, moved, values = map(np.asarray, _summary(self.problem.objective, self.start, self.final))
+        first, last, slope, *rest = map(np.asarray, _summary(self.problem.objective, self.start, self.final))
         rows = [
-            ("widths", "-".join(map(str, self.start.widths)) + f" ({self.problem.coordinates} coordinates)"),
             ("status", str(self.status)),
             ("time", f"{float(self.final_time):.6g} after {int(self.num_steps)} steps, {self.ts.shape[-1]} saved"),
             ("effective loss", f"{first:.6g} → {last:.6g}"),
             ("gradient norm", f"{slope:.3g}"),
-            ("singular values", some_numbers(values)),
-            ("drift of C_j", f"{moved:.2e} (relative; zero for the exact flow)"),
         ]
+        if isinstance(self.start, LayerTuple):
+            rows.insert(0, ("widths", "-".join(map(str, self.start.widths)) + f" ({self.problem.coordinates} coordinates)"))
+        if rest:
+            moved, values = rest
+            rows += [
+                ("singular values", some_numbers(values)),
+                ("drift of C_j", f"{moved:.2e} (relative; zero for the exact flow)"),
+            ]
         return key_value_table("Trajectory", rows)
 
 
 @eqx.filter_jit
-def _summary(objective: Objective, start: LayerTuple, end: LayerTuple) -> tuple[Array, ...]:
-    """Losses at both ends, and gradient norm, drift and singular values at the last: in one program, not one for each product."""
-    values = jnp.linalg.svd(end.end_to_end, compute_uv=False)
-    losses = objective.effective_loss(start), objective.effective_loss(end)
-    return *losses, objective.gradient(end).norm(), drift(end, start), values
+def _summary(objective: Objective, start: Any, end: Any) -> tuple[Array, ...]:
+    """Losses at both ends, the gradient norm at the last, of linear networks drift and singular values: all in one program."""
+    numbers = objective.effective_loss(start), objective.effective_loss(end), point_norm(objective.gradient(end))
+    if not isinstance(objective, LinearObjective):
+        return numbers
+    return *numbers, drift(end, start), jnp.linalg.svd(end.end_to_end, compute_uv=False)
 
 
 @eqx.filter_jit
@@ -159,9 +176,9 @@ def _crossing_times(
     objective: Objective,
     levels: Float[Array, " K"],
     dense: diffrax.DenseInterpolation,
-    start: LayerTuple,
+    start: Any,
     end: Float[Array, ""],
-    final: LayerTuple,
+    final: Any,
 ) -> Float[Array, " K"]:
     """Where the loss falls to the levels between `dense.t0` and `end`."""
     arrays, rest = eqx.partition((objective, levels, dense), eqx.is_array)
@@ -179,7 +196,7 @@ def _crossing_times(
         """The search has no derivative; the crossing has: `dt = (dℓ − dL)/L̇`, `L̇ = −‖∇L‖²`, none where nothing is crossed."""
         net = dense.evaluate(time)
         excess = objective.effective_loss(net) - level
-        square = jax.lax.stop_gradient(objective.gradient(net).norm() ** 2)
+        square = jax.lax.stop_gradient(point_norm(objective.gradient(net)) ** 2)
         crossed = (time > dense.t0) & (square > 0)
         return time + jnp.where(
             crossed, (excess - jax.lax.stop_gradient(excess)) / jnp.where(crossed, square, 1.0), 0.0

@@ -79,7 +79,7 @@ def scaled(problem: Problem, net: LayerTuple) -> Scaled:
                 times(problem.design, inputs),
                 problem.loss,
                 times(problem.data_error, target),
-                problem.objective.diagonal,
+                problem.linear.diagonal,
             ),
             offset=0.0 * problem.offset,
             spectrum=spectrum,

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdflow.layouts import LanesFirst
 from gdflow.basins.methods import AbstractMethod, Place
 from gdflow.basins.path_bounds import Piece, bound_piece, gradient_of_target
 from gdflow.basins.tube import Radius, Tube, advance, arrival_error, default_methods
 from gdflow.checks import check_count
+from gdflow.layouts import LanesFirst
 from gdflow.network import LayerTuple, check_layer_tuple, count_parameters
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective
 from gdflow.problem import Problem, check_problem
 from gdflow.proofs.proof import Proof
 from gdflow.proofs.sharp import MOST_PARAMETERS, PARTS, SharpBound, split
@@ -102,7 +102,7 @@ def prove(
         rider.check(problem, verdict, net.widths, method)
     isometric = problem.isometric()
     start = problem.convert(net, problem.coordinates, isometric.coordinates)
-    run = _Prover(isometric.objective, verdict.thresholds, start, float(rider.first_radius(start)), max_steps)
+    run = _Prover(isometric.linear, verdict.thresholds, start, float(rider.first_radius(start)), max_steps)
     widest = count_parameters(net.widths)
     attempts: list[str] = []
     last: _Result | None = None
@@ -140,7 +140,7 @@ class _Result:
 
 
 @eqx.filter_jit
-def _stride(objective: Objective, method: AbstractMethod, place: Place, control: Any, tube: Radius) -> tuple:
+def _stride(objective: LinearObjective, method: AbstractMethod, place: Place, control: Any, tube: Radius) -> tuple:
     """One step of one lane: what it leads to, and the bounds of its piece of path."""
     step = method.attempt(objective, place)
     decision = method.accept(objective, place, step, control)
@@ -150,14 +150,14 @@ def _stride(objective: Objective, method: AbstractMethod, place: Place, control:
     return step, decision, [c[:, 0] for c in path], piece, advance(objective, piece, tube), _measure(objective, step.y)
 
 
-def _measure(objective: Objective, y: LayerTuple) -> tuple:
+def _measure(objective: LinearObjective, y: LayerTuple) -> tuple:
     """Loss, error of the residual and norm of the gradient of the only lane."""
     net = jax.tree.map(lambda w: w[0], y)
     return objective.effective_loss(net), residual_error(objective, net), objective.gradient(net).norm()
 
 
 @eqx.filter_jit
-def _changes(objective: Objective, y: LayerTuple, radii: Any) -> Any:
+def _changes(objective: LinearObjective, y: LayerTuple, radii: Any) -> Any:
     """`Δ` at one state, for radii."""
     return jax.vmap(lambda radius: arrival_error(_LAYOUT, objective, y, radius[None])[0])(radii)
 
@@ -170,7 +170,7 @@ _measured = eqx.filter_jit(_measure)
 class _Prover:
     """What the attempts at one start have in common."""
 
-    def __init__(self, objective: Objective, thresholds: Thresholds, start: LayerTuple, radius: float, max_steps: int):
+    def __init__(self, objective: LinearObjective, thresholds: Thresholds, start: LayerTuple, radius: float, max_steps: int):
         self.objective, self.thresholds, self.start = objective, thresholds, start
         self.first_radius, self.max_steps = float(radius), max_steps
         #: Certified is a state whose `√(2L)`, errors included, is below this.
@@ -381,13 +381,13 @@ class _Reached:
 
 
 @eqx.filter_jit
-def _bound_part(objective: Objective, h: Any, part: list, begin: list, end: list) -> Piece:
+def _bound_part(objective: LinearObjective, h: Any, part: list, begin: list, end: list) -> Piece:
     ends = [jnp.asarray(w)[None] for w in begin], [jnp.asarray(w)[None] for w in end]
     return bound_piece(_LAYOUT, objective, h, [jnp.asarray(c)[:, None] for c in part], ends)
 
 
 def _best(
-    objective: Objective, piece: Piece, bound: SharpBound, radius: float, exponent: float
+    objective: LinearObjective, piece: Piece, bound: SharpBound, radius: float, exponent: float
 ) -> tuple[_Reached, float]:
     """The tube after a piece by the better of both bounds."""
     tube = _advance(objective, piece, Radius(jnp.full(1, radius), jnp.zeros(1)))

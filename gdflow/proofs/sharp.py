@@ -22,7 +22,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from gdflow.network import LayerTuple
-from gdflow.objective import Objective
+from gdflow.objective import LinearObjective
 
 #: A step is cut into so many pieces.
 PARTS = 4
@@ -48,7 +48,7 @@ def split(coefficients: Sequence[np.ndarray], parts: int = PARTS) -> list[list[n
 
 
 @eqx.filter_jit
-def _hessian(objective: Objective, centre: list) -> jax.Array:
+def _hessian(objective: LinearObjective, centre: list) -> jax.Array:
     flat, unravel = ravel_pytree(LayerTuple(centre))
     return jax.hessian(lambda x: objective.effective_loss(unravel(x)))(flat)
 
@@ -59,7 +59,7 @@ class SharpBound:
     **Arguments:** `coefficients`: of every layer, `(g + 1, d_j, d_{j−1})`; `h`: the duration.
     """
 
-    def __init__(self, objective: Objective, coefficients: Sequence[np.ndarray], h: float):
+    def __init__(self, objective: LinearObjective, coefficients: Sequence[np.ndarray], h: float):
         centre = [c[0] for c in coefficients]
         self.h = h
         H = np.asarray(_hessian(objective, list(map(jnp.asarray, centre))))

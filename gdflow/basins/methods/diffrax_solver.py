@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 from gdflow.basins.methods.adaptive import AbstractIntegrator, check_integration
 from gdflow.basins.methods.method import Place, Step
 from gdflow.dynamics import gradient_flow_field
-from gdflow.network import LayerTuple
 from gdflow.objective import Objective
 
 
@@ -50,7 +49,7 @@ class DiffraxSolver(AbstractIntegrator):
     def _solver(self) -> diffrax.AbstractSolver:
         return _with_tolerances(self.solver, self.controller)
 
-    def begin(self, objective: Objective, y: LayerTuple) -> tuple[Any, Float[Array, " lanes"], Any]:
+    def begin(self, objective: Objective, y: Any) -> tuple[Any, Float[Array, " lanes"], Any]:
         solver, terms, controller = self._solver, diffrax.ODETerm(gradient_flow_field), self.controller
 
         def first(net):
@@ -70,7 +69,7 @@ class DiffraxSolver(AbstractIntegrator):
         y, error, dense, memory = jax.vmap(one)(place.y, place.t, place.t_next, place.memory)
         return Step(y, memory, self.loss(objective, y), error, dense)
 
-    def interpolate(self, objective: Objective, place: Place, step: Step, t: Float[Array, " lanes"]) -> LayerTuple:
+    def interpolate(self, objective: Objective, place: Place, step: Step, t: Float[Array, " lanes"]) -> Any:
         def evaluate(t0, t1, dense, t):
             return self.solver.interpolation_cls(t0=t0, t1=t1, **dense).evaluate(t)
 

@@ -9,21 +9,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from gdflow.layouts import AbstractLayout, LanesFirst
-from gdflow.network import LayerTuple
 from gdflow.objective import Objective
-from gdflow.problem import Problem
+from gdflow.points import point_norm
+from gdflow.problem import AbstractProblem
 
 
 class Place(eqx.Module):
     """Where a step begins and how long it is: all that it takes to make the step, and to make it again.
 
-    - `y`: the networks, packed as the method's layout says.
+    - `y`: the points, networks for instance, packed as the method's layout says.
     - `memory`: what the method keeps from step to step, packed.
     - `t`, `t_next`: where the step begins and where it is to end.
     - `loss`: effective losses at `y`.
     """
 
-    y: LayerTuple
+    y: Any
     memory: Any
     t: Float[Array, " lanes"]
     t_next: Float[Array, " lanes"]
@@ -38,10 +38,10 @@ class Step(eqx.Module):
     - `dense`: whatever the method needs to interpolate.
     """
 
-    y: LayerTuple
+    y: Any
     memory: Any
     loss: Float[Array, " lanes"]
-    error: LayerTuple | None = None
+    error: Any = None
     dense: Any = None
 
 
@@ -80,7 +80,7 @@ class AbstractMethod(eqx.Module):
         return type(self).__name__
 
     @abstractmethod
-    def begin(self, objective: Objective, y: LayerTuple) -> tuple[Any, Float[Array, " lanes"], Any]:
+    def begin(self, objective: Objective, y: Any) -> tuple[Any, Float[Array, " lanes"], Any]:
         """At starts `y`: the memory, the end of the first step (from time 0), and what controls the steps (packed trees)."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class AbstractMethod(eqx.Module):
         t = jnp.where(finite, place.t_next, place.t)
         return Decision(finite, t, jnp.where(finite, 2 * place.t_next - place.t, t), control, finite)
 
-    def interpolate(self, objective: Objective, place: Place, step: Step, t: Float[Array, " lanes"]) -> LayerTuple:
+    def interpolate(self, objective: Objective, place: Place, step: Step, t: Float[Array, " lanes"]) -> Any:
         """States inside a step."""
         share = (t - place.t) / (place.t_next - place.t)
         return jax.tree.map(lambda a, b: a + self.layout.spread(share, a) * (b - a), place.y, step.y)
@@ -111,13 +111,13 @@ class AbstractMethod(eqx.Module):
         """
         raise NotImplementedError
 
-    def loss(self, objective: Objective, y: LayerTuple) -> Float[Array, " lanes"]:
+    def loss(self, objective: Objective, y: Any) -> Float[Array, " lanes"]:
         """Effective losses."""
-        return jax.vmap(objective.effective_loss)(self.layout.unpack(y))
+        return objective.lane_losses(self.layout, y)
 
-    def gradient_norm(self, objective: Objective, y: LayerTuple, memory: Any) -> Float[Array, " lanes"]:
+    def gradient_norm(self, objective: Objective, y: Any, memory: Any) -> Float[Array, " lanes"]:
         """`‖∇L‖`."""
-        return jax.vmap(lambda net: objective.gradient(net).norm())(self.layout.unpack(y))
+        return jax.vmap(lambda net: point_norm(objective.gradient(net)))(self.layout.unpack(y))
 
     def forget(self, place: Place) -> Place:
         """The place without what `recall` can find again: this is what is kept of a place to come back to."""
@@ -127,7 +127,7 @@ class AbstractMethod(eqx.Module):
         """The whole place again."""
         return place
 
-    def problem(self, problem: Problem) -> Problem:
+    def problem(self, problem: AbstractProblem) -> AbstractProblem:
         """The problem in the coordinates that the method works in."""
         return problem
 

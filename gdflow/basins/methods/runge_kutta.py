@@ -10,20 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gdflow.layouts import AbstractLayout, LanesFirst, suitable_layout
 from gdflow.basins.methods.adaptive import AbstractIntegrator, check_integration
 from gdflow.basins.methods.diffrax_solver import DiffraxSolver
 from gdflow.basins.methods.method import Place, Step
-from gdflow.network import LayerTuple
+from gdflow.layouts import AbstractLayout, LanesFirst, suitable_layout
 from gdflow.objective import Objective
-from gdflow.problem import Problem
+from gdflow.problem import AbstractProblem
 from gdflow.rounding import frobenius
 
 
 class RungeKutta(AbstractIntegrator):
     """Explicit Runge–Kutta methods by their tableau; `memory` is the field at the state.
 
-    Works in the isometric coordinates in which the design is diagonal, for the squared error.
+    Of linear networks with the squared error it works in the isometric coordinates in which the design is diagonal.
 
     **Arguments:** `solver`: one of Diffrax's explicit Runge–Kutta methods with an error estimate; `rtol` and `atol` of the
     step-size control; `layout`: by default the one that suits the widths.
@@ -49,7 +48,7 @@ class RungeKutta(AbstractIntegrator):
         tolerances = [jnp.asarray(x, float) for x in (self.rtol, self.atol)]
         return eqx.tree_at(lambda method: [method.rtol, method.atol], self, tolerances)
 
-    def problem(self, problem: Problem) -> Problem:
+    def problem(self, problem: AbstractProblem) -> AbstractProblem:
         return problem.isometric()
 
     def field(self, objective: Objective, y: Any) -> tuple[Any, Float[Array, " lanes"]]:
@@ -60,10 +59,10 @@ class RungeKutta(AbstractIntegrator):
     def loss(self, objective: Objective, y: Any) -> Float[Array, " lanes"]:
         return objective.lane_losses(self.layout, y)
 
-    def gradient_norm(self, objective: Objective, y: LayerTuple, memory: Any) -> Float[Array, " lanes"]:
+    def gradient_norm(self, objective: Objective, y: Any, memory: Any) -> Float[Array, " lanes"]:
         return self.layout.norm(memory)
 
-    def begin(self, objective: Objective, y: LayerTuple) -> tuple[Any, Float[Array, " lanes"], Any]:
+    def begin(self, objective: Objective, y: Any) -> tuple[Any, Float[Array, " lanes"], Any]:
         # One network at a time for Diffrax, all lanes at once for the machine.
         arrays, rest = eqx.partition((self, objective), eqx.is_array)
 
@@ -95,7 +94,7 @@ class RungeKutta(AbstractIntegrator):
     def recall(self, objective: Objective, place: Place) -> Place:
         return Place(place.y, self.field(objective, place.y)[0], place.t, place.t_next, place.loss)
 
-    def advance(self, y: LayerTuple, h: Array, row: np.ndarray, ks: list[LayerTuple]) -> LayerTuple:
+    def advance(self, y: Any, h: Array, row: np.ndarray, ks: list[Any]) -> Any:
         """`y + hΣ a_i k_i`."""
         used = [(float(a), k) for a, k in zip(row, ks, strict=True) if a != 0]
         return self.layout.combine([jnp.ones_like(h), *[a * h for a, _ in used]], [y, *[k for _, k in used]])
@@ -114,7 +113,7 @@ class RungeKutta(AbstractIntegrator):
             k, loss = self.field(objective, y)
         return Step(y, k, loss, error, ks)
 
-    def interpolate(self, objective: Objective, place: Place, step: Step, t: Float[Array, " lanes"]) -> LayerTuple:
+    def interpolate(self, objective: Objective, place: Place, step: Step, t: Float[Array, " lanes"]) -> Any:
         # The interpolant is linear in the two ends and the stages: asked for unit vectors it tells their weights.
         unit = jnp.eye(2 + len(step.dense))
 

@@ -1,0 +1,219 @@
+"""The limits that a run finds: states near critical points become limits, told apart, with what is proved of them.
+
+Limits are numbered as they are found, which depends on the machine; in the end (`Catalogue.sorted`) they are put in the order of
+their losses, and so do not.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from gdflow.attraction import attraction_radius
+from gdflow.basins.outcomes import Status
+from gdflow.objective import Objective
+from gdflow.polish import Polished, polish
+from gdflow.ranks import zero_threshold
+from gdflow.verdicts import Converged
+
+#: States are polished in batches of this size, padded, so that one program does.
+_BATCH = 64
+#: A critical point has a gradient norm of at most this part of the size of its Hessian times that of the point.
+_CRITICAL = 1e-9
+#: An eigenvalue of at most this part of the largest is zero.
+_ZERO = 1e-8
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundLimit:
+    """A limit that starts were found to converge to.
+
+    - `loss`: effective loss.
+    - `point`: a representative, in canonical form; `None` for the limit at infinity.
+    - `positive`, `zero`: eigenvalues of the Hessian that are positive, and that are zero beyond those of known symmetries;
+      `symmetries`: how many those are. Isolated limits have none beyond.
+    - `smallest`, `largest`: the smallest and the largest positive eigenvalue.
+    - `dead`: how many units are off, layer by layer.
+    - `radius`: of a ball around it from which the flow certainly ends there; 0 if none is proved.
+    - `first_id`: of the starts that converge to it.
+    """
+
+    loss: float
+    point: Any
+    positive: int
+    zero: int
+    symmetries: int
+    smallest: float
+    largest: float
+    dead: tuple[int, ...]
+    radius: float
+    first_id: int
+
+    @property
+    def at_infinity(self) -> bool:
+        """Whether the flow diverges, while its loss tends to the infimum."""
+        return self.point is None
+
+    @property
+    def isolated(self) -> bool:
+        """Whether it is isolated up to symmetries."""
+        return self.zero == 0 and not self.at_infinity
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        if self.at_infinity:
+            return "infinity, loss → 0"
+        return "minimum" if self.isolated else f"{self.zero} flat"
+
+    @property
+    def dead_text(self) -> str:
+        """How many units are off, if any are."""
+        return f", off: {'+'.join(map(str, self.dead))}" if any(self.dead) else ""
+
+
+def limit_labels(limits: Sequence[FoundLimit]) -> tuple[str, ...]:
+    """Names for limits in the order of their losses."""
+    return tuple(f"limit {k}" + (" (∞)" if limit.at_infinity else "") for k, limit in enumerate(limits, 1))
+
+
+@dataclasses.dataclass
+class _Entry:
+    limit: FoundLimit
+    canonical: Any
+    features: Any
+
+
+class Catalogue:
+    """Limits found so far.
+
+    **Arguments:** `objective`, `verdict`: of the run; `example`: a batch of starts, for their structure.
+    """
+
+    def __init__(self, objective: Objective, verdict: Converged, example: Any):
+        self.objective, self.same = objective, verdict.same
+        one = jax.tree.map(lambda x: np.asarray(x)[0], example)
+        flat, self._unravel = ravel_pytree(one)
+        self._size = flat.size
+        self._entries: list[_Entry] = []
+        self._infinity: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def limits(self) -> list[FoundLimit]:
+        """The limits, as they were found."""
+        return [entry.limit for entry in self._entries]
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    def settle(self, ids: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The rows with their limits, by number; the column `point` becomes `distance`, from the state to the limit."""
+        columns = dict(columns)
+        points = columns.pop("point")
+        status, limit = columns["status"].copy(), np.full(len(ids), -1)
+        distance = np.full(len(ids), np.nan)
+        for i in np.flatnonzero(status == Status.CERTIFIED):
+            limit[i] = self._at_infinity(int(ids[i]))
+        waiting = np.flatnonzero((status == Status.CONVERGED) | (status == Status.STATIONARY))
+        for first in range(0, len(waiting), _BATCH):
+            some = waiting[first : first + _BATCH]
+            padded = np.resize(points[some], (_BATCH, self._size))
+            found = polish(self.objective, jax.vmap(self._unravel)(jnp.asarray(padded)))
+            found = jax.tree.map(np.asarray, found)
+            for k, i in enumerate(some):
+                limit[i], distance[i], certified = self._place(found, k, int(ids[i]), float(columns["loss"][i]))
+                if limit[i] >= 0:
+                    status[i] = Status.CERTIFIED if certified else Status.LOCATED
+        # What is undecided claims nothing; which limits its loss excludes is known in the end (`sorted`).
+        highest = np.where(limit >= 0, limit, np.iinfo(np.int32).max)
+        return columns | {"status": status, "limit": limit, "highest": highest, "distance": distance}
+
+    def _at_infinity(self, start: int) -> int:
+        if self._infinity is None:
+            self._infinity = len(self._entries)
+            limit = FoundLimit(0.0, None, 0, 0, 0, 0.0, 0.0, (), 0.0, start)
+            self._entries.append(_Entry(limit, np.zeros(0), np.zeros(0)))
+        self._seen(self._infinity, start, None)
+        return self._infinity
+
+    def _place(self, found: Polished, k: int, start: int, loss: float) -> tuple[int, float, bool]:
+        """Which limit a polished state is at (−1 for none), how far the state is from it, and whether that is proved."""
+        values = np.linalg.eigvalsh(found.hessians[k])
+        largest = float(abs(values).max())
+        size = 1.0 + float(np.linalg.norm(found.canonical[k]))
+        finite = np.isfinite(found.losses[k]) and np.isfinite(values).all()
+        critical = finite and float(found.gradient_norms[k]) <= _CRITICAL * (largest * size + abs(loss) / size)
+        moved, value = float(found.moved[k]), float(found.losses[k])
+        # Rising loss or a leap say that the point found is not the limit of the flow.
+        near = bool(found.downhill[k]) and value <= loss + 1e-9 * (1 + abs(loss)) and moved <= 0.1 * size
+        threshold = max(_ZERO * largest, zero_threshold(largest, self._size))
+        if not critical or not near or values[0] < -threshold:
+            return -1, moved, False
+        positive, symmetries = int(np.sum(values > threshold)), int(found.num_symmetries[k])
+        zero = max(0, self._size - positive - symmetries)
+        number = self._same(value, found.canonical[k], found.features[k], zero)
+        if number is None:
+            point = self._unravel(jnp.asarray(found.canonical[k]))
+            free = values[values > threshold]
+            # Symmetries that are no directions of effect (rows of constant units) do not matter for the ball; others do.
+            proved = symmetries == _ineffective(self.objective, point) and zero == 0
+            radius = attraction_radius(self.objective, point, free, float(found.gradient_norms[k])) if proved else 0.0
+            dead = tuple(map(int, found.dead[k]))
+            limit = FoundLimit(
+                value, point, positive, zero, symmetries, float(free.min(initial=np.inf)),
+                largest, dead, radius, start,
+            )  # fmt: skip
+            number = len(self._entries)
+            self._entries.append(_Entry(limit, found.canonical[k], found.features[k]))
+        self._seen(number, start, found.canonical[k])
+        return number, moved, moved < self._entries[number].limit.radius
+
+    def _same(self, loss: float, canonical: Any, features: Any, zero: int) -> int | None:
+        for number, entry in enumerate(self._entries):
+            limit = entry.limit
+            if limit.at_infinity or abs(limit.loss - loss) > self.same * max(1.0, abs(loss)) or limit.zero != zero:
+                continue
+            old, new = (entry.canonical, canonical) if zero == 0 else (entry.features, features)
+            if np.linalg.norm(old - new) <= self.same * (1 + np.linalg.norm(old)):
+                return number
+        return None
+
+    def _seen(self, number: int, start: int, canonical: Any) -> None:
+        """Of all starts with a limit the one with the lowest id represents it, whoever was first."""
+        entry = self._entries[number]
+        if start < entry.limit.first_id:
+            point = entry.limit.point if canonical is None else self._unravel(jnp.asarray(canonical))
+            entry.limit = dataclasses.replace(entry.limit, first_id=start, point=point)
+
+    # -- in the end ----------------------------------------------------------------------------------------------------
+
+    def sorted(self, columns: dict[str, np.ndarray]) -> tuple[tuple[FoundLimit, ...], dict[str, np.ndarray]]:
+        """The limits in the order of their losses, and the rows renumbered; limits without a row are left out.
+
+        The loss falls along the flow: what is undecided can end at the limits whose loss is below its own.
+        """
+        used = np.unique(columns["limit"][columns["limit"] >= 0])
+        order = sorted(used, key=lambda k: (self._entries[k].limit.loss, self._entries[k].limit.first_id))
+        first = {k: int(columns["id"][columns["limit"] == k].min()) for k in order}
+        limits = tuple(dataclasses.replace(self._entries[k].limit, first_id=first[k]) for k in order)
+        place = np.full(len(self._entries) + 1, -1)
+        place[order] = np.arange(len(order))
+        limit = place[columns["limit"]]
+        losses = np.array([found.loss for found in limits])
+        above = np.searchsorted(losses, columns["loss"] + 1e-9 * (1 + abs(columns["loss"])), side="right") - 1
+        above = np.where(np.isfinite(columns["loss"]), above, len(limits) - 1)
+        highest = np.where(limit >= 0, limit, np.clip(above, 0, max(len(limits) - 1, 0)))
+        return limits, columns | {"limit": limit, "highest": highest}
+
+
+def _ineffective(objective: Objective, point: Any) -> int:
+    """How many weights have no effect whatever the others are: rows of constant units."""
+    if getattr(objective, "biases", False) and float(getattr(objective, "decay", 1.0)) == 0:
+        return sum(w.shape[1] for w in point.weights[:-1])
+    return 0

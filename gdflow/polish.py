@@ -1,0 +1,84 @@
+"""From a state near a critical point to that point: polished, with its Hessian.
+
+An integration ends where the gradient is small; the critical point nearby is found by the Levenberg–Marquardt method of
+Optimistix, which solves `∇L = 0` also where the Hessian is singular, as it is along symmetries.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
+
+from gdflow.objective import Objective
+from gdflow.points import is_finite, point_norm
+
+#: Tolerances and most steps of the polish.
+_TOLERANCE, _STEPS = 1e-13, 100
+#: The gradient along the straight line from the critical point to the state is looked at in so many places.
+_PLACES = 8
+
+
+class Polished(eqx.Module):
+    """Critical points near given states; the first axis of all arrays counts them.
+
+    - `points`, `losses`, `gradient_norms`: of the critical points.
+    - `hessians`: there, on raveled points.
+    - `canonical`: their canonical forms (`Objective.canonical`), raveled; `features`: what no symmetry changes.
+    - `num_symmetries`: known null directions of the Hessian; `dead`: how many units are off, layer by layer.
+    - `moved`: distance to the state.
+    - `downhill`: whether the loss rises all along the straight line from the critical point to the state.
+    """
+
+    points: Any
+    losses: Float[Array, " n"]
+    gradient_norms: Float[Array, " n"]
+    hessians: Float[Array, "n P P"]
+    canonical: Float[Array, "n P"]
+    features: Float[Array, "n q"]
+    num_symmetries: Int[Array, " n"]
+    dead: Int[Array, "n hidden"]
+    moved: Float[Array, " n"]
+    downhill: Bool[Array, " n"]
+
+
+@eqx.filter_jit
+def polish(objective: Objective, states: Any) -> Polished:
+    """The critical points near a batch of states, one after the other. Traceable.
+
+    Where the method does not converge the gradient norm says so.
+    """
+
+    def one(state):
+        flat, unravel = ravel_pytree(state)
+
+        def gradient(x):
+            return ravel_pytree(objective.gradient(unravel(x)))[0]
+
+        solver: Any = optx.LevenbergMarquardt(rtol=_TOLERANCE, atol=_TOLERANCE)
+        x = optx.least_squares(lambda x, _: gradient(x), solver, flat, max_steps=_STEPS, throw=False).value
+        good = is_finite(x) & (point_norm(gradient(x)) <= point_norm(gradient(flat)))
+        x = jnp.where(good, x, flat)
+        point = unravel(x)
+        H = jax.lax.map(lambda v: jax.jvp(gradient, (x,), (v,))[1], jnp.eye(x.size, dtype=x.dtype), batch_size=x.size)
+        s = jnp.arange(1, _PLACES + 1) / _PLACES
+        slopes = jax.lax.map(lambda s: jnp.dot(gradient(x + s * (flat - x)), flat - x), s)
+        dead = [jnp.sum(units) for units in objective.dead_units(point)]
+        return Polished(
+            points=point,
+            losses=objective.effective_loss(point),
+            gradient_norms=point_norm(gradient(x)),
+            hessians=0.5 * (H + H.T),
+            canonical=ravel_pytree(objective.canonical(point))[0],
+            features=objective.features(point),
+            num_symmetries=objective.num_symmetries(point),
+            dead=jnp.stack(dead) if dead else jnp.zeros(0, int),
+            moved=point_norm(x - flat),
+            downhill=jnp.all(slopes >= 0),
+        )
+
+    # One at a time: large batches of LAPACK calls inside a compiled program can hang on a CPU.
+    return jax.lax.map(one, states)
