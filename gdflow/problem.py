@@ -10,7 +10,7 @@ import dataclasses
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -77,7 +77,7 @@ class AbstractProblem(eqx.Module):
         """Gradient of the loss."""
         return self.objective.gradient(net)
 
-    def isometric(self) -> Self:
+    def isometric(self) -> "AbstractProblem":
         """The same flow in the coordinates that suit computation best; by default these."""
         return self
 
@@ -85,7 +85,7 @@ class AbstractProblem(eqx.Module):
         """Maps a point (or a batch) between coordinates; by default there is but one kind."""
         return net
 
-    def without_info(self) -> Self:
+    def without_info(self) -> "AbstractProblem":
         """The same problem without its description, which is static: with it, every new data set would compile anew."""
         return self.replace(info=None)
 
@@ -563,7 +563,7 @@ class Problem(AbstractProblem):
 
     # -- coordinates ---------------------------------------------------------------------------------------------------
 
-    def in_coordinates(self, coordinates: str) -> Self:
+    def in_coordinates(self, coordinates: str) -> "Problem":
         """The same problem in other coordinates."""
         check_coordinates(coordinates)
         if coordinates == self.coordinates:
@@ -572,7 +572,7 @@ class Problem(AbstractProblem):
         objective = LinearObjective(*parts, coordinates != "data")
         return self.replace(coordinates=coordinates, objective=objective)
 
-    def isometric(self) -> Self:
+    def isometric(self) -> "Problem":
         """The same flow in coordinates in which the design is diagonal: whitened ones stay, all others become reduced.
 
         From data coordinates the change is an isometry of the weights, on the range of `X`. Problems without levels stay as
@@ -581,6 +581,9 @@ class Problem(AbstractProblem):
         if self.spectrum is None:
             return self
         return self.in_coordinates("whitened" if self.coordinates == "whitened" else "reduced")
+
+    def without_info(self) -> "Problem":
+        return self.replace(info=None)
 
     def convert(self, net: LayerTuple, source: str, destination: str) -> LayerTuple:
         """Maps a network (or a batch) between coordinates, with the same loss.

@@ -366,7 +366,7 @@ class TeacherStudent(AbstractProblem):
 
     def __init__(self, teacher: ArrayLike, num_students: int | None = None):
         V = _check_teacher(teacher)
-        self.objective = TeacherObjective(V, 0.5 * kernel_sum(V, V))
+        self.objective = TeacherObjective(V, 0.5 * jax.jit(kernel_sum)(V, V))
         self.num_students = V.shape[0] if num_students is None else check_count("num_students", num_students)
         self.coordinates, self.info = "data", None
         self.widths()

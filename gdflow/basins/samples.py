@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gdflow.basins.estimate import BasinEstimate
-from gdflow.basins.outcomes import is_certified
+from gdflow.basins.outcomes import is_decided
 from gdflow.dynamics import simulate
 
 #: Curves are drawn so much longer than the slowest of them takes …
@@ -38,7 +38,7 @@ class SampleTrajectories:
 def _choose_rows(estimate: BasinEstimate, num: int) -> Int[np.ndarray, " n"]:
     """Rows of `outcomes`: of every kind of end, the `num` most frequent ones, its share, spread over the fast and the slow."""
     outcomes = estimate.outcomes
-    times, decided = outcomes["time"].to_numpy(), is_certified(outcomes)
+    times, decided = outcomes["time"].to_numpy(), is_decided(outcomes)
     kinds = np.where(decided, outcomes["highest"].to_numpy(), -1)
     kinds = np.where(np.isfinite(outcomes["loss"].to_numpy()), kinds, -2)  # not to be drawn
     groups = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds[kinds > -2])]
@@ -53,6 +53,13 @@ def _choose_rows(estimate: BasinEstimate, num: int) -> Int[np.ndarray, " n"]:
     return np.array(chosen, int)
 
 
+def _lowest_values(estimate: BasinEstimate) -> Float[np.ndarray, " K"]:
+    """Losses of the limits, from the lowest."""
+    if estimate.found is None:
+        return np.asarray(estimate.levels.values)
+    return np.array([limit.loss for limit in estimate.found] or [0.0])
+
+
 def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories:
     """Integrates some starts of an estimate anew: at most `num`, of every kind of end, fast and slow ones.
 
@@ -61,13 +68,13 @@ def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories
     integration of the factors there, after a long time near the limit.)
     """
     outcomes, rows = estimate.outcomes, _choose_rows(estimate, num)
-    decided, limits = is_certified(outcomes)[rows], outcomes["highest"].to_numpy()[rows]
+    decided, limits = is_decided(outcomes)[rows], outcomes["highest"].to_numpy()[rows]
     ids, times = outcomes["id"].to_numpy()[rows], outcomes["time"].to_numpy()[rows]
     if not len(rows):
         return SampleTrajectories((), np.zeros(0), np.zeros((0, 0)), decided, times, limits)
     end = LONGER * float(times.max()) if decided.any() else float(times.max())
     if not end > 0:  # all ended where they began: as long as the loss takes to fall, −L/L̇ = L/‖∇L‖²
-        excess = outcomes["loss"].to_numpy()[rows] - estimate.levels[0].value
+        excess = outcomes["loss"].to_numpy()[rows] - _lowest_values(estimate)[0]
         with np.errstate(divide="ignore", invalid="ignore"):
             scales = excess / outcomes["gradient_norm"].to_numpy()[rows] ** 2
         end = 5 * float(np.max(scales, initial=0.0, where=np.isfinite(scales))) or 1.0
@@ -81,7 +88,8 @@ def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories
     losses = np.array(simulate(problem, starts, end, ts=ts, dense=False, rtol=1e-8, atol=1e-11).losses)
     if losses.shape[1] < len(ts):  # NaN after the last step of all of them is cut off
         losses = np.pad(losses, ((0, 0), (0, len(ts) - losses.shape[1])), constant_values=np.nan)
-    lowest = np.where(decided, estimate.levels.values[np.minimum(limits, len(estimate.levels) - 1)], 0.0)
+    values = _lowest_values(estimate)
+    lowest = np.where(decided, values[np.minimum(limits, len(values) - 1)], -np.inf)
     losses = np.maximum(losses, lowest[:, None])
     losses[~decided[:, None] & (ts > times[:, None])] = np.nan
     return SampleTrajectories(tuple(map(int, ids)), ts, losses, decided, times, limits)

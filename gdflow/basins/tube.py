@@ -45,7 +45,7 @@ from gdflow.initialization import AbstractInitialization, Support
 from gdflow.layouts import AbstractLayout, LanesFirst
 from gdflow.network import LayerTuple, count_parameters
 from gdflow.objective import LinearObjective, Objective, check_linear
-from gdflow.problem import Problem
+from gdflow.problem import AbstractProblem, Problem, check_problem
 from gdflow.rounding import frobenius
 from gdflow.thresholds import certificate_threshold
 from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, Balanced, LevelVerdict, Moment
@@ -137,18 +137,18 @@ class Tube(AbstractRider):
         return True
 
     def check(
-        self, problem: Problem, verdict: AbstractVerdict, widths: tuple[int, ...], method: AbstractMethod
+        self, problem: AbstractProblem, verdict: AbstractVerdict, widths: tuple[int, ...], method: AbstractMethod
     ) -> None:
-        if problem.target.dtype != jnp.float64:
+        if problem.dtype != jnp.float64:
             raise ValueError(
-                f"proofs need float64 but the problem is {problem.target.dtype}: call "
+                f"proofs need float64 but the problem is {problem.dtype}: call "
                 'jax.config.update("jax_enable_x64", True) before anything else'
             )
         own, threshold = self.verdict.thresholds, float(self.verdict.thresholds.threshold())
         other = verdict.thresholds if isinstance(verdict, AbstractLevelVerdict) else None
         if other is None or not np.array_equal(other.values, own.values):
             raise ValueError("the verdict that is to be proved is not that of the run")
-        if threshold > float(certificate_threshold(problem, widths)):
+        if threshold > float(certificate_threshold(check_problem(problem), widths)):
             raise ValueError(
                 f"the verdict's threshold {threshold:.6g} is not that of this problem and of widths {tuple(widths)}: make the "
                 "verdict from these"

@@ -17,6 +17,7 @@ from gdflow.basins.intervals import interval_text
 from gdflow.basins.outcomes import is_certified
 from gdflow.basins.samples import SampleTrajectories, sample_trajectories
 from gdflow.basins.tally import Tally
+from gdflow.plotting.found import draw_found
 from gdflow.plotting.style import (
     COLORS,
     FONT,
@@ -204,7 +205,8 @@ def _legend(estimate: BasinEstimate, histogram: TimeHistogram) -> list[Artist]:
 def plot_basins(estimate: BasinEstimate, *, num_trajectories: int = 8) -> Figure:
     """Loss staircases of sample trajectories between the levels, and the distribution of certificate times.
 
-    Markers are where the limit was certified, or where an undecided start was given up.
+    Markers are where the limit was certified, or where an undecided start was given up. Of limits that were found in the run:
+    loss curves of sample trajectories, and the probability of every limit with its interval.
 
     **Arguments:** `num_trajectories` starts, some of each kind of end and both fast and slow ones, are integrated anew.
     """
@@ -213,6 +215,8 @@ def plot_basins(estimate: BasinEstimate, *, num_trajectories: int = 8) -> Figure
 
 def draw_basins(estimate: BasinEstimate, samples: SampleTrajectories) -> Figure:
     """The picture of `plot_basins` with these trajectories."""
+    if estimate.found is not None:
+        return draw_found(estimate, samples)
     figure = Figure(figsize=(10, 4.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     histogram = time_histogram(estimate)

@@ -1,13 +1,17 @@
 """The picture of one trajectory: loss, singular values, gradient norm and drift."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gdflow.dynamics import Trajectory
+from gdflow.levels import Level
+from gdflow.objective import LinearObjective
 from gdflow.plotting.style import COLORS, FONT, WIDE, draw_levels, hide_box, set_range, set_time
-from gdflow.problem import critical_values
+from gdflow.problem import Problem, check_problem, critical_values
 
 #: More singular values than this are drawn without names.
 MAX_NAMED = 6
@@ -21,13 +25,17 @@ SMALLEST = 1e-20
 def plot_trajectory(trajectory: Trajectory) -> Figure:
     """Loss between the levels, singular values of the end-to-end map against the target's, gradient norm and drift.
 
+    Of what is no linear network loss and gradient norm alone.
+
     **Raises:** `ValueError` for a batch.
     """
     if trajectory.ts.ndim != 1:
         raise ValueError(f"one trajectory is needed, got a batch of {trajectory.ts.shape[0]}")
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, draw in zip(panels, (_draw_loss, _draw_singular_values, _draw_norms), strict=True):
+    linear = isinstance(trajectory.problem.objective, LinearObjective)
+    draws = (_draw_loss, _draw_singular_values, _draw_norms) if linear else (_draw_loss, _draw_norms)
+    figure = Figure(figsize=(4 * len(draws), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(draws))
+    for axes, draw in zip(panels, draws, strict=True):
         draw(axes, trajectory)
         hide_box(axes)
         # Below the axes nothing can be in its way.
@@ -37,13 +45,23 @@ def plot_trajectory(trajectory: Trajectory) -> Figure:
 
 def _set_time(axes: Axes, trajectory: Trajectory) -> None:
     losses = np.asarray(trajectory.losses)
-    values = 0.1 ** np.arange(1, 7) * losses[0] if trajectory.problem.spectrum is None else _levels(trajectory).values
+    levels = _levels(trajectory)
+    values = [level.value for level in levels] if levels else 0.1 ** np.arange(1, 7) * losses[0]
     set_time(axes, np.asarray(trajectory.ts), losses[None], values)
 
 
-def _levels(trajectory: Trajectory):
-    problem, widths = trajectory.problem, trajectory.start.widths
-    return critical_values(problem, problem.max_rank(widths), lowest=16, num_layers=len(widths) - 1)
+def _leveled(trajectory: Trajectory) -> Problem | None:
+    """The problem, if its critical values are known beforehand."""
+    problem = trajectory.problem
+    return problem if isinstance(problem, Problem) and problem.why_no_levels is None else None
+
+
+def _levels(trajectory: Trajectory) -> Sequence[Level]:
+    problem = _leveled(trajectory)
+    if problem is None:
+        return ()
+    widths = trajectory.start.widths
+    return tuple(critical_values(problem, problem.max_rank(widths), lowest=16, num_layers=len(widths) - 1))
 
 
 def _draw_loss(axes: Axes, trajectory: Trajectory) -> None:
@@ -51,7 +69,7 @@ def _draw_loss(axes: Axes, trajectory: Trajectory) -> None:
     axes.plot(trajectory.ts, np.maximum(losses, 1e-300), color=COLORS[0], label="$L(t)$")
     _set_time(axes, trajectory)
     top, low = float(losses.max()), float(losses.min())
-    levels = _levels(trajectory) if trajectory.problem.spectrum is not None else ()
+    levels = _levels(trajectory)
     lowest = min((level.value for level in levels if level.value > 0), default=top)
     _set_log_range(axes, low if low >= DEEP * lowest else CUT * lowest, top)
     axes.set_ylabel("effective loss $L(t)$")
@@ -70,20 +88,20 @@ def _set_log_range(axes: Axes, low: float, high: float) -> None:
 
 def _draw_singular_values(axes: Axes, trajectory: Trajectory) -> None:
     """Effective singular values: those of `WD`, which converge to the `s_i` of the target."""
-    problem = trajectory.problem
-    values = trajectory.map_over_time(lambda net: jnp.linalg.svd(net.end_to_end @ problem.design, compute_uv=False))
+    problem, design = _leveled(trajectory), check_problem(trajectory.problem).design
+    values = trajectory.map_over_time(lambda net: jnp.linalg.svd(net.end_to_end @ design, compute_uv=False))
     values = np.asarray(values)
     for k, column in enumerate(values.T):
         color = COLORS[k % len(COLORS)]
         axes.plot(trajectory.ts, column, color=color, label=rf"$\sigma_{{{k + 1}}}(WD)$" if k < MAX_NAMED else None)
-        if problem.spectrum is not None and k < problem.singular_values.shape[0]:
+        if problem is not None and k < problem.singular_values.shape[0]:
             axes.axhline(float(problem.singular_values[k]), color=color, lw=0.8, ls=":")
-    if problem.spectrum is not None:
+    if problem is not None:
         axes.plot([], [], color="0.4", lw=0.8, ls=":", label="$s_i$ of the target")
     _set_time(axes, trajectory)
     axes.set_ylabel("singular value")
     top = 1.05 * float(np.max(values))
-    targets = np.asarray(problem.singular_values if problem.spectrum is not None else [])
+    targets = np.asarray([] if problem is None else problem.singular_values)
     smallest = float(np.min(targets, initial=np.inf, where=targets > 0))
     if top > WIDE * smallest:
         _set_log_range(axes, 0.1 * smallest, top)
@@ -92,8 +110,11 @@ def _draw_singular_values(axes: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_norms(axes: Axes, trajectory: Trajectory) -> None:
-    norms, drift = np.asarray(trajectory.gradient_norms), np.asarray(trajectory.drift)
-    drawn = [(norms, COLORS[0], r"$\|\nabla L\|$"), (drift, COLORS[1], "relative drift of $C_j$")]
+    norms, drift = np.asarray(trajectory.gradient_norms), np.zeros(0)
+    drawn = [(norms, COLORS[0], r"$\|\nabla L\|$")]
+    if isinstance(trajectory.problem.objective, LinearObjective):
+        drift = np.asarray(trajectory.drift)
+        drawn.append((drift, COLORS[1], "relative drift of $C_j$"))
     for values, color, label in drawn:
         if np.any(values > 0):
             axes.plot(trajectory.ts, np.where(values > 0, values, np.nan), color=color, label=label)
