@@ -263,5 +263,5 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="one network is needed here"):
         gf.classify(problem, LayerTuple([jnp.zeros((2, 4, 4)), jnp.zeros((2, 3, 4))]))
     signs = np.where(np.arange(12).reshape(3, 4) % 2, 1.0, -1.0)
-    with pytest.raises(ValueError, match="Logistic has no finite set of critical values: this needs the squared error"):
+    with pytest.raises(ValueError, match="this problem has loss Logistic"):
         gf.classify(Problem(np.eye(4), signs, Logistic()), net)

@@ -46,7 +46,7 @@ def test_lowest_level_is_the_best_fit_of_bounded_rank(rng):
 def test_other_losses_have_neither_whitened_coordinates_nor_levels(rng):
     X, Y = rng.normal(size=(3, 10)), rng.normal(size=(2, 10))
     for coordinates in ("reduced", "whitened"):
-        with pytest.raises(ValueError, match="need the squared error; Huber has data coordinates only"):
+        with pytest.raises(ValueError, match="this problem has loss Huber, which has data coordinates only"):
             Problem(X, Y, Huber(), coordinates=coordinates)
     problem = Problem(X, Y, Huber())
     assert problem.target.shape == (2, 10)  # all samples are kept

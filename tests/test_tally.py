@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gdflow.basins import Status
+from gdflow.basins.outcomes import DECIDED
 from gdflow.basins.tally import BINS_PER_DECADE, DECADES, Tally
 
 BIN = 10 ** (1 / BINS_PER_DECADE)
@@ -14,7 +15,7 @@ BIN = 10 ** (1 / BINS_PER_DECADE)
 def sample(num, num_limits, rng):
     """Made-up columns of every kind of row."""
     status = rng.integers(0, len(Status), num)
-    decided = status == Status.CERTIFIED
+    decided = np.isin(status, DECIDED)
     highest = rng.integers(0, num_limits, num)
     return dict(
         status=status,
@@ -49,14 +50,15 @@ def test_chunks_in_any_order_add_up(rng):
         alone = Tally(num_limits)
         alone.add(part)
         total = total + alone
-    certified = columns["status"] == Status.CERTIFIED
+    certified, located = (columns["status"] == status for status in (Status.CERTIFIED, Status.LOCATED))
     for counted in (tally, total):
         assert counted.num == num
         assert counted.statuses.tolist() == [int(np.sum(columns["status"] == s)) for s in Status]
-        assert counted.certified.tolist() == [int(np.sum(columns["limit"] == k)) for k in range(num_limits)]
+        for found, among in ((counted.certified, certified), (counted.located, located)):
+            assert found.tolist() == [int(np.sum(among & (columns["limit"] == k))) for k in range(num_limits)]
         # Possible is a limit of the starts that are certified to have it, and of those that are undecided up to it or beyond.
         for k in range(num_limits):
-            assert counted.possible(k) == np.sum(columns["limit"] == k) + np.sum(~certified & (columns["highest"] >= k))
+            assert counted.possible(k) == np.sum(columns["limit"] == k) + np.sum(~certified & ~located & (columns["highest"] >= k))
         assert counted.steps == int(np.sum(columns["steps"]))
         assert counted.most_steps == int(np.max(columns["steps"]))
         assert counted.largest_drift == np.nanmax(columns["drift"])

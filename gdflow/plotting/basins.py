@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import interval_text
-from gdflow.basins.outcomes import is_certified
+from gdflow.basins.outcomes import is_decided
 from gdflow.basins.samples import SampleTrajectories, sample_trajectories
 from gdflow.basins.tally import Tally
 from gdflow.plotting.found import draw_found
@@ -76,7 +76,7 @@ def time_histogram(estimate: BasinEstimate) -> TimeHistogram:
         stop = min(starts[-1] + stride, len(counts))
         merged = np.add.reduceat(counts[:stop], starts)
         return TimeHistogram(edges[[*starts, stop]], merged[None], counts[:1])
-    certified = is_certified(estimate.outcomes)
+    certified = is_decided(estimate.outcomes)
     times = estimate.outcomes["time"].to_numpy()[certified]
     lower = estimate.outcomes["highest"].to_numpy()[certified] > 0
     groups = [times[~lower], times[lower]]
