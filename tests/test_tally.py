@@ -62,7 +62,7 @@ def test_chunks_in_any_order_add_up(rng):
         assert counted.steps == int(np.sum(columns["steps"]))
         assert counted.most_steps == int(np.max(columns["steps"]))
         assert counted.largest_drift == np.nanmax(columns["drift"])
-        np.testing.assert_array_equal(counted.times, np.histogram(columns["time"][certified], Tally.edges())[0])
+        np.testing.assert_array_equal(counted.times, np.histogram(columns["time"][certified | located], Tally.edges())[0])
 
 
 def test_times_outside_the_histogram():

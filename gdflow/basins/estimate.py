@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import rich.console
 
 from gdflow.basins.catalogue import FoundLimit, limit_labels
-from gdflow.basins.intervals import Audit, found_interval, interval_text, verdict_interval
+from gdflow.basins.intervals import Audit, found_interval, interval_text, unseen_bound, verdict_interval
 from gdflow.basins.methods import AbstractMethod
 from gdflow.basins.outcomes import Status, is_decided
 from gdflow.basins.plan import Plan
 from gdflow.basins.riders import Crossings
 from gdflow.basins.starts import Drawn
 from gdflow.basins.tally import Tally
-from gdflow.binomial import clopper_pearson_upper
 from gdflow.levels import CriticalValues, Level
 from gdflow.problem import Problem, check_problem
 from gdflow.records import record
@@ -207,18 +207,14 @@ class BasinEstimate(Printable):
 
     @functools.cached_property
     def unseen(self) -> float | None:
-        """Upper bound of the probability of limits that no start was found to converge to; `None` if limits were known.
+        """Upper bound, at the confidence of the estimate, of the probability of all limits together that were not found.
 
-        The limits of the first half of the starts are fixed when the second half is looked at: the bound is the exact one
-        (Clopper–Pearson, at the confidence of the estimate) for a start of the second half to have another limit, or none.
+        `None` if limits were known beforehand. See `gdflow.basins.intervals.unseen_bound`.
         """
-        if self.found is None or self.num < 2:
+        if self.found is None:
             return None
-        half = self.num // 2
-        limits = self.outcomes["limit"].to_numpy(zero_copy_only=False)[half:]
-        new = [k for k, limit in enumerate(self.found) if limit.first_id - self.ids.start >= half]
-        others = int(np.sum(np.isnan(limits.astype(float)) | np.isin(limits, new)))
-        return clopper_pearson_upper(others, self.num - half, 1 - self.confidence)
+        limits = pc.fill_null(self.outcomes["limit"], -1).to_numpy()
+        return unseen_bound(limits, 1 - self.confidence)
 
     @property
     def certificate_times(self) -> np.ndarray:
@@ -371,7 +367,7 @@ class BasinEstimate(Printable):
     def _found_facts(self) -> list[tuple[str, str]]:
         limits = self.plan.limits
         facts = [
-            ("limits", f"{len(self.found or ())} found; of all others together the probability is at most {self.unseen or 1:.2e}"),
+            ("limits", f"{len(self.found or ())} found; of all others together the probability is at most {self.unseen:.2e}"),
             ("converged", f"‖∇L‖ ≤ {limits.gradient_tolerance:.1e} for a time of {limits.dwell:.1e}"),
         ]
         if self.certified:

@@ -21,6 +21,9 @@ whatever their dependence: the audited starts are among the others. `tests/test_
 import dataclasses
 import math
 
+import numpy as np
+from jaxtyping import Int
+
 from gdflow.binomial import clopper_pearson_lower, clopper_pearson_upper
 
 
@@ -115,6 +118,19 @@ def found_interval(
         return (0.0, 1.0)
     count = decided - 1
     return verdict_interval(count, min(possible - 1, after), after, alpha / (rank * (rank + 1)), audit)
+
+
+def unseen_bound(limits: Int[np.ndarray, " num"], alpha: float) -> float:
+    """Upper bound, at confidence `1 − alpha`, of the probability of all limits together that none of the starts has.
+
+    The limits of the first half of the starts are fixed when the second half is looked at. A start of the second half has
+    another limit, or none, with a probability that is at least the one in question; it is bounded exactly (Clopper–Pearson).
+
+    **Arguments:** `limits`: of the starts, in an order fixed beforehand; −1 where there is none.
+    """
+    half = len(limits) // 2
+    others = int(np.sum(~np.isin(limits[half:], limits[:half][limits[:half] >= 0])))
+    return clopper_pearson_upper(others, len(limits) - half, alpha)
 
 
 def interval_text(bounds: tuple[float, float]) -> str:

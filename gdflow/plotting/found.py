@@ -45,7 +45,7 @@ def draw_found(estimate: BasinEstimate, samples: SampleTrajectories) -> Figure:
     decided = estimate.certified + estimate.located
     right.set_title(
         f"{decided:,} of {estimate.num:,} starts have a limit ({estimate.certified:,} certified)\n"
-        + f"any other limit: probability ≤ {1.0 if estimate.unseen is None else estimate.unseen:.2g}",
+        + f"any other limit: probability ≤ {estimate.unseen:.2g}",
         fontsize=10,
     )
     return figure
@@ -86,7 +86,7 @@ def _draw_fractions(axes: Axes, estimate: BasinEstimate, shown: list[int]) -> No
         axes.plot(row.simultaneous, [place, place], color="black", lw=1.2, marker="|", ms=8)
     rest = len(estimate.rows) - len(shown)
     losses = [estimate.rows[k].found for k in shown]
-    axes.set_yticks(places, [f"∞" if limit.at_infinity else f"{limit.loss:.5g}" for limit in losses if limit])
+    axes.set_yticks(places, ["∞" if limit.at_infinity else f"{limit.loss:.5g}" for limit in losses if limit])
     axes.set_ylabel("loss of the limit" + (f" ({rest} rarer ones not shown)" if rest else ""))
     axes.set_xlabel("probability")
     axes.set_xlim(0, max(min(1.0, 1.05 * max(estimate.rows[k].simultaneous[1] for k in shown)), 1e-6))
