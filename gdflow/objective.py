@@ -65,13 +65,20 @@ class Objective(eqx.Module):
         """Numbers that no symmetry changes, not even one that is not known: they tell families of limits apart."""
         return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(net)])
 
+    def fingerprint(self, net: Any) -> Float[Array, " q"]:
+        """Numbers that tell isolated limits apart: by default those of the canonical form."""
+        return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(self.canonical(net))])
+
     def dead_units(self, net: Any) -> tuple[Bool[Array, " d_j"], ...]:
         """Of every hidden layer, which units are off: nothing that enters them can move. By default none are known."""
         return ()
 
-    def vanishes_at_infinity(self) -> bool:
-        """Whether a loss below `log 2` proves that `L` tends to 0 while the point runs to infinity, see `gdflow.separation`."""
-        return False
+    def vanishes_at_infinity(self) -> Bool[Array, ""]:
+        """Whether a loss below `log 2` proves that `L` tends to 0 while the point runs to infinity (`gdflow.verdicts.Converged`).
+
+        So it does for homogeneous networks without decay or biases, with the logistic or the softmax loss.
+        """
+        return jnp.asarray(False)
 
 
 class LinearObjective(Objective):
@@ -121,8 +128,8 @@ class LinearObjective(Objective):
         """The output `WD`: factors of one product are not told apart."""
         return jnp.ravel(matmul(net.end_to_end, self.design))
 
-    def vanishes_at_infinity(self) -> bool:
-        return isinstance(self.loss, Logistic | SoftmaxCrossEntropy)
+    def vanishes_at_infinity(self) -> Bool[Array, ""]:
+        return jnp.asarray(isinstance(self.loss, Logistic | SoftmaxCrossEntropy))
 
     # In lanes only one matrix, of the size of `D`, stands between the layers and the loss.
 
@@ -284,8 +291,8 @@ class NetworkObjective(Objective):
 
         Layer by layer from the input: units that are off on all samples and whose output vanishes there are set to zero, and so
         are the rows of constant units; a unit of an odd activation points to one side of a fixed hyperplane; one of a
-        homogeneous activation has incoming and outgoing weights of one norm (all zero if one of them is); units are sorted along
-        the normal of that hyperplane.
+        homogeneous activation has incoming weights of norm one (outgoing ones are zero if these are), unless weight decay says
+        how they are scaled; units are sorted along the normal of that hyperplane.
         """
         weights = list(net.weights)
         dead = self.dead_units(net)
@@ -297,11 +304,10 @@ class NetworkObjective(Objective):
             column = jnp.where(gone[None, :], 0.0, column)
             factor = jnp.ones(row.shape[0], row.dtype)
             if activation.homogeneous:
-                into, out = jnp.linalg.norm(row, axis=1), jnp.linalg.norm(column, axis=0)
-                zero = ((into == 0) | (out == 0)) & ~constant
-                row, column = jnp.where(zero[:, None], 0.0, row), jnp.where(zero[None, :], 0.0, column)
-                safe = zero | constant
-                factor = jnp.where(safe, 1.0, jnp.sqrt(jnp.where(safe, 1.0, out) / jnp.where(safe, 1.0, into)))
+                size = jnp.linalg.norm(row, axis=1)
+                zero = (size == 0) & ~constant
+                column = jnp.where(zero[None, :], 0.0, column)
+                factor = jnp.where(zero | constant | (self.decay > 0), 1.0, 1 / jnp.where(size > 0, size, 1.0))
             along = matmul(row, _normal(row.shape[1]).astype(row.dtype)) * factor
             if activation.odd:
                 factor = jnp.where((along < 0) & ~constant, -factor, factor)
@@ -323,9 +329,9 @@ class NetworkObjective(Objective):
             count = count + jnp.sum(jnp.where(dead, off, scaled)[:real]) + (into if self.biases else 0)
         return jnp.where(self.decay > 0, 0, count)
 
-    def vanishes_at_infinity(self) -> bool:
+    def vanishes_at_infinity(self) -> Bool[Array, ""]:
         homogeneous = all(activation.homogeneous for activation in self.activations) and not self.biases
-        return homogeneous and isinstance(self.loss, Logistic | SoftmaxCrossEntropy)
+        return (self.decay == 0) & (homogeneous and isinstance(self.loss, Logistic | SoftmaxCrossEntropy))
 
 
 class PotentialObjective(Objective):

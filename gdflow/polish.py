@@ -27,22 +27,24 @@ class Polished(eqx.Module):
 
     - `points`, `losses`, `gradient_norms`: of the critical points.
     - `hessians`: there, on raveled points.
-    - `canonical`: their canonical forms (`Objective.canonical`), raveled; `features`: what no symmetry changes.
+    - `canonical`: their canonical forms (`Objective.canonical`), raveled; `fingerprints` and `features` tell isolated ones, and
+      families, apart.
     - `num_symmetries`: known null directions of the Hessian; `dead`: how many units are off, layer by layer.
     - `moved`: distance to the state.
     - `downhill`: whether the loss rises all along the straight line from the critical point to the state.
     """
 
     points: Any
-    losses: Float[Array, " n"]
-    gradient_norms: Float[Array, " n"]
-    hessians: Float[Array, "n P P"]
-    canonical: Float[Array, "n P"]
-    features: Float[Array, "n q"]
-    num_symmetries: Int[Array, " n"]
-    dead: Int[Array, "n hidden"]
-    moved: Float[Array, " n"]
-    downhill: Bool[Array, " n"]
+    losses: Float[Array, "*n"]
+    gradient_norms: Float[Array, "*n"]
+    hessians: Float[Array, "*n P P"]
+    canonical: Float[Array, "*n P"]
+    fingerprints: Float[Array, "*n f"]
+    features: Float[Array, "*n q"]
+    num_symmetries: Int[Array, "*n"]
+    dead: Int[Array, "*n hidden"]
+    moved: Float[Array, "*n"]
+    downhill: Bool[Array, "*n"]
 
 
 @eqx.filter_jit
@@ -73,6 +75,7 @@ def polish(objective: Objective, states: Any) -> Polished:
             gradient_norms=point_norm(gradient(x)),
             hessians=0.5 * (H + H.T),
             canonical=ravel_pytree(objective.canonical(point))[0],
+            fingerprints=objective.fingerprint(point),
             features=objective.features(point),
             num_symmetries=objective.num_symmetries(point),
             dead=jnp.stack(dead) if dead else jnp.zeros(0, int),

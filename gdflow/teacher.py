@@ -256,6 +256,10 @@ class TeacherObjective(Objective):
         normal = jnp.cos(1.0 + 0.7 * jnp.arange(W.shape[1]) ** 2 + 0.3 * jnp.arange(W.shape[1]))
         return LayerTuple([W[jnp.argsort(matmul(W, normal.astype(W.dtype)))]])
 
+    def fingerprint(self, net: LayerTuple) -> Float[Array, " q"]:
+        """The features: symmetries of the teacher are not in the canonical form."""
+        return self.features(net)
+
     def features(self, net: LayerTuple) -> Float[Array, " q"]:
         """All `w_iᵀv_j`, sorted, and all `w_iᵀw_k`, `i ≤ k`, sorted: no permutation and no rotation changes them."""
         (W,) = net.weights

@@ -313,9 +313,7 @@ class Converged(AbstractVerdict):
     @staticmethod
     def _separated(objective: Objective, now: Moment) -> Bool[Array, " lanes"]:
         # The sum of all losses is below log 2, by more than round-off: so is every one of them.
-        if not objective.vanishes_at_infinity():
-            return jnp.zeros(now.loss.shape, bool)
-        return now.loss < 0.99 * jnp.log(2.0)
+        return objective.vanishes_at_infinity() & (now.loss < 0.99 * jnp.log(2.0))
 
 
 def default_verdict(problem: AbstractProblem, starts: Any) -> AbstractVerdict:

@@ -2,6 +2,7 @@
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,7 +227,7 @@ def test_the_canonical_form_does_not_change_under_symmetries(activation, decay, 
         if biases:
             moved[j][-1] = rng.normal(size=moved[j].shape[1])  # without effect
     net, other = gf.LayerTuple(weights), gf.LayerTuple(moved)
-    canonical = jax.jit(problem.objective.canonical)
+    canonical = eqx.filter_jit(problem.objective.canonical)
     form, again = canonical(net), canonical(other)
     assert float(problem.effective_loss(form)) <= float(problem.effective_loss(net)) * (1 + 1e-12)
     if not decay:  # with decay scaling and rows without effect count
@@ -279,7 +280,7 @@ def test_bounds_of_the_fourth_derivative_hold(activation, loss, widths):
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     shift = rng.normal(size=(300, flat.size))
     shift *= R / np.linalg.norm(shift, axis=1, keepdims=True)
-    found = np.abs(jax.jit(jax.vmap(fourth))(flat + shift, v)).max()
+    found = np.abs(jax.jit(jax.vmap(fourth))(np.asarray(flat) + shift, v)).max()
     assert 0 < found <= bound
 
 
@@ -294,7 +295,7 @@ def test_the_flow_from_a_ball_of_attraction_ends_at_its_minimum(tanh_estimate):
         assert radius == pytest.approx(limit.radius, rel=1e-6) and radius > 1e-6
         steps = rng.normal(size=(8, flat.size))
         steps *= 0.999 * radius / np.linalg.norm(steps, axis=1, keepdims=True)
-        starts = jax.vmap(unravel)(flat + steps)
+        starts = jax.vmap(unravel)(np.asarray(flat) + steps)
         run = gf.simulate(problem, starts, 30.0, ts=20, rtol=1e-9, atol=1e-14)
         away = jnp.stack([jax.vmap(jax.vmap(lambda n: (n - limit.point).norm()))(run.networks)])[0]
         assert np.all(np.diff(away, axis=1) <= 1e-13) and np.all(away[:, -1] < 1e-3 * radius)
@@ -352,8 +353,6 @@ def test_bad_input_is_refused_before_anything_runs():
         gf.basin_sizes(problem, jnp.ones((5, 2)), progress=False)
     with pytest.raises(ValueError, match="first axes count the same"):
         gf.basin_sizes(Potential(lambda x: x[0]), (jnp.ones(3), jnp.ones(4)), progress=False)
-    with pytest.raises(TypeError, match="gdflow.Potential"):
-        gf.basin_sizes(double_well, lambda key: jax.random.normal(key), 5, **QUIET)
     with pytest.raises(ValueError, match="same must lie between"):
         Converged(same=0.5)
     with pytest.raises(ValueError, match="at most 1000000 starts"):

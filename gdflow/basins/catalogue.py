@@ -84,8 +84,7 @@ def limit_labels(limits: Sequence[FoundLimit]) -> tuple[str, ...]:
 @dataclasses.dataclass
 class _Entry:
     limit: FoundLimit
-    canonical: Any
-    features: Any
+    numbers: Any
 
 
 class Catalogue:
@@ -138,7 +137,7 @@ class Catalogue:
         if self._infinity is None:
             self._infinity = len(self._entries)
             limit = FoundLimit(0.0, None, 0, 0, 0, 0.0, 0.0, (), 0.0, start)
-            self._entries.append(_Entry(limit, np.zeros(0), np.zeros(0)))
+            self._entries.append(_Entry(limit, np.zeros(0)))
         self._seen(self._infinity, start, None)
         return self._infinity
 
@@ -157,7 +156,8 @@ class Catalogue:
             return -1, moved, False
         positive, symmetries = int(np.sum(values > threshold)), int(found.num_symmetries[k])
         zero = max(0, self._size - positive - symmetries)
-        number = self._same(value, found.canonical[k], found.features[k], zero)
+        numbers = np.asarray(found.fingerprints[k] if zero == 0 else found.features[k])
+        number = self._same(value, numbers, zero)
         if number is None:
             point = self._unravel(jnp.asarray(found.canonical[k]))
             free = values[values > threshold]
@@ -170,17 +170,16 @@ class Catalogue:
                 largest, dead, radius, start,
             )  # fmt: skip
             number = len(self._entries)
-            self._entries.append(_Entry(limit, found.canonical[k], found.features[k]))
+            self._entries.append(_Entry(limit, numbers))
         self._seen(number, start, found.canonical[k])
         return number, moved, moved < self._entries[number].limit.radius
 
-    def _same(self, loss: float, canonical: Any, features: Any, zero: int) -> int | None:
+    def _same(self, loss: float, numbers: np.ndarray, zero: int) -> int | None:
         for number, entry in enumerate(self._entries):
             limit = entry.limit
             if limit.at_infinity or abs(limit.loss - loss) > self.same * max(1.0, abs(loss)) or limit.zero != zero:
                 continue
-            old, new = (entry.canonical, canonical) if zero == 0 else (entry.features, features)
-            if np.linalg.norm(old - new) <= self.same * (1 + np.linalg.norm(old)):
+            if np.linalg.norm(entry.numbers - numbers) <= self.same * (1 + np.linalg.norm(numbers)):
                 return number
         return None
 
