@@ -30,6 +30,7 @@ from gdflow.landscape import sample_critical_point as sample_critical_point
 from gdflow.landscape import second_variation as second_variation
 from gdflow.landscape import strata as strata
 from gdflow.network import LayerTuple as LayerTuple
+from gdflow.problem import Potential as Potential
 from gdflow.problem import Problem as Problem
 from gdflow.problem import critical_values as critical_values
 from gdflow.problem import iterate_critical_values as iterate_critical_values
@@ -37,5 +38,6 @@ from gdflow.programs import keep_programs as keep_programs
 from gdflow.proofs import Proof as Proof
 from gdflow.proofs import load_proof as load_proof
 from gdflow.proofs import prove as prove
+from gdflow.teacher import TeacherStudent as TeacherStudent
 
 __version__: str

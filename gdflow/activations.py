@@ -49,6 +49,11 @@ class AbstractActivation(eqx.Module):
         return True
 
     @property
+    def slopes_at_kink(self) -> tuple[float, float] | None:
+        """The slopes of `σ` left and right of zero, if `σ` is linear on either side; else `None`."""
+        return None
+
+    @property
     def bounds(self) -> tuple[float, float, float, float] | None:
         """Upper bounds of `|σ'|, |σ''|, |σ'''|, |σ''''|` on the line; `None` if they are not known or infinite."""
         return None
@@ -186,6 +191,10 @@ class LeakyReLU(AbstractActivation):
         if isinstance(self.slope, float | int) and not 0 <= self.slope < 1:
             raise ValueError(f"the slope of LeakyReLU must be at least 0 and below 1, got {self.slope}")
 
+    @property
+    def slopes_at_kink(self) -> tuple[float, float]:
+        return (self.slope, 1.0)
+
     def value(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.where(x > 0, x, self.slope * x)
 
@@ -207,6 +216,10 @@ class LeakyReLU(AbstractActivation):
 
 class ReLU(AbstractActivation):
     """`σ(x) = max(x, 0)`; `σ'(0) = 0` here."""
+
+    @property
+    def slopes_at_kink(self) -> tuple[float, float]:
+        return (0.0, 1.0)
 
     def value(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.maximum(x, 0)

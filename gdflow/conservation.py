@@ -95,8 +95,8 @@ class Imbalance(AbstractLaw):
 class UnitImbalance(AbstractLaw):
     """The diagonal of `C_j` about a hidden layer with a homogeneous activation: there `σ(z) = zσ'(z)`.
 
-    Du, Hu, Lee (2018), Theorem 2.1, for any data, loss and depth. The weights into a unit include its bias. What holds
-    on both sides of a kink holds across it.
+    Du, Hu, Lee (2018), Theorem 2.1, for any data, loss and depth. The weights into a unit include its bias. At a
+    kink `z = 0` both sides have `σ(z) = zσ'(z)`, so the law also holds where a flow slides along it.
 
     **Arguments:** as of `Imbalance`.
     """
@@ -521,7 +521,7 @@ def count_conserved(
       layer has weights. `d_0 > rank X` leaves the `d_1(d_0 − rank X)` idle directions.
     - *Loss.* Cross-entropy has `Σ_i ∂ℓ/∂F_ik = 0`, and the fields are combined accordingly.
     - *Kinks.* For ReLU the count is that of the smooth piece around the point. Two units that are active on the same
-      samples, or one that is active on none, conserve more as long as this lasts.
+      samples, or one that is active on fewer than it has inputs, conserve more as long as this lasts.
     - *Weight decay.* Laws are then functions of `W` and `t`. Time is a further coordinate, `Ẇ = −κW, ṫ = 1` a further
       field. Brackets with it have no component along `t`, and the count is again that of parameters less their rank.
 

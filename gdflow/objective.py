@@ -216,11 +216,24 @@ class NetworkObjective(Objective):
             )
         return self.activations
 
-    def _forward(self, ops: AbstractProducts, weights: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
-        """The inputs of all layers, the output last, and `σ_j'` at what the layers make of them."""
+    def _forward(
+        self, ops: AbstractProducts, weights: tuple[Array, ...], shares: list[Array] | None = None
+    ) -> tuple[list[Array], list[Array]]:
+        """The inputs of all layers, the output last, and `σ_j'` at what the layers make of them.
+
+        **Arguments:** `shares`: for activations with kinks slopes between those on both sides, 0 for the left and 1 for the right
+        one, by layer; NaN where they are as they are.
+        """
         inputs, slopes = [ops.everywhere(self.design)], []
         for j, (w, activation) in enumerate(zip(weights, self.layer_activations(len(weights)), strict=True), 1):
-            value, slope = activation.both(ops.product(w, inputs[-1]))
+            z = ops.product(w, inputs[-1])
+            value, slope = activation.both(z)
+            if shares is not None and activation.slopes_at_kink is not None:
+                left, right = activation.slopes_at_kink
+                share = shares[j - 1]
+                between = left + (right - left) * jnp.where(jnp.isnan(share), 0.0, share)
+                value = jnp.where(jnp.isnan(share), value, between * z)
+                slope = jnp.where(jnp.isnan(share), slope, between)
             if self.biases and j < len(weights):
                 rows = w.shape[0] if isinstance(ops, One) else ops.height(w)  # type: ignore[attr-defined]
                 constant = ops.everywhere((jnp.arange(rows) == rows - 1)[:, None])
@@ -234,9 +247,11 @@ class NetworkObjective(Objective):
         squares = [ops.each(lambda w: jnp.sum(jnp.square(w), axis=(0, 1)), w) for w in weights]
         return value + 0.5 * self.decay * sum(squares)
 
-    def _backward(self, ops: AbstractProducts, weights: tuple[Array, ...]) -> tuple[list[Array], Array]:
+    def _backward(
+        self, ops: AbstractProducts, weights: tuple[Array, ...], shares: list[Array] | None = None
+    ) -> tuple[list[Array], Array]:
         """Gradients in all layers, and the value: the errors `δ_j` of the layers from the last to the first."""
-        inputs, slopes = self._forward(ops, weights)
+        inputs, slopes = self._forward(ops, weights, shares)
         delta = ops.each(self.loss.gradient, inputs[-1], ops.everywhere(self.target)) * slopes[-1]
         parts = []
         for j in range(len(weights), 0, -1):
@@ -268,6 +283,36 @@ class NetworkObjective(Objective):
     def lane_gradients(self, layout: AbstractLayout, nets: LayerTuple) -> tuple[LayerTuple, Float[Array, " lanes"]]:
         parts, value = self._backward(layout, nets.weights)
         return packed(nets, parts), value
+
+    # -- kinks ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_kinks(self) -> bool:
+        """Whether all that is not smooth in it are kinks at zero of activations that are linear on either side."""
+        return not self.smooth and all(a.smooth or a.slopes_at_kink is not None for a in self.activations)
+
+    def kink_inputs(self, net: LayerTuple) -> Float[Array, " n"]:
+        """What enters the activations that have kinks, on all samples, layer by layer; constant units left out."""
+        parts = []
+        for j, (z, activation) in enumerate(
+            zip(self.preactivations(net), self.layer_activations(net.depth), strict=True), 1
+        ):
+            if activation.slopes_at_kink is not None:
+                parts.append(jnp.ravel(z[:-1] if self.biases and j < net.depth else z))
+        return jnp.concatenate(parts)
+
+    def gradient_between(self, net: LayerTuple, shares: Float[Array, " n"]) -> LayerTuple:
+        """The gradient with slopes between those on both sides of kinks, in the order of `kink_inputs`; NaN: as they are."""
+        layers: list[Array] = []
+        for j, (w, activation) in enumerate(zip(net.weights, self.layer_activations(net.depth), strict=True), 1):
+            rows, m = w.shape[0], self.design.shape[1]
+            if activation.slopes_at_kink is None:
+                layers.append(jnp.zeros(0))
+                continue
+            real = rows - 1 if self.biases and j < net.depth else rows
+            own, shares = shares[: real * m].reshape(real, m), shares[real * m :]
+            layers.append(jnp.concatenate([own, jnp.full((rows - real, m), jnp.nan)]))
+        return LayerTuple(self._backward(One(), net.weights, layers)[0])
 
     def dead_units(self, net: LayerTuple) -> tuple[Bool[Array, " d_j"], ...]:
         """Of every hidden layer, which units have `σ' = 0` on all samples: nothing that enters them can move.

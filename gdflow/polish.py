@@ -13,7 +13,8 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from gdflow.objective import Objective
+from gdflow.kinks import OnKinks, settle_on_kinks
+from gdflow.objective import NetworkObjective, Objective
 from gdflow.points import is_finite, point_norm
 
 #: Tolerances and most steps of the polish.
@@ -26,7 +27,8 @@ class Polished(eqx.Module):
     """Critical points near given states; the first axis of all arrays counts them.
 
     - `points`, `losses`, `gradient_norms`: of the critical points.
-    - `hessians`: there, on raveled points.
+    - `hessians`: there, on raveled points; on kinks with the slopes at which the gradient vanishes.
+    - `normals`: of the kinks that the points lie on (zero rows for none), to which the Hessian does not apply; `num_kinks`.
     - `canonical`: their canonical forms (`Objective.canonical`), raveled; `fingerprints` and `features` tell isolated ones, and
       families, apart.
     - `num_symmetries`: known null directions of the Hessian; `dead`: how many units are off, layer by layer.
@@ -38,6 +40,8 @@ class Polished(eqx.Module):
     losses: Float[Array, "*n"]
     gradient_norms: Float[Array, "*n"]
     hessians: Float[Array, "*n P P"]
+    normals: Float[Array, "*n K P"]
+    num_kinks: Int[Array, "*n"]
     canonical: Float[Array, "*n P"]
     fingerprints: Float[Array, "*n f"]
     features: Float[Array, "*n q"]
@@ -48,11 +52,14 @@ class Polished(eqx.Module):
 
 
 @eqx.filter_jit
-def polish(objective: Objective, states: Any) -> Polished:
+def polish(objective: Objective, states: Any, step: Float[Array, ""] | float = 0.0) -> Polished:
     """The critical points near a batch of states, one after the other. Traceable.
 
-    Where the method does not converge the gradient norm says so.
+    Where the method does not converge the gradient norm says so. Networks with kinks: see `gdflow.kinks`.
+
+    **Arguments:** `step`: the shortest step of the integration that led there, where the gradient jumps.
     """
+    network = objective if isinstance(objective, NetworkObjective) and objective.has_kinks else None
 
     def one(state):
         flat, unravel = ravel_pytree(state)
@@ -60,20 +67,35 @@ def polish(objective: Objective, states: Any) -> Polished:
         def gradient(x):
             return ravel_pytree(objective.gradient(unravel(x)))[0]
 
+        if network is not None:
+            return finish(state, flat, settle_on_kinks(network, state, jnp.asarray(step, flat.dtype)))
         solver: Any = optx.LevenbergMarquardt(rtol=_TOLERANCE, atol=_TOLERANCE)
         x = optx.least_squares(lambda x, _: gradient(x), solver, flat, max_steps=_STEPS, throw=False).value
         good = is_finite(x) & (point_norm(gradient(x)) <= point_norm(gradient(flat)))
         x = jnp.where(good, x, flat)
-        point = unravel(x)
         H = jax.lax.map(lambda v: jax.jvp(gradient, (x,), (v,))[1], jnp.eye(x.size, dtype=x.dtype), batch_size=x.size)
+        none = jnp.zeros((0, x.size), x.dtype)
+        found = OnKinks(unravel(x), good, point_norm(gradient(x)), 0.5 * (H + H.T), none, jnp.asarray(0), jnp.asarray(0.5))
+        return finish(state, flat, found)
+
+    def finish(state, flat, found):
+        point = found.point
+        x = ravel_pytree(point)[0]
+        unravel = ravel_pytree(state)[1]
+
+        def gradient(x):
+            return ravel_pytree(objective.gradient(unravel(x)))[0]
+
         s = jnp.arange(1, _PLACES + 1) / _PLACES
         slopes = jax.lax.map(lambda s: jnp.dot(gradient(x + s * (flat - x)), flat - x), s)
         dead = [jnp.sum(units) for units in objective.dead_units(point)]
         return Polished(
             points=point,
             losses=objective.effective_loss(point),
-            gradient_norms=point_norm(gradient(x)),
-            hessians=0.5 * (H + H.T),
+            gradient_norms=jnp.where(found.found, found.residual, jnp.inf) if network is not None else found.residual,
+            hessians=found.hessian,
+            normals=found.normals,
+            num_kinks=found.num_kinks,
             canonical=ravel_pytree(objective.canonical(point))[0],
             fingerprints=objective.fingerprint(point),
             features=objective.features(point),

@@ -253,8 +253,8 @@ def test_no_drift_over_kinks(case):
 
 
 def test_laws_hold_where_a_flow_slides_along_a_kink(rng):
-    # A unit's input of one sample is pushed to zero from both sides and stays: ż is a mean of both. The laws hold on both sides
-    # and thus for the mean. A step that reaches over the kink is of order one, so the drift falls with its length.
+    # The input of a unit for one sample is pushed to zero from both sides and stays there. Velocities on both sides keep
+    # the laws, so their mean does. A step that reaches over the kink is of order one: the drift falls with its length.
     problem, start = make(rng, **CASES["ReLU"][0])
     laws, X, drifts = conservation_laws(problem, start.widths), np.asarray(problem.design), []
     for h in (1e-2, 1e-3):
@@ -501,7 +501,8 @@ def test_one_law_for_each_homogeneous_unit(rng):
     W1, W2 = net.weights
     twin = LayerTuple([W1.at[1].set(2 * W1[0] + 1e-3 * W1[1]), W2])
     assert not general_patterns(problem, twin, 3)
-    check_count(problem, twin, 4, known=3)
+    count = count_conserved(problem, twin, max_order=2)
+    assert (count.count, count.known) == (4, 3)
 
 
 def general_patterns(problem: Problem, net: LayerTuple, units: int) -> bool:
@@ -521,9 +522,7 @@ def test_count_with_biases_and_decay(rng):
 def test_tanh_conserves_one_quantity_a_unit_if_the_samples_are_orthogonal_and_else_nothing(rng):
     problem, net = make(rng, "tanh", (3, 4, 2), m=8)
     check_count(problem, net, 0)
-    problem, net = make(rng, "tanh", (2, 3, 2), m=2, orthogonal=True)
-    check_count(problem, net, 3)
-    # Deep networks too, about the first hidden layer only.
+    # In deep networks one about the first hidden layer only; for one hidden layer see the random controls below.
     problem, net = make(rng, "tanh", (3, 2, 2, 2), m=3, orthogonal=True)
     check_count(problem, net, 2)
     # With decay no function of the weights and time is left.

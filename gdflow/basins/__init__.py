@@ -44,4 +44,5 @@ from gdflow.basins.running import load as load
 from gdflow.basins.running import repeat as repeat
 from gdflow.basins.starts import Drawn as Drawn
 from gdflow.basins.starts import Listed as Listed
+from gdflow.basins.starts import Sampled as Sampled
 from gdflow.basins.storage import StorageWarning as StorageWarning

@@ -37,6 +37,7 @@ class FoundLimit:
     - `positive`, `zero`: eigenvalues of the Hessian that are positive, and that are zero beyond those of known symmetries;
       `symmetries`: how many those are. Isolated limits have none beyond.
     - `smallest`, `largest`: the smallest and the largest positive eigenvalue.
+    - `kinks`: on how many kinks it lies; the Hessian is that on the surface where all of them vanish (`gdflow.kinks`).
     - `dead`: how many units are off, layer by layer.
     - `radius`: of a ball around it from which the flow certainly ends there; 0 if none is proved.
     - `first_id`: of the starts that converge to it.
@@ -49,6 +50,7 @@ class FoundLimit:
     symmetries: int
     smallest: float
     largest: float
+    kinks: int
     dead: tuple[int, ...]
     radius: float
     first_id: int
@@ -68,7 +70,8 @@ class FoundLimit:
         """What it is, in words."""
         if self.at_infinity:
             return "infinity, loss → 0"
-        return "minimum" if self.isolated else f"{self.zero} flat"
+        where = f" on {self.kinks} kink{'s' if self.kinks > 1 else ''}" if self.kinks else ""
+        return ("minimum" if self.isolated else f"{self.zero} flat") + where
 
     @property
     def dead_text(self) -> str:
@@ -90,11 +93,12 @@ class _Entry:
 class Catalogue:
     """Limits found so far.
 
-    **Arguments:** `objective`, `verdict`: of the run; `example`: a batch of starts, for their structure.
+    **Arguments:** `objective`, `verdict`: of the run; `example`: a batch of starts, for their structure; `shortest`: the shortest
+    step of the integration.
     """
 
-    def __init__(self, objective: Objective, verdict: Converged, example: Any):
-        self.objective, self.same = objective, verdict.same
+    def __init__(self, objective: Objective, verdict: Converged, example: Any, shortest: float = 0.0):
+        self.objective, self.same, self.shortest = objective, verdict.same, float(shortest)
         one = jax.tree.map(lambda x: np.asarray(x)[0], example)
         flat, self._unravel = ravel_pytree(one)
         self._size = flat.size
@@ -123,7 +127,7 @@ class Catalogue:
         for first in range(0, len(waiting), _BATCH):
             some = waiting[first : first + _BATCH]
             padded = np.resize(points[some], (_BATCH, self._size))
-            found = polish(self.objective, jax.vmap(self._unravel)(jnp.asarray(padded)))
+            found = polish(self.objective, jax.vmap(self._unravel)(jnp.asarray(padded)), self.shortest)
             found = jax.tree.map(np.asarray, found)
             for k, i in enumerate(some):
                 limit[i], distance[i], certified = self._place(found, k, int(ids[i]), float(columns["loss"][i]))
@@ -133,17 +137,24 @@ class Catalogue:
         highest = np.where(limit >= 0, limit, np.iinfo(np.int32).max)
         return columns | {"status": status, "limit": limit, "highest": highest, "distance": distance}
 
+    def unsure(self, columns: dict[str, np.ndarray]) -> np.ndarray:
+        """Which settled rows may become certain by a longer run: those not yet in the ball around a limit that has one, and those
+        that had converged, but to nothing that is a limit: perhaps they were passing a saddle."""
+        radii = np.array([entry.limit.radius for entry in self._entries] + [0.0])
+        status = columns["status"]
+        return (status == Status.CONVERGED) | ((status == Status.LOCATED) & (radii[columns["limit"]] > 0))
+
     def _at_infinity(self, start: int) -> int:
         if self._infinity is None:
             self._infinity = len(self._entries)
-            limit = FoundLimit(0.0, None, 0, 0, 0, 0.0, 0.0, (), 0.0, start)
+            limit = FoundLimit(0.0, None, 0, 0, 0, 0.0, 0.0, 0, (), 0.0, start)
             self._entries.append(_Entry(limit, np.zeros(0)))
         self._seen(self._infinity, start, None)
         return self._infinity
 
     def _place(self, found: Polished, k: int, start: int, loss: float) -> tuple[int, float, bool]:
         """Which limit a polished state is at (−1 for none), how far the state is from it, and whether that is proved."""
-        values = np.linalg.eigvalsh(found.hessians[k])
+        values = _on_surface(found.hessians[k], found.normals[k])
         largest = float(abs(values).max())
         size = 1.0 + float(np.linalg.norm(found.canonical[k]))
         finite = np.isfinite(found.losses[k]) and np.isfinite(values).all()
@@ -155,7 +166,7 @@ class Catalogue:
         if not critical or not near or values[0] < -threshold:
             return -1, moved, False
         positive, symmetries = int(np.sum(values > threshold)), int(found.num_symmetries[k])
-        zero = max(0, self._size - positive - symmetries)
+        zero = max(0, len(values) - positive - symmetries)
         numbers = np.asarray(found.fingerprints[k] if zero == 0 else found.features[k])
         number = self._same(value, numbers, zero)
         if number is None:
@@ -167,7 +178,7 @@ class Catalogue:
             dead = tuple(map(int, found.dead[k]))
             limit = FoundLimit(
                 value, point, positive, zero, symmetries, float(free.min(initial=np.inf)),
-                largest, dead, radius, start,
+                largest, int(found.num_kinks[k]), dead, radius, start,
             )  # fmt: skip
             number = len(self._entries)
             self._entries.append(_Entry(limit, numbers))
@@ -209,6 +220,16 @@ class Catalogue:
         above = np.where(np.isfinite(columns["loss"]), above, len(limits) - 1)
         highest = np.where(limit >= 0, limit, np.clip(above, 0, max(len(limits) - 1, 0)))
         return limits, columns | {"limit": limit, "highest": highest}
+
+
+def _on_surface(H: Any, normals: Any) -> np.ndarray:
+    """Eigenvalues of a Hessian on the directions that are orthogonal to given vectors (zero ones do not count)."""
+    H, normals = np.asarray(H), np.asarray(normals)
+    if not np.any(normals) or not (np.isfinite(H).all() and np.isfinite(normals).all()):
+        return np.linalg.eigvalsh(H) if np.isfinite(H).all() else np.full(len(H), np.nan)
+    _, s, V = np.linalg.svd(normals)
+    Z = V[int(np.sum(s > 1e-10 * s[0])) :].T
+    return np.linalg.eigvalsh(Z.T @ H @ Z)
 
 
 def _ineffective(objective: Objective, point: Any) -> int:

@@ -22,11 +22,11 @@ from gdflow.basins.riders import MAX_CROSSINGS, AbstractRider, Crossings, Drift
 from gdflow.basins.starts import AbstractStarts, as_starts
 from gdflow.basins.tube import Tube, default_methods
 from gdflow.checks import check_count
-from gdflow.initialization import AbstractInitialization, Support
+from gdflow.initialization import Support
 from gdflow.invariants import check_balanced, is_balanced
 from gdflow.layouts import NARROW
 from gdflow.levels import nested_levels
-from gdflow.network import LayerTuple, count_parameters
+from gdflow.network import count_parameters
 from gdflow.points import point_norm
 from gdflow.problem import AbstractProblem, Problem, check_any_problem
 from gdflow.ranks import decide_rank
@@ -57,6 +57,9 @@ _LARGEST = 1e12
 _MUCH_LARGER = 1e6
 #: At so many starts gradients are looked at, of whose median this part counts as converged.
 _MEASURED, _FLAT = 32, 1e-6
+#: Where the gradient jumps this part, the mean of the loss being taken over so many times the time in which it would fall to
+#: zero; steps are no shorter than this part of that time.
+_FLAT_ON_KINKS, _LONG_DWELL, _SHORT = 1e-4, 100.0, 1e-2
 #: Tolerances of the integration where limits are to be found: what they leave of the gradient is below that.
 FINE = (1e-8, 1e-10)
 #: Steps after which a start is given up where limits are to be found: there is no certificate that would end it early.
@@ -75,8 +78,9 @@ class Plan:
     - `verdict`: when its limit is decided, and what is claimed of it.
     - `riders`: what is carried along and reported besides.
     - `limits`: when a start is given up.
-    - `again`: methods by which starts that a rider calls failed are run again, one after the other; a row comes from the first
-      run that did not fail, or from the last.
+    - `again`: methods by which starts that a rider calls failed are run again, one after the other, and where limits are found in
+      the run those that are not yet where their limit is certain; a row comes from the first run that did not fail, or from
+      the last.
     """
 
     problem: AbstractProblem
@@ -114,7 +118,7 @@ class Plan:
         assert isinstance(self.verdict, Converged)
         process = self.processes[0]
         example = eqx.filter_jit(process.layout.unpack)(eqx.filter_jit(process.draw)(jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.uint32)))
-        return Catalogue(process.objective, self.verdict, example)
+        return Catalogue(process.objective, self.verdict, example, getattr(self.method, "shortest", 0.0))
 
     @property
     def extra_columns(self) -> dict[str, str]:
@@ -132,9 +136,12 @@ class Plan:
     @functools.cached_property
     def processes(self) -> tuple[LaneProcess, ...]:
         """What runs in the lanes, by each method."""
+        later = self.limits.longer(_LONGER, AUDIT_FACTOR) if self.discovers else self.limits
         return tuple(
-            LaneProcess(self.problem, self.starts, method, self.verdict, self.riders, self.limits)
-            for method in self.methods
+            LaneProcess(
+                self.problem, self.starts, method, self.verdict, self.riders, later if attempt else self.limits
+            )
+            for attempt, method in enumerate(self.methods)
         )
 
     def run(
@@ -151,14 +158,7 @@ class Plan:
         **Arguments:** `lanes`: starts in flight at once per thread; results do not depend on it; `catalogue`: of the limits that
         are found, whose numbers the rows have.
         """
-        if self.discovers:
-            found = self.catalogue() if catalogue is None else catalogue
-            assert found is not None
-            hand_on, raw = sink, found.settle
-
-            def sink(some: np.ndarray, columns: dict[str, np.ndarray]) -> None:
-                hand_on(some, raw(some, columns))
-
+        catalogue = self.catalogue() if catalogue is None else catalogue
         lanes = self.check_lanes(len(ids), lanes)
         threads = default_threads() if threads is None else threads
         most = _POOL // self.starts.num_parameters
@@ -169,7 +169,7 @@ class Plan:
         for first in range(0, len(ids), block):
             waiting: Any = ids[first : first + block]
             for attempt, process in enumerate(self.processes):
-                again = _Sieve(self, attempt, sink)
+                again = _Sieve(self, attempt, sink, catalogue)
                 run_lanes(
                     process, waiting, again, lanes=lanes, pool=pool, threads=min(threads, -(-len(waiting) // pool))
                 )
@@ -260,14 +260,16 @@ class Plan:
 class _Sieve:
     """Hands on the rows of one method, checked, but for those that are to be run again by the next: `ids`."""
 
-    def __init__(self, plan: Plan, attempt: int, sink: Sink):
-        self.plan, self.attempt, self.sink = plan, attempt, sink
+    def __init__(self, plan: Plan, attempt: int, sink: Sink, catalogue: Catalogue | None):
+        self.plan, self.attempt, self.sink, self.catalogue = plan, attempt, sink, catalogue
         self.last = attempt == len(plan.methods) - 1
         self._failed: list[np.ndarray] = []
 
     def __call__(self, some: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         limits = len(self.plan.verdict.labels)
-        for name, least in () if self.plan.discovers else (("limit", -1), ("highest", 0)):
+        if self.catalogue is not None:
+            columns = self.catalogue.settle(some, columns)
+        for name, least in () if self.catalogue is not None else (("limit", -1), ("highest", 0)):
             if len(some) and not least <= columns[name].min() <= columns[name].max() < limits:
                 raise ValueError(
                     f"the verdict settles on a {name} from {columns[name].min()} to {columns[name].max()}, but has "
@@ -276,7 +278,7 @@ class _Sieve:
         if self.plan.again:
             columns = columns | {"attempt": np.full(len(some), float(self.attempt))}
         if not self.last:
-            failed = np.zeros(len(some), bool)
+            failed = np.zeros(len(some), bool) if self.catalogue is None else self.catalogue.unsure(columns)
             for rider in self.plan.riders:
                 found = rider.failed(columns)
                 failed |= False if found is None else found
@@ -382,15 +384,23 @@ def make_plan(
         _check_balance(leveled, starts, first_id)
     if method is None:
         method = integrator(rtol=FINE[0], atol=FINE[1]) if verdict.discovers else integrator()
+        chosen = verdict.discovers
+        again = (method.tighter(AUDIT_FACTOR),) if chosen and problem.objective.smooth and not again else again
+    else:
+        chosen = False
     for rider in riders:
         for some in (method, *again):
             rider.check(problem, verdict, starts.widths, some)
     if limits is None:
-        limits = Limits(max_steps=_LONG) if verdict.discovers else Limits()
+        longer = 1 if problem.objective.smooth else 3
+        limits = Limits(max_steps=longer * _LONG) if verdict.discovers else Limits()
     if leveled is None:
         limits = _natural_limits(problem, starts, first_id, limits, verdict.discovers)
     elif verdict.discovers and not limits.gradient_tolerance:
         limits = dataclasses.replace(_natural_limits(problem, starts, first_id, limits, True), largest=limits.largest)
+    if chosen and not problem.objective.smooth:
+        # In the time of `dwell` the loss would fall a hundred times to zero.
+        method = integrator(shortest=_SHORT * limits.dwell / _LONG_DWELL)
     if leveled is not None and limits.largest is None:
         limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(leveled, starts.widths)))
     return Plan(
@@ -438,9 +448,11 @@ def _natural_limits(
         given["largest"] = _MUCH_LARGER * max(1.0, float(sizes[good].max()))
     if converges and not limits.gradient_tolerance:
         slope = float(np.median(slopes[moving]))
-        given["gradient_tolerance"] = _FLAT * slope
         # The time in which the loss would fall to zero at the first rate.
-        given["dwell"] = limits.dwell or float(np.median(abs(losses[moving]) / slopes[moving] ** 2))
+        time = float(np.median(abs(losses[moving]) / slopes[moving] ** 2))
+        smooth = problem.objective.smooth
+        given["gradient_tolerance"] = (_FLAT if smooth else _FLAT_ON_KINKS) * slope
+        given["dwell"] = limits.dwell or (time if smooth else _LONG_DWELL * time)
     return dataclasses.replace(limits, **given)
 
 

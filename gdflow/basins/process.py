@@ -42,7 +42,8 @@ class Limits(eqx.Module):
     - `max_steps`: number of steps, accepted and rejected.
     - `gradient_tolerance`, `dwell`: a start whose gradient norm has stayed at or below the tolerance for a flow time of
       `dwell` has converged numerically, which decides nothing: it may be passing a saddle. Off (0) by default: a certificate
-      needs no such guess.
+      needs no such guess. Where the gradient jumps (`Objective.smooth`) its norm says nothing: there the root of the rate at
+      which the loss falls, `L̇ = −‖∇L‖²`, takes its place, from the means of the loss over one `dwell` and the next.
     - `largest`: a start whose weights exceed this Frobenius norm diverges; by default 10^12 times what the data ask for.
     """
 
@@ -72,6 +73,26 @@ class Limits(eqx.Module):
         )
 
 
+class _Window(eqx.Module):
+    """A stretch of flow time over which the loss is averaged: since when, its integral, and the mean over the one before."""
+
+    since: Float[Array, " lanes"]
+    integral: Float[Array, " lanes"]
+    before: Float[Array, " lanes"]
+
+    def moved(self, moved: Array, t0: Array, t: Array, loss0: Array, loss: Array, span: Array) -> tuple["_Window", Array]:
+        """After a step of the lanes that `moved`: the window, and by how much the mean fell per time where one is over, else ∞."""
+        integral = jnp.where(moved, self.integral + 0.5 * (t - t0) * (loss0 + loss), self.integral)
+        over = moved & (t - self.since >= span)
+        length = jnp.where(over, t - self.since, 1.0)
+        mean = integral / length
+        rate = jnp.where(over, (self.before - mean) / length, jnp.inf)
+        window = _Window(
+            jnp.where(over, t, self.since), jnp.where(over, 0.0, integral), jnp.where(over, mean, self.before)
+        )
+        return window, rate
+
+
 class _State(AbstractLaneState):
     """Lanes on their way. Once a lane is `done` nothing in it changes.
 
@@ -87,6 +108,7 @@ class _State(AbstractLaneState):
     riders: tuple[Any, ...]
     steps: Int[Array, " lanes"]
     quiet_since: Float[Array, " lanes"]
+    window: _Window | None
     status: Int[Array, " lanes"]
     done: Bool[Array, " lanes"]
 
@@ -218,6 +240,7 @@ class LaneProcess(AbstractProcess):
             riders=riders,
             steps=jnp.zeros(loss.shape, int),
             quiet_since=jnp.where(now.gradient_norm <= limits.gradient_tolerance, 0.0, jnp.inf),
+            window=None if objective.smooth else _Window(zero, zero, jnp.full_like(zero, jnp.inf)),
             status=_first_true(ends, jnp.full(loss.shape, Status.STEP_LIMIT)),
             done=functools.reduce(jnp.logical_or, ends.values()),
         )
@@ -261,12 +284,16 @@ class LaneProcess(AbstractProcess):
         gradient_norm = method.gradient_norm(objective, y, memory)
         quiet = moved & (gradient_norm <= limits.gradient_tolerance)
         quiet_since = jnp.where(moved, jnp.where(quiet, jnp.minimum(state.quiet_since, t), jnp.inf), state.quiet_since)
+        converged, window = quiet & (t - quiet_since >= limits.dwell), None
+        if state.window is not None:
+            window, rate = state.window.moved(moved, here.t, here.t_next, here.loss, step.loss, jnp.asarray(limits.dwell))
+            converged = (rate <= limits.gradient_tolerance**2) & (limits.gradient_tolerance > 0)
         too_short = active & (t_next - t <= _SMALLEST_STEP * jnp.finfo(t.dtype).eps * t)
         steps = jnp.where(state.done, state.steps, state.steps + 1)
         ends = {
             Status.CERTIFIED: finished,
             Status.STATIONARY: moved & (gradient_norm <= _VANISHING),
-            Status.CONVERGED: quiet & (t - quiet_since >= limits.dwell),
+            Status.CONVERGED: converged,
             Status.DIVERGING: (moved & (self.layout.norm(step.y) > self.largest)) | (too_short & decision.finite),
             Status.NON_FINITE: too_short,
             Status.TIME_LIMIT: active & (t >= limits.t1),
@@ -291,6 +318,7 @@ class LaneProcess(AbstractProcess):
             riders=riders,
             steps=steps,
             quiet_since=quiet_since,
+            window=window,
             status=status,
             done=done,
         )

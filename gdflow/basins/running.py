@@ -27,8 +27,6 @@ from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, keep_results, prep
 from gdflow.basins.tally import Tally
 from gdflow.checks import check_count, check_number
 from gdflow.ids import id_range
-from gdflow.initialization import AbstractInitialization
-from gdflow.network import LayerTuple
 from gdflow.problem import AbstractProblem
 from gdflow.records import restore
 from gdflow.verdicts import AbstractVerdict

@@ -2,12 +2,17 @@
 
 import dataclasses
 
+from typing import Any
+
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.outcomes import is_decided
 from gdflow.dynamics import simulate
+from gdflow.network import LayerTuple
+from gdflow.problem import AbstractProblem
 
 #: Curves are drawn so much longer than the slowest of them takes …
 LONGER = 1.25
@@ -53,6 +58,17 @@ def _choose_rows(estimate: BasinEstimate, num: int) -> Int[np.ndarray, " n"]:
     return np.array(chosen, int)
 
 
+def _losses(problem: AbstractProblem, starts: Any, end: float, ts: np.ndarray, options: dict[str, Any]) -> Any:
+    """Losses at these times, of all starts."""
+    options = dict(ts=ts, dense=False, rtol=1e-8, atol=1e-11) | options
+    if isinstance(starts, LayerTuple):
+        return simulate(problem, starts, end, **options).losses
+    count = jax.tree.leaves(starts)[0].shape[0]
+    one = [simulate(problem, jax.tree.map(lambda x: x[i], starts), end, **options).losses for i in range(count)]  # noqa: B023
+    longest = max(len(losses) for losses in one)
+    return np.stack([np.pad(losses, (0, longest - len(losses)), constant_values=np.nan) for losses in one])
+
+
 def _lowest_values(estimate: BasinEstimate) -> Float[np.ndarray, " K"]:
     """Losses of the limits, from the lowest."""
     if estimate.found is None:
@@ -85,7 +101,10 @@ def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories
     even, geometric = np.linspace(0, end, NUM_TIMES), np.geomspace(first, end, NUM_TIMES)
     ts = np.unique(np.concatenate([even, geometric[:-1], events]))
     problem, starts = estimate.plan.problem, estimate.plan.starts.networks(ids)
-    losses = np.array(simulate(problem, starts, end, ts=ts, dense=False, rtol=1e-8, atol=1e-11).losses)
+    # Where the gradient jumps steps have to be as short as those of the run, and as many.
+    shortest = float(getattr(estimate.plan.method, "shortest", 0.0))
+    options = dict(shortest=shortest, max_steps=estimate.plan.limits.max_steps) if shortest else {}
+    losses = np.array(_losses(problem, starts, end, ts, options))
     if losses.shape[1] < len(ts):  # NaN after the last step of all of them is cut off
         losses = np.pad(losses, ((0, 0), (0, len(ts) - losses.shape[1])), constant_values=np.nan)
     values = _lowest_values(estimate)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from gdflow.checks import is_traced
+from gdflow.checks import check_number, is_traced
 from gdflow.dynamics.adjoints import check_adjoint, explain_forward_mode
 from gdflow.dynamics.buffers import Buffers, trim
 from gdflow.dynamics.options import check_span, check_step, check_tolerances, save_times
@@ -47,6 +47,7 @@ def simulate(
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-8,
     atol: float = 1e-10,
+    shortest: float = 0.0,
     step: float | None = None,
     max_steps: float = 10_000,
     adjoint: diffrax.AbstractAdjoint | None = None,
@@ -67,6 +68,8 @@ def simulate(
     - `solver`: any Diffrax solver, explicit or implicit (`diffrax.Kvaerno5()`), `gdflow.RK4()`, `gdflow.RKC()` for stiff
       flows, or `gdflow.GaussLegendre()`, which keeps the `C_j`; Tsit5 by default.
     - `rtol`, `atol`: tolerances of the adaptive step.
+    - `shortest`: steps of this length are kept whatever their error. Where the gradient jumps, as that of ReLU networks does, the
+      flow can slide along a kink, across which an integration chatters: without a shortest step it comes to a halt there.
     - `step`: a fixed step instead (`t1 − t0` must be a multiple of it); RK4 is then the default solver.
     - `max_steps`: accepted and rejected steps together; where every step is saved, at most as many as fit into 8 GiB (a warning
       says so).
@@ -113,6 +116,8 @@ def simulate(
             check_step(step, t0, float(t1))
     times = None if ts is None else save_times(ts, t0, t1)
     max_steps = check_tolerances(rtol, atol, max_steps)
+    if check_number("shortest", shortest) < 0:
+        raise ValueError(f"the shortest step must not be negative, got {shortest}")
     stop = tuple(s.prepare(problem, net, allow_float32) for s in stop)
     if solver is None:
         solver = diffrax.Tsit5() if step is None else RK4()
@@ -120,7 +125,7 @@ def simulate(
 
     if not traced:
         forget_old_programs(pause=1.0)
-    controller = diffrax.ConstantStepSize() if step is not None else step_control(rtol, atol)
+    controller = diffrax.ConstantStepSize() if step is not None else step_control(rtol, atol, shortest)
     meter: diffrax.AbstractProgressMeter = diffrax.NoProgressMeter()
     if progress and not traced and np.isfinite(t1):
         meter = diffrax.TqdmProgressMeter()

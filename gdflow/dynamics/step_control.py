@@ -13,15 +13,17 @@ def _norm(x: PyTree) -> Array:
     return jnp.where(jnp.isnan(norm), jnp.inf, norm)
 
 
-def step_control(rtol: float, atol: float) -> diffrax.PIDController:
+def step_control(rtol: float, atol: float, shortest: float = 0.0) -> diffrax.PIDController:
     """Diffrax's `PIDController`, for which a step that leaves the floating-point range has an infinite error.
 
     A trial step that is too long can overflow, the more easily the deeper the network. Diffrax makes the error estimate
     infinite there, but divides it by a state that is infinite too: the quotient is no number, the next step size neither, and
     the integration stands still until its steps are used up. So the norm of what is no number is infinite here, and the step
     is shortened and tried again.
+
+    **Arguments:** `shortest`: steps of this length are kept whatever their error.
     """
-    return diffrax.PIDController(rtol=rtol, atol=atol, norm=_norm)
+    return diffrax.PIDController(rtol=rtol, atol=atol, norm=_norm, dtmin=shortest or None)
 
 
 def first_step(

@@ -35,10 +35,12 @@ class AbstractIntegrator(AbstractMethod):
     solver: eqx.AbstractVar[diffrax.AbstractSolver]
     rtol: eqx.AbstractVar[float]
     atol: eqx.AbstractVar[float]
+    shortest: eqx.AbstractVar[float]
 
     @property
     def name(self) -> str:
-        return f"{type(self.solver).__name__}, rtol={self.rtol:.0e}, atol={self.atol:.0e}"
+        tolerances = f"{type(self.solver).__name__}, rtol={self.rtol:.0e}, atol={self.atol:.0e}"
+        return tolerances + (f", steps ≥ {self.shortest:.1e}" if self.shortest else "")
 
     @property
     def controller(self) -> diffrax.PIDController:
@@ -72,8 +74,16 @@ class AbstractIntegrator(AbstractMethod):
             return decide.adapt_step_size(t, t_next, 0.0, 0.0, None, norm, order, c)[:5]
 
         keep, t, t_next, _, control = jax.vmap(adapt)(place.t, place.t_next, norm, control)
+        # Where the gradient jumps no step is short enough: those of the shortest length are kept whatever their error.
+        forced = finite & ~keep & (place.t_next - place.t <= (1 + 1e-9) * self.shortest)
+        keep, t = keep | forced, jnp.where(forced, place.t_next, t)
+        t_next = jnp.where(forced, t, t_next)
+        t_next = jnp.where(finite, jnp.maximum(t_next, t + self.shortest), t_next)
         return Decision(keep & finite, t, t_next, control, finite)
 
     def tighter(self, factor: float) -> "AbstractIntegrator":
         other = diffrax.Tsit5() if isinstance(self.solver, diffrax.Dopri8) else diffrax.Dopri8()
-        return dataclasses.replace(self, solver=other, rtol=max(self.rtol / factor, 1e-13), atol=self.atol / factor)
+        return dataclasses.replace(
+            self, solver=other, rtol=max(self.rtol / factor, 1e-13), atol=self.atol / factor,
+            shortest=self.shortest / 10,
+        )  # fmt: skip

@@ -35,12 +35,14 @@ def _with_tolerances(solver: diffrax.AbstractSolver, controller: diffrax.PIDCont
 class DiffraxSolver(AbstractIntegrator):
     """Integration by a solver's own `step`; `memory` is the solver's state.
 
-    **Arguments:** `solver` with an error estimate; `rtol` and `atol` of the step-size control.
+    **Arguments:** `solver` with an error estimate; `rtol` and `atol` of the step-size control; `shortest`: steps of this length are
+    kept whatever their error.
     """
 
     solver: diffrax.AbstractSolver
     rtol: float = 1e-6
     atol: float = 1e-9
+    shortest: float = 0.0
 
     def __check_init__(self):
         check_integration(self.solver, self.rtol, self.atol)

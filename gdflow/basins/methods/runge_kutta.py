@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from gdflow.basins.methods.adaptive import AbstractIntegrator, check_integration
 from gdflow.basins.methods.diffrax_solver import DiffraxSolver
 from gdflow.basins.methods.method import Place, Step
+from gdflow.checks import check_number
 from gdflow.layouts import AbstractLayout, LanesFirst, suitable_layout
 from gdflow.objective import Objective
 from gdflow.problem import AbstractProblem
@@ -25,12 +26,14 @@ class RungeKutta(AbstractIntegrator):
     Of linear networks with the squared error it works in the isometric coordinates in which the design is diagonal.
 
     **Arguments:** `solver`: one of Diffrax's explicit Runge–Kutta methods with an error estimate; `rtol` and `atol` of the
-    step-size control; `layout`: by default the one that suits the widths.
+    step-size control; `shortest`: steps of this length are kept whatever their error; `layout`: by default the one that suits
+    the widths.
     """
 
     solver: diffrax.AbstractERK = diffrax.Tsit5()
     rtol: float = 1e-6
     atol: float = 1e-9
+    shortest: float = 0.0
     chosen_layout: AbstractLayout | None = None
 
     def __check_init__(self):
@@ -42,11 +45,11 @@ class RungeKutta(AbstractIntegrator):
 
     def suited(self, widths: tuple[int, ...]) -> "RungeKutta":
         layout = suitable_layout(widths) if self.chosen_layout is None else self.chosen_layout
-        return RungeKutta(self.solver, self.rtol, self.atol, layout)
+        return RungeKutta(self.solver, self.rtol, self.atol, self.shortest, layout)
 
     def traced(self) -> "RungeKutta":
-        tolerances = [jnp.asarray(x, float) for x in (self.rtol, self.atol)]
-        return eqx.tree_at(lambda method: [method.rtol, method.atol], self, tolerances)
+        numbers = [jnp.asarray(x, float) for x in (self.rtol, self.atol, self.shortest)]
+        return eqx.tree_at(lambda method: [method.rtol, method.atol, method.shortest], self, numbers)
 
     def problem(self, problem: AbstractProblem) -> AbstractProblem:
         return problem.isometric()
@@ -177,12 +180,13 @@ def path_weights(solver: diffrax.AbstractERK) -> np.ndarray | None:
 
 
 def integrator(
-    solver: diffrax.AbstractSolver | None = None, rtol: float = 1e-6, atol: float = 1e-9
+    solver: diffrax.AbstractSolver | None = None, rtol: float = 1e-6, atol: float = 1e-9, *, shortest: float = 0.0
 ) -> AbstractIntegrator:
     """The method that integrates the gradient flow with a Diffrax solver.
 
     **Arguments:** `solver`: any adaptive one, Tsit5 by default, `gdflow.RKC` where the flow is stiff; `rtol` and `atol` of its
-    step-size control. Labels survive rtol 1e-3; the default is tighter so that times do too (benchmarks/tolerance.py).
+    step-size control. Labels survive rtol 1e-3; the default is tighter so that times do too (benchmarks/tolerance.py); `shortest`: steps of
+    this length are kept whatever their error, for gradients that jump (see `gdflow.kinks`).
 
     **Raises:** `ValueError` or `TypeError` for solvers that cannot integrate the flow with steps of their own choice, and for
     tolerances out of range.
@@ -193,6 +197,8 @@ def integrator(
     """
     solver = diffrax.Tsit5() if solver is None else solver
     check_integration(solver, rtol, atol)
+    if not check_number("shortest", shortest) >= 0:
+        raise ValueError(f"the shortest step must not be negative, got {shortest}")
     if isinstance(solver, diffrax.AbstractERK):
-        return RungeKutta(solver, rtol, atol)
-    return DiffraxSolver(solver, rtol, atol)
+        return RungeKutta(solver, rtol, atol, shortest)
+    return DiffraxSolver(solver, rtol, atol, shortest)
