@@ -74,7 +74,7 @@ class Objective(eqx.Module):
         return ()
 
     def vanishes_at_infinity(self) -> Bool[Array, ""]:
-        """Whether a loss below `log 2` proves that `L` tends to 0 while the point runs to infinity (`gdflow.verdicts.Converged`).
+        """Whether a loss below `log 2` proves that `L` tends to 0 while the point runs to infinity (`gdflow.separation`).
 
         So it does for homogeneous networks without decay or biases, with the logistic or the softmax loss.
         """

@@ -282,7 +282,7 @@ class Converged(AbstractVerdict):
     isolated, if their outputs are. What converges to a saddle, or to nothing, stays undecided.
 
     Losses without a minimum: once all samples are classified with a loss below `log 2` the flow of a homogeneous network with
-    the logistic or the softmax loss certainly runs to infinity, and its loss to 0 (Lyu and Li 2020). That is a limit, too.
+    the logistic or the softmax loss certainly runs to infinity, and its loss to 0 (`gdflow.separation`). That is a limit, too.
 
     **Arguments:** `same`: limits whose losses, and canonical forms, differ by less than this, relative to their size, are one.
     """

@@ -485,9 +485,9 @@ def test_count_of_idle_directions_and_of_cross_entropy(rng):
     # On the range of X, of dimension 2, the network is one of widths (2, 3, 2); W_1 is idle on the other two directions.
     problem, net = make(rng, None, (4, 3, 2), m=2, loss="huber")
     check_count(problem, net, invariants.num_independent_laws((2, 3, 2)) + 3 * 2)
-    # The sums over outputs are three more, independent of the six of C_1.
-    problem, net = make(rng, None, (3, 3, 3), loss="softmax")
-    check_count(problem, net, 6 + 3)
+    # The sums over outputs are two more, independent of the three entries of C_1.
+    problem, net = make(rng, None, (3, 2, 3), loss="softmax")
+    check_count(problem, net, 3 + 2)
 
 
 def test_one_law_for_each_homogeneous_unit(rng):

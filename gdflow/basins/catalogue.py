@@ -33,7 +33,9 @@ class FoundLimit:
     """A limit that starts were found to converge to.
 
     - `loss`: effective loss.
-    - `point`: a representative, in canonical form; `None` for the limit at infinity.
+    - `point`: a representative, in canonical form; of the limit at infinity the direction of one, of norm one, when it was sure
+      to go there.
+    - `at_infinity`: whether the flow diverges, while its loss tends to the infimum.
     - `positive`, `zero`: eigenvalues of the Hessian that are positive, and that are zero beyond those of known symmetries;
       `symmetries`: how many those are. Isolated limits have none beyond.
     - `smallest`, `largest`: the smallest and the largest positive eigenvalue.
@@ -45,6 +47,7 @@ class FoundLimit:
 
     loss: float
     point: Any
+    at_infinity: bool
     positive: int
     zero: int
     symmetries: int
@@ -54,11 +57,6 @@ class FoundLimit:
     dead: tuple[int, ...]
     radius: float
     first_id: int
-
-    @property
-    def at_infinity(self) -> bool:
-        """Whether the flow diverges, while its loss tends to the infimum."""
-        return self.point is None
 
     @property
     def isolated(self) -> bool:
@@ -122,7 +120,7 @@ class Catalogue:
         status, limit = columns["status"].copy(), np.full(len(ids), -1)
         distance = np.full(len(ids), np.nan)
         for i in np.flatnonzero(status == Status.CERTIFIED):
-            limit[i] = self._at_infinity(int(ids[i]))
+            limit[i] = self._at_infinity(int(ids[i]), points[i])
         waiting = np.flatnonzero((status == Status.CONVERGED) | (status == Status.STATIONARY))
         for first in range(0, len(waiting), _BATCH):
             some = waiting[first : first + _BATCH]
@@ -144,12 +142,13 @@ class Catalogue:
         status = columns["status"]
         return (status == Status.CONVERGED) | ((status == Status.LOCATED) & (radii[columns["limit"]] > 0))
 
-    def _at_infinity(self, start: int) -> int:
+    def _at_infinity(self, start: int, point: np.ndarray) -> int:
+        direction = point / np.linalg.norm(point)
         if self._infinity is None:
             self._infinity = len(self._entries)
-            limit = FoundLimit(0.0, None, 0, 0, 0, 0.0, 0.0, 0, (), 0.0, start)
+            limit = FoundLimit(0.0, self._unravel(jnp.asarray(direction)), True, 0, 0, 0, 0.0, 0.0, 0, (), 0.0, start)
             self._entries.append(_Entry(limit, np.zeros(0)))
-        self._seen(self._infinity, start, None)
+        self._seen(self._infinity, start, direction)
         return self._infinity
 
     def _place(self, found: Polished, k: int, start: int, loss: float) -> tuple[int, float, bool]:
@@ -177,7 +176,7 @@ class Catalogue:
             radius = attraction_radius(self.objective, point, free, float(found.gradient_norms[k])) if proved else 0.0
             dead = tuple(map(int, found.dead[k]))
             limit = FoundLimit(
-                value, point, positive, zero, symmetries, float(free.min(initial=np.inf)),
+                value, point, False, positive, zero, symmetries, float(free.min(initial=np.inf)),
                 largest, int(found.num_kinks[k]), dead, radius, start,
             )  # fmt: skip
             number = len(self._entries)
@@ -198,7 +197,7 @@ class Catalogue:
         """Of all starts with a limit the one with the lowest id represents it, whoever was first."""
         entry = self._entries[number]
         if start < entry.limit.first_id:
-            point = entry.limit.point if canonical is None else self._unravel(jnp.asarray(canonical))
+            point = self._unravel(jnp.asarray(canonical))
             entry.limit = dataclasses.replace(entry.limit, first_id=start, point=point)
 
     # -- in the end ----------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def _choose_rows(estimate: BasinEstimate, num: int) -> Int[np.ndarray, " n"]:
 
 def _losses(problem: AbstractProblem, starts: Any, end: float, ts: np.ndarray, options: dict[str, Any]) -> Any:
     """Losses at these times, of all starts."""
-    options = dict(ts=ts, dense=False, rtol=1e-8, atol=1e-11) | options
+    options = {"ts": ts, "dense": False, "rtol": 1e-8, "atol": 1e-11, **options}
     if isinstance(starts, LayerTuple):
         return simulate(problem, starts, end, **options).losses
     count = jax.tree.leaves(starts)[0].shape[0]
@@ -103,7 +103,7 @@ def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories
     problem, starts = estimate.plan.problem, estimate.plan.starts.networks(ids)
     # Where the gradient jumps steps have to be as short as those of the run, and as many.
     shortest = float(getattr(estimate.plan.method, "shortest", 0.0))
-    options = dict(shortest=shortest, max_steps=estimate.plan.limits.max_steps) if shortest else {}
+    options: dict[str, Any] = dict(shortest=shortest, max_steps=estimate.plan.limits.max_steps) if shortest else {}
     losses = np.array(_losses(problem, starts, end, ts, options))
     if losses.shape[1] < len(ts):  # NaN after the last step of all of them is cut off
         losses = np.pad(losses, ((0, 0), (0, len(ts) - losses.shape[1])), constant_values=np.nan)
