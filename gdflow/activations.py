@@ -141,8 +141,8 @@ class Arctan(AbstractActivation):
         return (1.0, 3 * np.sqrt(3) / 8 * (1 + 1e-15), 2.0, 4.67)
 
     def ratio_integral(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        # Near zero the closed form cancels: x²/2 + x⁴/6 − x⁶/90 + … is used there, to round-off below |x| = 0.02.
-        series = x**2 / 2 + x**4 / 6 - x**6 / 90 + x**8 / 420
+        # Near zero the closed form cancels: its series is used there, which is exact to round-off below |x| = 0.02.
+        series = x**2 / 2 + x**4 / 6 - x**6 / 45 + x**8 / 140
         closed = (x + x**3 / 3) * jnp.arctan(x) - x**2 / 6 - jnp.log1p(x**2) / 3
         return jnp.where(jnp.abs(x) < 0.02, series, closed)
 

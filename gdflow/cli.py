@@ -268,6 +268,8 @@ def experiment(
     ----------
     name
         riemannian: all nine figures of Terstiege, Rauhut, Bah, Westdickenberg (2022). riemannian-1 to riemannian-9: one of them.
+        spurious-minima: how often ReLU students of orthonormal teachers end at minima that are not global, by the flow and by
+        descent, after Safran and Shamir (2018).
     out
         Folder for the pictures, the numbers (CSV) and the texts (Markdown).
     fast

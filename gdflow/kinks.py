@@ -102,7 +102,9 @@ def settle_on_kinks(objective: NetworkObjective, state: Any, step: Float[Array, 
     residual = point_norm(equations((x1, alpha), None))
     found = finite & stayed & (margin > 0) & (jnp.sum(active) <= index.size)
     shares = spread(alpha)
-    H = jax.lax.map(lambda v: jax.jvp(lambda x: gradient(x, shares), (x1,), (v,))[1], jnp.eye(flat.size, dtype=flat.dtype))
+    H = jax.lax.map(
+        lambda v: jax.jvp(lambda x: gradient(x, shares), (x1,), (v,))[1], jnp.eye(flat.size, dtype=flat.dtype)
+    )
     normals = jnp.where(used[:, None], jax.jacrev(lambda x: inputs_of(x)[0][index])(x1), 0.0)
     return OnKinks(
         unravel(jnp.where(found, x1, flat)), found, residual, 0.5 * (H + H.T), normals, jnp.sum(used), margin

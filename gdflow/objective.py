@@ -366,7 +366,9 @@ class NetworkObjective(Objective):
     def num_symmetries(self, net: LayerTuple) -> Int[Array, ""]:
         """Scalings of homogeneous units, all weights of units that are off, and rows of constant units; none with decay."""
         count = jnp.zeros((), int)
-        for j, (activation, dead) in enumerate(zip(self.layer_activations(net.depth), self.dead_units(net), strict=False)):
+        for j, (activation, dead) in enumerate(
+            zip(self.layer_activations(net.depth), self.dead_units(net), strict=False)
+        ):
             into, out = net.weights[j].shape[1], net.weights[j + 1].shape[0]
             scaled = 1 if activation.homogeneous else 0
             off = into + out if not isinstance(activation, LeakyReLU) else scaled

@@ -75,7 +75,9 @@ def polish(objective: Objective, states: Any, step: Float[Array, ""] | float = 0
         x = jnp.where(good, x, flat)
         H = jax.lax.map(lambda v: jax.jvp(gradient, (x,), (v,))[1], jnp.eye(x.size, dtype=x.dtype), batch_size=x.size)
         none = jnp.zeros((0, x.size), x.dtype)
-        found = OnKinks(unravel(x), good, point_norm(gradient(x)), 0.5 * (H + H.T), none, jnp.asarray(0), jnp.asarray(0.5))
+        found = OnKinks(
+            unravel(x), good, point_norm(gradient(x)), 0.5 * (H + H.T), none, jnp.asarray(0), jnp.asarray(0.5)
+        )
         return finish(state, flat, found)
 
     def finish(state, flat, found):

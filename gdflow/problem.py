@@ -109,7 +109,7 @@ class Potential(AbstractProblem):
     ```
     """
 
-    objective: Objective
+    objective: PotentialObjective
     coordinates: str = eqx.field(static=True, default="data")
     info: DataInfo | None = eqx.field(static=True, default=None)
 
@@ -132,7 +132,7 @@ class Potential(AbstractProblem):
             lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[1:] if batch else jnp.shape(x), jnp.result_type(x)), net
         )
         try:
-            value = jax.eval_shape(self.objective.effective_loss, one)
+            value = jax.eval_shape(self.objective.function, one)
         except Exception as error:
             raise ValueError(
                 f"the potential cannot be evaluated at such a start: {type(error).__name__}: {error}"

@@ -166,7 +166,8 @@ def test_verdicts_follow_the_numbers(small):
 
 
 def test_every_figure_has_an_experiment():
-    assert list(experiments.EXPERIMENTS) == ["riemannian", *(f"riemannian-{n}" for n in range(1, 10))]
+    figures = [f"riemannian-{n}" for n in range(1, 10)]
+    assert list(experiments.EXPERIMENTS) == ["riemannian", *figures, "spurious-minima"]
     assert experiments.EXPERIMENTS["riemannian"].outputs == tuple(f"riemannian-{n}" for n in range(1, 10))
     for experiment in experiments.EXPERIMENTS.values():
         assert experiment.description

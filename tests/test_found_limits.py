@@ -189,7 +189,7 @@ def test_results_are_written_opened_and_run_again(tanh_estimate, tmp_path):
     for a, b in zip(opened.found, estimate.found, strict=True):
         assert a.loss == b.loss and a.kind == b.kind and a.first_id == b.first_id
         np.testing.assert_array_equal(a.point.weights[0], b.point.weights[0])
-    assert str(opened).splitlines()[-12:-3] == str(estimate).splitlines()[-12:-3]
+    assert str(opened).splitlines()[-8:] == str(estimate).splitlines()[-8:]
     assert gf.basin_sizes(problem, law, 40, **QUIET, folder=tmp_path / "run", audit=20).opened_from
     assert estimate.audit.flips == 0 and opened.unseen == estimate.unseen
     repeated = gf.repeat(estimate, progress=False)
@@ -321,7 +321,8 @@ def test_intervals_of_found_limits_cover_together():
         kinds = np.unique(limits)
         ranks = 1 + np.argsort(np.argsort(first))
         ends = [
-            found_interval(int(c), int(c), num, int(f), int(r), alpha) for c, f, r in zip(counts, first, ranks, strict=True)
+            found_interval(int(c), int(c), num, int(f), int(r), alpha)
+            for c, f, r in zip(counts, first, ranks, strict=True)
         ]
         covered += all(low <= p[k] <= high for k, (low, high) in zip(kinds, ends, strict=True))
         unseen += p[~np.isin(np.arange(len(p)), kinds)].sum() <= unseen_bound(limits, alpha)
@@ -345,7 +346,9 @@ def test_bad_input_is_refused_before_anything_runs():
         gf.basin_sizes(problem, zero, progress=False)
     with pytest.raises(ValueError, match="not finite at the first"):
         gf.basin_sizes(Potential(lambda x: jnp.log(-jnp.abs(x))), lambda key: jax.random.normal(key), 5, **QUIET)
-    with pytest.raises(ValueError, match="Balanced needs critical values known beforehand, and this problem has activation ReLU"):
+    with pytest.raises(
+        ValueError, match="Balanced needs critical values known beforehand, and this problem has activation ReLU"
+    ):
         linear = gf.Problem.from_singular_values([2.0, 1.0], coordinates="data")
         verdict = gf.verdicts.Balanced(linear, (2, 2, 2))
         gf.basin_sizes(problem, Gaussian(problem.widths([3])), 5, **QUIET, verdict=verdict)
@@ -362,7 +365,10 @@ def test_bad_input_is_refused_before_anything_runs():
 def test_a_start_that_is_lost_is_counted_and_the_rest_goes_on():
     """A potential with a pole: starts beyond it run off to where it is no number; none of them has a limit."""
     estimate = gf.basin_sizes(
-        Potential(lambda x: jnp.where(x < 2, double_well(x), jnp.nan)), jnp.array([0.5, -0.5, 3.0]), progress=False, audit=0
+        Potential(lambda x: jnp.where(x < 2, double_well(x), jnp.nan)),
+        jnp.array([0.5, -0.5, 3.0]),
+        progress=False,
+        audit=0,
     )
     assert estimate.statuses[Status.LOCATED] == 2 and estimate.statuses[Status.NON_FINITE] == 1
     # Nothing has a minimum here: no limit, and nothing else breaks.

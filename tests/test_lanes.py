@@ -15,11 +15,11 @@ from lane_runs import process
 import gdflow as gf
 from gdflow.basins import Limits, Status
 from gdflow.basins.lanes import AbstractLaneState, AbstractProcess, default_pool, default_threads, run_lanes
-from gdflow.layouts import AbstractLayout, LanesFirst, LanesLast
 from gdflow.basins.methods import DiffraxSolver, RungeKutta
 from gdflow.basins.plan import default_lanes
 from gdflow.ids import id_range
 from gdflow.initialization import Gaussian
+from gdflow.layouts import AbstractLayout, LanesFirst, LanesLast
 
 KEY = jax.random.key(3)
 

@@ -10,7 +10,6 @@ from jax.flatten_util import ravel_pytree
 from random_cases import random_net
 
 import gdflow as gf
-from gdflow.layouts import LanesFirst, LanesLast
 from gdflow.basins.path_bounds import (
     bound_piece,
     gradient_of_target,
@@ -20,6 +19,7 @@ from gdflow.basins.path_bounds import (
     tail_weights,
     widening,
 )
+from gdflow.layouts import LanesFirst, LanesLast
 
 POOL = ((3, 2), (4, 3, 2), (3, 4, 1, 2), (3, 2, 3, 2, 3, 2))
 #: Sampling integrates with an error far below this.

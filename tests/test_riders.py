@@ -8,10 +8,10 @@ from lane_runs import KEY, columns, listed, process, run
 
 import gdflow as gf
 from gdflow.basins import Crossings, Drift, Limits, Status
-from gdflow.layouts import LanesFirst, LanesLast
 from gdflow.basins.methods import RungeKutta
 from gdflow.basins.plan import default_riders
 from gdflow.initialization import Gaussian
+from gdflow.layouts import LanesFirst, LanesLast
 from gdflow.verdicts import LevelVerdict
 
 EPS = float(np.finfo(float).eps)

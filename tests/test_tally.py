@@ -58,11 +58,15 @@ def test_chunks_in_any_order_add_up(rng):
             assert found.tolist() == [int(np.sum(among & (columns["limit"] == k))) for k in range(num_limits)]
         # Possible is a limit of the starts that are certified to have it, and of those that are undecided up to it or beyond.
         for k in range(num_limits):
-            assert counted.possible(k) == np.sum(columns["limit"] == k) + np.sum(~certified & ~located & (columns["highest"] >= k))
+            assert counted.possible(k) == np.sum(columns["limit"] == k) + np.sum(
+                ~certified & ~located & (columns["highest"] >= k)
+            )
         assert counted.steps == int(np.sum(columns["steps"]))
         assert counted.most_steps == int(np.max(columns["steps"]))
         assert counted.largest_drift == np.nanmax(columns["drift"])
-        np.testing.assert_array_equal(counted.times, np.histogram(columns["time"][certified | located], Tally.edges())[0])
+        np.testing.assert_array_equal(
+            counted.times, np.histogram(columns["time"][certified | located], Tally.edges())[0]
+        )
 
 
 def test_times_outside_the_histogram():

@@ -143,12 +143,12 @@ class Catalogue:
         return (status == Status.CONVERGED) | ((status == Status.LOCATED) & (radii[columns["limit"]] > 0))
 
     def _at_infinity(self, start: int, point: np.ndarray) -> int:
-        direction = point / np.linalg.norm(point)
+        direction = self._unravel(jnp.asarray(point / np.linalg.norm(point)))
+        limit = FoundLimit(0.0, direction, True, 0, 0, 0, 0.0, 0.0, 0, (), 0.0, start)
         if self._infinity is None:
             self._infinity = len(self._entries)
-            limit = FoundLimit(0.0, self._unravel(jnp.asarray(direction)), True, 0, 0, 0, 0.0, 0.0, 0, (), 0.0, start)
             self._entries.append(_Entry(limit, np.zeros(0)))
-        self._seen(self._infinity, start, direction)
+        self._seen(self._infinity, limit)
         return self._infinity
 
     def _place(self, found: Polished, k: int, start: int, loss: float) -> tuple[int, float, bool]:
@@ -168,20 +168,19 @@ class Catalogue:
         zero = max(0, len(values) - positive - symmetries)
         numbers = np.asarray(found.fingerprints[k] if zero == 0 else found.features[k])
         number = self._same(value, numbers, zero)
+        free = values[values > threshold]
+        point = self._unravel(jnp.asarray(found.canonical[k]))
+        limit = FoundLimit(
+            value, point, False, positive, zero, symmetries, float(free.min(initial=np.inf)), largest, int(found.num_kinks[k]),
+            tuple(map(int, found.dead[k])), 0.0, start,
+        )  # fmt: skip
         if number is None:
-            point = self._unravel(jnp.asarray(found.canonical[k]))
-            free = values[values > threshold]
             # Symmetries that are no directions of effect (rows of constant units) do not matter for the ball; others do.
             proved = symmetries == _ineffective(self.objective, point) and zero == 0
             radius = attraction_radius(self.objective, point, free, float(found.gradient_norms[k])) if proved else 0.0
-            dead = tuple(map(int, found.dead[k]))
-            limit = FoundLimit(
-                value, point, False, positive, zero, symmetries, float(free.min(initial=np.inf)),
-                largest, int(found.num_kinks[k]), dead, radius, start,
-            )  # fmt: skip
             number = len(self._entries)
-            self._entries.append(_Entry(limit, numbers))
-        self._seen(number, start, found.canonical[k])
+            self._entries.append(_Entry(dataclasses.replace(limit, radius=radius), numbers))
+        self._seen(number, limit)
         return number, moved, moved < self._entries[number].limit.radius
 
     def _same(self, loss: float, numbers: np.ndarray, zero: int) -> int | None:
@@ -193,12 +192,11 @@ class Catalogue:
                 return number
         return None
 
-    def _seen(self, number: int, start: int, canonical: Any) -> None:
+    def _seen(self, number: int, limit: FoundLimit) -> None:
         """Of all starts with a limit the one with the lowest id represents it, whoever was first."""
         entry = self._entries[number]
-        if start < entry.limit.first_id:
-            point = self._unravel(jnp.asarray(canonical))
-            entry.limit = dataclasses.replace(entry.limit, first_id=start, point=point)
+        if limit.first_id < entry.limit.first_id:
+            entry.limit = dataclasses.replace(limit, radius=entry.limit.radius)
 
     # -- in the end ----------------------------------------------------------------------------------------------------
 

@@ -345,7 +345,12 @@ class BasinEstimate(Printable):
             facts += self._found_facts()
         if self.certified + self.located:
             shown = ", ".join(f"{q:.0%}: {self.time_quantile(q):.4g}" for q in (0.05, 0.5, 0.95))
-            facts.append(("flow time to certificate" if self.found is None else "flow time to the limit", f"{shown}, longest: {self.time_quantile(1.0):.4g}"))
+            facts.append(
+                (
+                    "flow time to certificate" if self.found is None else "flow time to the limit",
+                    f"{shown}, longest: {self.time_quantile(1.0):.4g}",
+                )
+            )
         facts.append(("steps", f"mean {self.tally.steps / self.num:.1f}, most {self.tally.most_steps}"))
         if "drift" in self.outcomes.column_names:
             facts.append(
@@ -367,11 +372,16 @@ class BasinEstimate(Printable):
     def _found_facts(self) -> list[tuple[str, str]]:
         limits = self.plan.limits
         facts = [
-            ("limits", f"{len(self.found or ())} found; of all others together the probability is at most {self.unseen:.2e}"),
+            (
+                "limits",
+                f"{len(self.found or ())} found; of all others together the probability is at most {self.unseen:.2e}",
+            ),
             ("converged", f"‖∇L‖ ≤ {limits.gradient_tolerance:.1e} for a time of {limits.dwell:.1e}"),
         ]
         if self.certified:
-            facts.append(("certified", "the flow from the computed state ends at the limit (gdflow.attraction, gdflow.verdicts)"))
+            facts.append(
+                ("certified", "the flow from the computed state ends at the limit (gdflow.attraction, gdflow.verdicts)")
+            )
         return facts
 
     def _proof_text(self) -> str:

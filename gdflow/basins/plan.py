@@ -117,7 +117,9 @@ class Plan:
             return None
         assert isinstance(self.verdict, Converged)
         process = self.processes[0]
-        example = eqx.filter_jit(process.layout.unpack)(eqx.filter_jit(process.draw)(jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.uint32)))
+        example = eqx.filter_jit(process.layout.unpack)(
+            eqx.filter_jit(process.draw)(jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.uint32))
+        )
         return Catalogue(process.objective, self.verdict, example, getattr(self.method, "shortest", 0.0))
 
     @property
@@ -138,9 +140,7 @@ class Plan:
         """What runs in the lanes, by each method."""
         later = self.limits.longer(_LONGER, AUDIT_FACTOR) if self.discovers else self.limits
         return tuple(
-            LaneProcess(
-                self.problem, self.starts, method, self.verdict, self.riders, later if attempt else self.limits
-            )
+            LaneProcess(self.problem, self.starts, method, self.verdict, self.riders, later if attempt else self.limits)
             for attempt, method in enumerate(self.methods)
         )
 
@@ -351,7 +351,9 @@ def make_plan(
     starts = as_starts(starts, key)
     if isinstance(problem, Problem):
         if not starts.widths:
-            raise TypeError("the starts of a problem of data are networks: a law of gdflow.initialization, or LayerTuples")
+            raise TypeError(
+                "the starts of a problem of data are networks: a law of gdflow.initialization, or LayerTuples"
+            )
         problem.check_widths(starts.widths)
     _check_memory(starts, 1, problem.dtype.itemsize)
     verdict = default_verdict(problem, starts) if verdict is None else verdict
@@ -364,7 +366,9 @@ def make_plan(
             raise TypeError(f"the {name} must be a {kind.__name__}, got {value!r}")
     leveled = problem if isinstance(problem, Problem) and problem.why_no_levels is None else None
     if isinstance(verdict, AbstractLevelVerdict) and leveled is None:
-        raise ValueError(f"{type(verdict).__name__} needs critical values known beforehand, and {problem.why_no_levels}")
+        raise ValueError(
+            f"{type(verdict).__name__} needs critical values known beforehand, and {problem.why_no_levels}"
+        )
     if riders is None:
         riders = () if leveled is None else default_riders(leveled, starts.widths, verdict)
     riders = _as_riders(riders)
@@ -437,13 +441,17 @@ def _natural_limits(
     losses, slopes, sizes = map(np.asarray, _measure(problem.objective, some))
     good = np.isfinite(losses) & np.isfinite(slopes)
     if not good.any():
-        raise ValueError(f"the loss or its gradient is not finite at the first {count} starts: loss {losses[0]}, ‖∇L‖ {slopes[0]}")
+        raise ValueError(
+            f"the loss or its gradient is not finite at the first {count} starts: loss {losses[0]}, ‖∇L‖ {slopes[0]}"
+        )
     moving = good & (slopes > 0)
     if converges and not moving.any():
         raise ValueError(
             f"the gradient vanishes at the first {count} starts (dead units, or zero weights?): the flow goes nowhere from there"
         )
-    given: dict[str, Any] = dict(largest=limits.largest, gradient_tolerance=limits.gradient_tolerance, dwell=limits.dwell)
+    given: dict[str, Any] = dict(
+        largest=limits.largest, gradient_tolerance=limits.gradient_tolerance, dwell=limits.dwell
+    )
     if limits.largest is None:
         given["largest"] = _MUCH_LARGER * max(1.0, float(sizes[good].max()))
     if converges and not limits.gradient_tolerance:

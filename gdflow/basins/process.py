@@ -80,7 +80,9 @@ class _Window(eqx.Module):
     integral: Float[Array, " lanes"]
     before: Float[Array, " lanes"]
 
-    def moved(self, moved: Array, t0: Array, t: Array, loss0: Array, loss: Array, span: Array) -> tuple["_Window", Array]:
+    def moved(
+        self, moved: Array, t0: Array, t: Array, loss0: Array, loss: Array, span: Array
+    ) -> tuple["_Window", Array]:
         """After a step of the lanes that `moved`: the window, and by how much the mean fell per time where one is over, else ∞."""
         integral = jnp.where(moved, self.integral + 0.5 * (t - t0) * (loss0 + loss), self.integral)
         over = moved & (t - self.since >= span)
@@ -286,7 +288,9 @@ class LaneProcess(AbstractProcess):
         quiet_since = jnp.where(moved, jnp.where(quiet, jnp.minimum(state.quiet_since, t), jnp.inf), state.quiet_since)
         converged, window = quiet & (t - quiet_since >= limits.dwell), None
         if state.window is not None:
-            window, rate = state.window.moved(moved, here.t, here.t_next, here.loss, step.loss, jnp.asarray(limits.dwell))
+            window, rate = state.window.moved(
+                moved, here.t, here.t_next, here.loss, step.loss, jnp.asarray(limits.dwell)
+            )
             converged = (rate <= limits.gradient_tolerance**2) & (limits.gradient_tolerance > 0)
         too_short = active & (t_next - t <= _SMALLEST_STEP * jnp.finfo(t.dtype).eps * t)
         steps = jnp.where(state.done, state.steps, state.steps + 1)

@@ -139,7 +139,9 @@ def _run_plan(
 
     catalogue = plan.catalogue()
     if catalogue is not None and len(ids) > MAX_ROWS:
-        raise ValueError(f"limits are found among at most {MAX_ROWS} starts at a time, got {len(ids)}: run them in parts")
+        raise ValueError(
+            f"limits are found among at most {MAX_ROWS} starts at a time, got {len(ids)}: run them in parts"
+        )
     tally = Tally(len(plan.verdict.labels), len(plan.methods))
     rows = Rows(plan, ids, None if folder is None else folder / PARTIAL)
     watched = Watch(chosen_ids(plan.starts, ids, audit))
@@ -247,9 +249,7 @@ def _run(
     plan.run(ids, count, lanes=lanes, catalogue=catalogue)
 
 
-def _audit(
-    plan: Plan, watched: Watch, lanes: int, bar: rich.progress.Progress, catalogue: Catalogue | None
-) -> Audit:
+def _audit(plan: Plan, watched: Watch, lanes: int, bar: rich.progress.Progress, catalogue: Catalogue | None) -> Audit:
     tighter = plan.audited()
     assert tighter is not None
     again = Watch(watched.ids)

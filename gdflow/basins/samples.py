@@ -1,7 +1,6 @@
 """Trajectories of some of an estimate's starts, for pictures: chosen, integrated anew, with what was found out of them."""
 
 import dataclasses
-
 from typing import Any
 
 import jax

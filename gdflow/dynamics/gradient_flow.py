@@ -209,9 +209,7 @@ def _solve(objective, net, t0, t1, ts, options: _Options) -> dict:
     present = jnp.isfinite(times) & (times <= final_time)
     # Rows after the end hold infinities; with NaN there, nothing computed from them can pass for a number.
     times = jnp.where(present, times, jnp.nan)
-    networks = jax.tree.map(
-        lambda x: jnp.where(present.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan), networks
-    )
+    networks = jax.tree.map(lambda x: jnp.where(present.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan), networks)
 
     def measure(y):
         return objective.effective_loss(y), point_norm(objective.gradient(y))

@@ -24,7 +24,7 @@ from gdflow.thresholds import certificate_levels
 
 def is_concrete(tree: object) -> bool:
     """Whether all leaves of a tree are arrays of known values, as they are not inside `jax.jit` and its like."""
-    leaves = jax.tree.leaves(tree)
+    leaves = [x for x in jax.tree.leaves(tree) if not callable(x)]
     return bool(leaves) and all(eqx.is_array(x) and not isinstance(x, jax.core.Tracer) for x in leaves)
 
 
@@ -152,7 +152,9 @@ class Trajectory(Printable, eqx.Module):
             ("gradient norm", f"{slope:.3g}"),
         ]
         if isinstance(self.start, LayerTuple):
-            rows.insert(0, ("widths", "-".join(map(str, self.start.widths)) + f" ({self.problem.coordinates} coordinates)"))
+            rows.insert(
+                0, ("widths", "-".join(map(str, self.start.widths)) + f" ({self.problem.coordinates} coordinates)")
+            )
         if rest:
             moved, values = rest
             rows += [

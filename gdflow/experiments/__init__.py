@@ -9,6 +9,7 @@ import rich.progress
 
 from gdflow.basins.storage import prepare_folder
 from gdflow.experiments import riemannian as riemannian
+from gdflow.experiments import spurious_minima as spurious_minima
 from gdflow.experiments.results import Claim as Claim
 from gdflow.experiments.results import FigureResult as FigureResult
 from gdflow.experiments.results import file_names, summary_markdown
@@ -52,6 +53,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"riemannian-{number}": _riemannian((number,), (figure.__doc__ or "").split(" Arguments as")[0].splitlines()[0])
         for number, figure in riemannian.FIGURES.items()
     },
+    spurious_minima.NAME: Experiment(
+        "How often ReLU students end at spurious minima, by the flow and by descent (after Safran, Shamir 2018)",
+        (spurious_minima.NAME,),
+        spurious_minima.run,
+    ),
 }
 
 

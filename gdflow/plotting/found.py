@@ -92,7 +92,15 @@ def _draw_fractions(axes: Axes, estimate: BasinEstimate, shown: list[int]) -> No
     axes.set_xlim(0, max(min(1.0, 1.05 * max(estimate.rows[k].simultaneous[1] for k in shown)), 1e-6))
     handles = [
         Patch(color="0.5", label="certified"),
-        Line2D([], [], color="black", lw=1.2, marker="|", ms=8, label=f"{100 * estimate.confidence:g} % intervals (all together)"),
+        Line2D(
+            [],
+            [],
+            color="black",
+            lw=1.2,
+            marker="|",
+            ms=8,
+            label=f"{100 * estimate.confidence:g} % intervals (all together)",
+        ),
     ]
     if estimate.located:
         handles.insert(1, Patch(fc="0.5", alpha=0.45, hatch="////", ec="white", label="located"))

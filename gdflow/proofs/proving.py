@@ -170,7 +170,9 @@ _measured = eqx.filter_jit(_measure)
 class _Prover:
     """What the attempts at one start have in common."""
 
-    def __init__(self, objective: LinearObjective, thresholds: Thresholds, start: LayerTuple, radius: float, max_steps: int):
+    def __init__(
+        self, objective: LinearObjective, thresholds: Thresholds, start: LayerTuple, radius: float, max_steps: int
+    ):
         self.objective, self.thresholds, self.start = objective, thresholds, start
         self.first_radius, self.max_steps = float(radius), max_steps
         #: Certified is a state whose `√(2L)`, errors included, is below this.
