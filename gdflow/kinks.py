@@ -105,7 +105,9 @@ def settle_on_kinks(objective: NetworkObjective, state: Any, step: Float[Array, 
     H = jax.lax.map(
         lambda v: jax.jvp(lambda x: gradient(x, shares), (x1,), (v,))[1], jnp.eye(flat.size, dtype=flat.dtype)
     )
+    # A unit whose weights have shrunk to zero is at its kinks on all samples, but off: these do not count.
+    alone = jnp.concatenate([jnp.ravel(jnp.broadcast_to(d[:, None], (d.size, objective.design.shape[1])))
+                             for d in objective.dead_kinks(unravel(x1))])  # fmt: skip
+    num_kinks = jnp.sum(used & ~alone[index])
     normals = jnp.where(used[:, None], jax.jacrev(lambda x: inputs_of(x)[0][index])(x1), 0.0)
-    return OnKinks(
-        unravel(jnp.where(found, x1, flat)), found, residual, 0.5 * (H + H.T), normals, jnp.sum(used), margin
-    )
+    return OnKinks(unravel(jnp.where(found, x1, flat)), found, residual, 0.5 * (H + H.T), normals, num_kinks, margin)

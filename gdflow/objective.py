@@ -22,6 +22,10 @@ from gdflow.losses import AbstractLoss, Logistic, SoftmaxCrossEntropy, SquaredEr
 from gdflow.network import LayerTuple, matmul
 
 
+#: An input of an activation of at most this size, beside those of the layer, is zero.
+_ROUND_OFF = 1e-12
+
+
 class Objective(eqx.Module):
     """A real function `L` of a point."""
 
@@ -301,6 +305,16 @@ class NetworkObjective(Objective):
                 parts.append(jnp.ravel(z[:-1] if self.biases and j < net.depth else z))
         return jnp.concatenate(parts)
 
+    def dead_kinks(self, net: LayerTuple) -> list[Bool[Array, " d_j"]]:
+        """Of every unit that has kinks whether it is off, in the order of `kink_inputs`; none of an output is."""
+        dead = (*self.dead_units(net), jnp.zeros(self.d_out, bool))
+        activations = self.layer_activations(net.depth)
+        return [
+            units[:-1] if self.biases and j < net.depth else units
+            for j, (units, activation) in enumerate(zip(dead, activations, strict=True), 1)
+            if activation.slopes_at_kink is not None
+        ]
+
     def gradient_between(self, net: LayerTuple, shares: Float[Array, " n"]) -> LayerTuple:
         """The gradient with slopes between those on both sides of kinks, in the order of `kink_inputs`; NaN: as they are."""
         layers: list[Array] = []
@@ -317,10 +331,20 @@ class NetworkObjective(Objective):
     def dead_units(self, net: LayerTuple) -> tuple[Bool[Array, " d_j"], ...]:
         """Of every hidden layer, which units have `σ' = 0` on all samples: nothing that enters them can move.
 
-        The constant unit of a layer with biases counts as alive.
+        So have units of ReLU whose input is nowhere positive. Where weight decay takes the weights of such a unit to zero its
+        input is round-off, which counts as zero. The constant unit of a layer with biases counts as alive.
         """
-        _, slopes = self._forward(One(), net.weights)
-        return tuple(jnp.all(slope == 0, axis=1) & ~self._constant(slope) for slope in slopes[:-1])
+        inputs, slopes = self._forward(One(), net.weights)
+        dead = []
+        for w, a, slope, activation in zip(
+            net.weights[:-1], inputs, slopes, self.layer_activations(net.depth), strict=False
+        ):
+            off = slope == 0
+            if activation.slopes_at_kink is not None and activation.slopes_at_kink[0] == 0:
+                z = matmul(w, a)
+                off = off | (jnp.abs(z) <= _ROUND_OFF * (1 + jnp.max(jnp.abs(a))))
+            dead.append(jnp.all(off, axis=1) & ~self._constant(slope))
+        return tuple(dead)
 
     def _constant(self, layer: Float[Array, "d_j ..."]) -> Bool[Array, " d_j"]:
         """Which unit of a hidden layer is the constant."""

@@ -50,6 +50,11 @@ def test_minima_on_kinks_are_minima(relu_estimate):
         longest = z[z > 1e-9].min() / np.linalg.norm(problem.design, axis=0).max()
         steps = rng.normal(size=(4000, flat.size))
         steps *= longest * 10 ** rng.uniform(-4, 0, 4000)[:, None] / np.linalg.norm(steps, axis=1, keepdims=True)
+        # Units that are off stay off: the limit is one for the others.
+        off = np.asarray(problem.objective.dead_units(limit.point)[0])
+        assert limit.dead == (off.sum(),)
+        moving = gf.LayerTuple([np.repeat(~off[:, None], 2, axis=1).astype(float), (~off[None]).astype(float)])
+        steps = steps * np.asarray(jax.flatten_util.ravel_pytree(moving)[0])
         values = np.asarray(loss(jax.vmap(unravel)(np.asarray(flat) + steps)))
         assert values.min() >= limit.loss - 1e-12  # the round-off of the loss
         assert limit.kinks == 0 or z[limit.kinks - 1] < 1e-10, limit

@@ -202,7 +202,7 @@ def test_claims_are_decided_by_numbers():
 
     near = sweep(8, 240, smallest=np.where(np.arange(2000) < 3, 1e-3, 0.3))
     assert verdicts(sm.away_from_zero, results(), results({8: near})) == [True, False]
-    assert sm.away_from_zero(results({8: near})).measured.startswith("6 of 12000 runs")
+    assert sm.away_from_zero(results({8: near})).measured.startswith("6 of 10000 runs")
 
     assert verdicts(
         sm.tolerances_suffice,
@@ -297,8 +297,8 @@ def numpy_gradient(W):
 @pytest.fixture(scope="module")
 def small():
     told = []
-    study = sm.Study((6, 7), 48, 7, (0.1, 0.4), 0)
-    return sm.compute(study, lambda *args: told.append(args), seed=1), told
+    study = sm.Study((6, 7), 16, 7, (0.1, 0.4), 0)
+    return sm.compute(study, lambda *args: told.append(args), seed=0), told
 
 
 def test_a_small_run(small, tmp_path):
@@ -310,7 +310,7 @@ def test_a_small_run(small, tmp_path):
     ]  # fmt: skip
     assert made.reference.count > 0
     for run in made.runs:
-        assert run.num == 48
+        assert run.num == 16
         assert not run.unknown.any()
         assert run.smallest.min() > 0.05
         # Where there is a loss, it is the one measured by others.
@@ -346,7 +346,7 @@ def test_descent_is_that_of_numpy(small):
     made, _ = small
     descent = made.descents[1]
     law = gf.initialization.Gaussian((7, 7))
-    key = jax.random.fold_in(jax.random.key(1), 7)
+    key = jax.random.fold_in(jax.random.key(0), 7)
     chosen = [int(np.flatnonzero(descent.spurious == bad)[0]) for bad in (False, True)]
     for start in chosen:
         W = np.asarray(law.sample(key, start).weights[0])

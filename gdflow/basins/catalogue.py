@@ -40,7 +40,7 @@ class FoundLimit:
       `symmetries`: how many those are. Isolated limits have none beyond.
     - `smallest`, `largest`: the smallest and the largest positive eigenvalue.
     - `kinks`: on how many kinks it lies; the Hessian is that on the surface where all of them vanish (`gdflow.kinks`).
-    - `dead`: how many units are off, layer by layer.
+    - `dead`: how many units are off, layer by layer. They stay off, so a limit with some need be a minimum for the others only.
     - `radius`: of a ball around it from which the flow certainly ends there; 0 if none is proved.
     - `first_id`: of the starts that converge to it.
     """
@@ -68,13 +68,10 @@ class FoundLimit:
         """What it is, in words."""
         if self.at_infinity:
             return "infinity, loss → 0"
+        what = "minimum" if self.isolated else f"{self.zero} flat"
         where = f" on {self.kinks} kink{'s' if self.kinks > 1 else ''}" if self.kinks else ""
-        return ("minimum" if self.isolated else f"{self.zero} flat") + where
-
-    @property
-    def dead_text(self) -> str:
-        """How many units are off, if any are."""
-        return f", off: {'+'.join(map(str, self.dead))}" if any(self.dead) else ""
+        # Units that are off stay off, whatever would become of the loss if they were not.
+        return what + where + (f", off: {'+'.join(map(str, self.dead))}" if any(self.dead) else "")
 
 
 def limit_labels(limits: Sequence[FoundLimit]) -> tuple[str, ...]:

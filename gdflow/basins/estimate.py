@@ -313,7 +313,7 @@ class BasinEstimate(Printable):
         for row in self.rows:
             level = [", ".join(map(str, row.ranks)), f"{row.level.value:.6g}"] if row.level else []
             if row.found is not None:
-                level = [f"{row.found.loss:.8g}", row.found.kind + row.found.dead_text]
+                level = [f"{row.found.loss:.8g}", row.found.kind]
             table.add_row(
                 row.label, *level, str(row.certified), *([str(row.located)] if located else []), *([str(row.proved)] if proves else []), str(row.possible),
                 *map(interval_text, [row.interval, row.simultaneous] + ([row.unaudited] if audited else [])),
