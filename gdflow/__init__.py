@@ -2,8 +2,10 @@
 
 | module | subject |
 |---|---|
-| `gdflow.problem` | data → objective and spectrum, coordinates and back, critical values |
-| `gdflow.objective` | what is minimised, all that compiled programs see of a problem: value and gradient |
+| `gdflow.problem` | data → objective and spectrum, coordinates and back, critical values; potentials |
+| `gdflow.objective` | what is minimised, all that compiled programs see of a problem: value and gradient, one and in lanes |
+| `gdflow.activations`, `gdflow.losses` | what stands between the layers, and what is made of the output |
+| `gdflow.teacher` | ReLU students and teachers with Gaussian inputs, exactly |
 | `gdflow.spectrum`, `gdflow.report` | the decompositions of the data; what is known of them before any flow |
 | `gdflow.network` | layer tuples: products, variations, vector-space operations |
 | `gdflow.perturbation` | the same problem on other data, traceably: derivatives in the data and their singular values |
@@ -11,9 +13,12 @@
 | `gdflow.rounding` | how far a computed loss may lie from the exact one |
 | `gdflow.factorizations` | small factorisations in lanes, without batched LAPACK calls, which can hang |
 | `gdflow.invariants` | the conserved `C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ`, their number, their drift |
+| `gdflow.conservation` | what the flow of any network conserves, and how much; what it does not, and why |
+| `gdflow.separation` | samples that a network separates: the flow runs to infinity, margins |
 | `gdflow.landscape` | the critical set: strata, sampling, classification, second variations, inertia, extreme eigenpairs |
 | `gdflow.thresholds`, `gdflow.sides` | critical values that a loss has provably passed; the side of `det W = 0` of a start |
 | `gdflow.verdicts` | what is claimed of the limit of a start, and when |
+| `gdflow.polish`, `gdflow.kinks`, `gdflow.attraction` | from a state to the critical point nearby; on kinks; a ball from which the flow ends there |
 | `gdflow.certificates` | what is proved from one state: level, explicit radius of the trajectory, exponential rates |
 | `gdflow.avoidance` | which starts can reach no non-strict saddle |
 | `gdflow.manifold` | matrices of rank k with the metric of balanced flow: 𝒜, its inverse, tangent space, fits |

@@ -9,6 +9,8 @@ from gdflow.basins import integrator as integrator
 from gdflow.basins import load as load
 from gdflow.basins import repeat as repeat
 from gdflow.certificates import certify as certify
+from gdflow.conservation import conservation_laws as conservation_laws
+from gdflow.conservation import count_conserved as count_conserved
 from gdflow.dynamics import RK4 as RK4
 from gdflow.dynamics import RKC as RKC
 from gdflow.dynamics import AtCertificate as AtCertificate

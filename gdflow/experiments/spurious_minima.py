@@ -11,9 +11,11 @@ Minima are in one class if their losses and all products of their students with 
 From Python: `gdflow.experiments.spurious_minima.spurious_minima(fast=True).figure`.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -343,10 +345,10 @@ def difference(first: Sweep, second: Sweep, alpha: float = ALPHA) -> Difference:
     return Difference(num, differ, sure_a, sure_b, interval)
 
 
-def run_sweep(minima: Minima, num: int, method: AbstractMethod, *, seed: int = 0, audit: int = 0) -> Sweep:
+def run_starts(k: int, num: int, method: AbstractMethod, *, seed: int = 0, audit: int = 0) -> BasinEstimate:
     """Runs the first `num` starts of a `k`, which depend on `seed` and `k` alone, by a method."""
-    problem, k = minima.problem, minima.problem.num_students
-    estimate = basin_sizes(
+    problem = TeacherStudent.orthonormal(k)
+    return basin_sizes(
         problem,
         Gaussian(problem.widths()),
         num,
@@ -357,10 +359,10 @@ def run_sweep(minima: Minima, num: int, method: AbstractMethod, *, seed: int = 0
         audit=audit,
         progress=False,
     )
-    return _sweep(minima, estimate)
 
 
-def _sweep(minima: Minima, estimate: BasinEstimate) -> Sweep:
+def classified(minima: Minima, estimate: BasinEstimate) -> Sweep:
+    """Where the starts of a run ended, by classes of minima; those that are new are added."""
     method, table = estimate.plan.method, estimate.outcomes
     place = np.array([minima.number(limit) for limit in estimate.found or ()] + [-1])
     audit = estimate.audit
@@ -407,25 +409,41 @@ class Results:
 
 
 def compute(study: Study, report: Callable[[str, int, int], None] | None = None, seed: int = 0) -> Results:
-    """Runs a study. **Arguments:** `report`: told before every run what is done, `(label, done, total)`."""
-    tell = report or (lambda label, done, total: None)
-    others = tuple(step for step in study.steps if step != STEP)
-    total, done = 2 * len(study.sizes) + len(others) + 1, itertools.count()
-    minima = {k: Minima(k) for k in study.sizes}
+    """Runs a study, two runs at a time: compiling keeps one core busy.
 
-    def sweep(k: int, method: AbstractMethod, audit: int = 0) -> Sweep:
-        tell(f"k = {k}, {'descent' if isinstance(method, GradientDescent) else 'flow'}", next(done), total)
-        return run_sweep(minima[k], study.num, method, seed=seed, audit=audit)
-
-    flows, descents = [], []
+    **Arguments:** `report`: told after every run what is done, `(label, done, total)`; `seed`: of the starts.
+    """
+    flow, loose = (integrator(rtol=rtol, atol=atol) for rtol, atol in (FLOW, LOOSE))
+    steps = [GradientDescent(step) for step in sorted({*study.steps, STEP})]
+    tasks: list[tuple[int, AbstractMethod, int]] = []
     for k in study.sizes:
-        flows.append(sweep(k, integrator(rtol=FLOW[0], atol=FLOW[1]), study.audit))
-        descents.append(sweep(k, GradientDescent(STEP)))
-    steps = {step: sweep(study.step_size, GradientDescent(step)) for step in others}
-    steps[STEP] = next(descent for descent in descents if descent.k == study.step_size)
-    loose = sweep(study.step_size, integrator(rtol=LOOSE[0], atol=LOOSE[1]))
-    tell("", total, total)
-    return Results(tuple(flows), tuple(descents), tuple(steps[step] for step in sorted(steps)), loose)
+        descents = steps if k == study.step_size else [GradientDescent(STEP)]
+        tasks += [(k, flow, study.audit), *((k, descent, 0) for descent in descents)]
+    tasks.append((study.step_size, loose, 0))
+
+    def start(k: int, method: AbstractMethod, audit: int) -> BasinEstimate:
+        return run_starts(k, study.num, method, seed=seed, audit=audit)
+
+    minima, sweeps = {k: Minima(k) for k in study.sizes}, []
+    tell = report or (lambda label, done, total: None)
+    with concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        tell(NAME, 0, len(tasks))
+        try:
+            # Classes are numbered in the order of the tasks, whichever is done first.
+            for estimate in pool.map(lambda task: start(*task), tasks):
+                k = estimate.widths[0]
+                sweeps.append(classified(minima[k], estimate))
+                tell(f"k = {k}", len(sweeps), len(tasks))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    by_descent = [sweep for sweep in sweeps if sweep.method == "descent"]
+    return Results(
+        flows=tuple(sweep for sweep in sweeps[:-1] if sweep.method == "flow"),
+        descents=tuple(sweep for sweep in by_descent if sweep.step == STEP),
+        steps=tuple(sweep for sweep in by_descent if sweep.k == study.step_size),
+        loose=sweeps[-1],
+    )
 
 
 # -- claims ------------------------------------------------------------------------------------------------------------
