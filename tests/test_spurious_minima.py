@@ -297,26 +297,24 @@ def numpy_gradient(W):
 @pytest.fixture(scope="module")
 def small():
     told = []
-    study = sm.Study((6, 7), 16, 7, (0.1, 0.4), 0)
+    study = sm.Study((7,), 16, 7, (0.1, 0.4), 0)
     return sm.compute(study, lambda *args: told.append(args), seed=0), told
 
 
 def test_a_small_run(small, tmp_path):
     made, told = small
-    assert [done for _, done, _ in told] == list(range(7))
-    assert {total for *_, total in told} == {6}
-    assert [run.name for run in made.runs] == [
-        "flow", "descent, step 0.1", "flow", "descent, step 0.1", "descent, step 0.4", "flow, rtol 1e-06",
-    ]  # fmt: skip
+    assert [done for _, done, _ in told] == list(range(5))
+    assert {total for *_, total in told} == {4}
+    assert [run.name for run in made.runs] == ["flow", "descent, step 0.1", "descent, step 0.4", "flow, rtol 1e-06"]
     assert made.reference.count > 0
     for run in made.runs:
         assert run.num == 16
         assert not run.unknown.any()
         assert run.smallest.min() > 0.05
         # Where there is a loss, it is the one measured by others.
-        assert {round(m.loss, 7) for m in run.classes} <= {0.0, 0.0250806, 0.0232027}
+        assert {round(m.loss, 7) for m in run.classes} <= {0.0, 0.0232027}
     # Few labels differ between methods from the same starts.
-    assert sm.difference(*made.pairs[1]).differ <= 2
+    assert sm.difference(*made.pairs[0]).differ <= 2
     # Minima are critical points with a positive definite Hessian.
     for found in made.reference.classes:
         assert (found.index, found.zero) == (0, 0)
@@ -332,19 +330,18 @@ def test_a_small_run(small, tmp_path):
         assert values[-1] == pytest.approx(found.largest, abs=1e-7)
 
     result = sm.result(made)
-    result.save(tmp_path)
-    check_readable(result.figure)
+    assert len(result.save(tmp_path)) == 4
     claims = dict(zip(sm.CLAIMS, result.claims, strict=True))
     assert claims[sm.all_strict].confirmed
     assert claims[sm.away_from_zero].confirmed
     assert claims[sm.none_for_few].confirmed is None  # there are no controls
-    assert result.runs.num_rows == 6
+    assert result.runs.num_rows == 4
 
 
 def test_descent_is_that_of_numpy(small):
     """The start is the law's, the limit and the smallest norm on the way are those of a loop."""
     made, _ = small
-    descent = made.descents[1]
+    descent = made.descents[0]
     law = gf.initialization.Gaussian((7, 7))
     key = jax.random.fold_in(jax.random.key(0), 7)
     chosen = [int(np.flatnonzero(descent.spurious == bad)[0]) for bad in (False, True)]
@@ -359,6 +356,16 @@ def test_descent_is_that_of_numpy(small):
         limit = descent.classes[descent.labels[start]].students
         # Equal up to an order of students and coordinates: all components, sorted.
         np.testing.assert_allclose(np.sort(W.ravel()), np.sort(limit.ravel()), atol=1e-2)
+
+
+@pytest.mark.slow
+def test_fractions_of_six():
+    """A fraction that a colleague measured with another key and a loop of gradient descent of his own: 0.26 %."""
+    minima = sm.Minima(6)
+    made = sm.classified(minima, sm.run_starts(6, 2000, gf.basins.GradientDescent(0.1)))
+    low, high = made.interval(0.01)
+    assert low < 0.0026 < high
+    assert sorted(found.pattern for found in minima.classes) == ["5 along, 1 against; teachers 5+1", "global"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from gdflow.basins.riders import MAX_CROSSINGS, AbstractRider, Crossings, Drift
 from gdflow.basins.starts import AbstractStarts, as_starts
 from gdflow.basins.tube import Tube, default_methods
 from gdflow.checks import check_count
+from gdflow.dynamics import RKC
 from gdflow.initialization import Support
 from gdflow.invariants import check_balanced, is_balanced
 from gdflow.layouts import NARROW
@@ -60,8 +61,8 @@ _MEASURED, _FLAT = 32, 1e-6
 #: Where the gradient jumps this part, the mean of the loss being taken over so many times the time in which it would fall to
 #: zero; steps are no shorter than this part of that time.
 _FLAT_ON_KINKS, _LONG_DWELL, _SHORT = 1e-4, 100.0, 1e-2
-#: Tolerances of the integration where limits are to be found: what they leave of the gradient is below that.
-FINE = (1e-8, 1e-10)
+#: Stages of the stabilised method where limits of networks are to be found.
+_STAGES = 10
 #: Steps after which a start is given up where limits are to be found: there is no certificate that would end it early.
 _LONG = 100_000
 _VERSIONS = ("gdflow", "jax", "jaxlib", "diffrax", "equinox", "numpy")
@@ -322,7 +323,9 @@ def default_lanes(widths: tuple[int, ...], numbers: int | None = None) -> int:
     if jax.default_backend() != "cpu":
         return int(np.clip(2**27 // numbers, 8, 2**16))
     if not widths or max(widths) <= NARROW:
-        return int(np.clip(2**13 // numbers, 16, 96)) // 16 * 16  # whole vectors
+        # Whole vectors. With a power of two of them rows of many arrays would fall on the same places of the cache.
+        vectors = int(np.clip(2**13 // numbers, 16, 96)) // 16
+        return 16 * min(vectors | 1, 6)
     return int(np.clip(2**16 // numbers, 8, 64))
 
 
@@ -386,12 +389,11 @@ def make_plan(
     verdict.check(problem, starts)
     if leveled is not None:
         _check_balance(leveled, starts, first_id)
+    chosen = method is None and verdict.discovers
     if method is None:
-        method = integrator(rtol=FINE[0], atol=FINE[1]) if verdict.discovers else integrator()
-        chosen = verdict.discovers
-        again = (method.tighter(AUDIT_FACTOR),) if chosen and problem.objective.smooth and not again else again
-    else:
-        chosen = False
+        method = _finding_method(problem) if verdict.discovers else integrator()
+    if chosen and problem.objective.smooth and not again:
+        again = tuple(filter(None, [method.tighter(AUDIT_FACTOR)]))
     for rider in riders:
         for some in (method, *again):
             rider.check(problem, verdict, starts.widths, some)
@@ -416,6 +418,17 @@ def make_plan(
         limits,
         tuple(again),
     )
+
+
+def _finding_method(problem: AbstractProblem) -> AbstractMethod:
+    """What steps the starts where limits are to be found.
+
+    Networks fit data with curvatures that differ by factors of hundreds to thousands: the way to a limit is stiff, and a
+    stabilised method takes it in a tenth of the time (benchmarks/README.md).
+    """
+    if isinstance(problem, Problem):
+        return integrator(RKC(_STAGES), rtol=1e-6, atol=1e-8)
+    return integrator(rtol=1e-8, atol=1e-10)
 
 
 @eqx.filter_jit

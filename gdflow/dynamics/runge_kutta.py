@@ -78,6 +78,7 @@ def RKC(stages: int = 10) -> diffrax.AbstractERK:
 
     class _RKC(diffrax.AbstractERK):
         tableau: ClassVar[diffrax.ButcherTableau] = _chebyshev_tableau(stages)
+        num_stages: ClassVar[int] = stages
         interpolation_cls: ClassVar[Callable[..., diffrax.ThirdOrderHermitePolynomialInterpolation]] = (
             diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
         )

@@ -740,7 +740,7 @@ _AGAINST = (("o", COLORS[1], "1"), ("^", COLORS[2], "2"), ("D", COLORS[3], "3"),
 
 
 def _draw_losses(axes: Axes, results: Results) -> None:
-    used = set()
+    used, highest = set(), 0.0
     for flow, descent in results.pairs:
         for i, minimum in enumerate(flow.classes):
             share = (flow.share(i)[0] + descent.share(i)[0]) / (flow.num + descent.num)
@@ -748,12 +748,13 @@ def _draw_losses(axes: Axes, results: Results) -> None:
                 continue
             style = min(max(minimum.against, 1), len(_AGAINST)) - 1
             used.add(style)
+            highest = max(highest, minimum.loss)
             marker, color, _ = _AGAINST[style]
-            axes.scatter(flow.k, minimum.loss, s=12 + 400 * share, marker=marker, color=color, alpha=0.75, lw=0)
+            axes.scatter(flow.k, minimum.loss, s=18 + 400 * share, marker=marker, color=color, alpha=0.75, lw=0)
     sizes = [flow.k for flow in results.flows if flow.k >= FIRST] or [flow.k for flow in results.flows]
     axes.set_xticks(sizes)
     axes.set_xlim(min(sizes) - 0.6, max(sizes) + 0.6)
-    axes.set_ylim(0, None if used else 1)
+    axes.set_ylim(0, 1.3 * highest or 1.0)  # with room for the legend
     axes.set(xlabel="students and teachers $k$", ylabel="loss of the minimum")
     axes.set_title("spurious minima found, size by frequency", fontsize=10)
     handles = [

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gdflow.basins.methods.method import AbstractMethod, Decision, Place, Step
-from gdflow.dynamics import gradient_flow_field
+from gdflow.dynamics import RKC, gradient_flow_field
 from gdflow.dynamics.options import check_tolerances
 from gdflow.dynamics.runge_kutta import check_solver
 from gdflow.objective import Objective
@@ -82,7 +82,9 @@ class AbstractIntegrator(AbstractMethod):
         return Decision(keep & finite, t, t_next, control, finite)
 
     def tighter(self, factor: float) -> "AbstractIntegrator":
-        other = diffrax.Tsit5() if isinstance(self.solver, diffrax.Dopri8) else diffrax.Dopri8()
+        other: diffrax.AbstractSolver = diffrax.Tsit5() if isinstance(self.solver, diffrax.Dopri8) else diffrax.Dopri8()
+        if stages := getattr(self.solver, "num_stages", 0):  # what is stiff is stiff for others, too
+            other = RKC(stages + 8 if stages <= 22 else stages - 8)
         return dataclasses.replace(
             self, solver=other, rtol=max(self.rtol / factor, 1e-13), atol=self.atol / factor,
             shortest=self.shortest / 10,
