@@ -269,7 +269,8 @@ class Custom(AbstractActivation):
         if wrong.size:
             i = wrong[0]
             raise ValueError(
-                f"the derivative given is {float(slope[i]):.6g} at {float(x[i]):.4g}, but that of the function is {float(exact[i]):.6g}"
+                f"the derivative given is {float(slope[i]):.6g} at {float(x[i]):.4g}, but that of the function is "
+                f"{float(exact[i]):.6g}"
             )
         tolerance = 1e-4 * (1 + jnp.max(jnp.abs(y)))
         if self.is_odd and not jnp.all(jnp.abs(self.value(-x) + y) <= tolerance):

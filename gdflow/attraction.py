@@ -6,8 +6,8 @@ derivative on the ball of radius `R`, all as multilinear forms. On that ball
     λ_min ∇²L ≥ λ − T R − ½ Q(R) R² =: μ(R).
 
 If `μ(R) > 0` and `‖∇L(w)‖ < μ(R) R`, the ball holds exactly one critical point `w*`, at distance at most `‖∇L(w)‖/μ`, and the
-distance to `w*` falls along the flow as long as it is in the ball: `d/dt ½‖y − w*‖² = −⟨∇L(y), y − w*⟩ ≤ −μ‖y − w*‖²`. So the flow
-from every `y` with `‖y − w‖ < R − 2‖∇L(w)‖/μ` converges to `w*`.
+distance to `w*` falls along the flow as long as it is in the ball: `d/dt ½‖y − w*‖² = −⟨∇L(y), y − w*⟩ ≤ −μ‖y − w*‖²`. So the
+flow from every `y` with `‖y − w‖ < R − 2‖∇L(w)‖/μ` converges to `w*`.
 
 `T` is computed from the exact third derivative. `Q(R)` is bounded for networks with smooth activations by the bounds of their
 derivatives (`gdflow.activations`): derivatives of the output in all weights go from layer to layer by the product rule and the

@@ -2,8 +2,8 @@
 
 Beside the squared error other losses `ℓ(W_N…W_1X; Y)` are admitted, activations between the layers, and weight decay. Of the
 squared error of a linear network the critical values are known beforehand, and in every coordinate system the problem is
-`½‖A − WD‖²` for a target `A` and a design `D`; how these come about is told in `gdflow.spectrum`. All others have data coordinates
-only. What is minimised is a `gdflow.objective.Objective`.
+`½‖A − WD‖²` for a target `A` and a design `D`; how these come about is told in `gdflow.spectrum`. All others have data
+coordinates only. What is minimised is a `gdflow.objective.Objective`.
 """
 
 import dataclasses

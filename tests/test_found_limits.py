@@ -55,8 +55,8 @@ def test_the_basins_of_a_double_well():
 def test_one_relu_unit_dies_with_probability_five_eighths():
     """`L = ½(1 − w_2 max(w_1, 0))²` from independent normal weights of one scale.
 
-    The unit is dead from the first if `w_1 < 0`. Else `w_2² − w_1²` is constant: with `w_2 > 0` the flow ends at the minimum, with
-    `−w_1 < w_2 < 0` as well, and with `w_2 < −w_1` it reaches `w_1 = 0` and dies. So the minimum has probability ½(½ + ¼).
+    The unit is dead from the first if `w_1 < 0`. Else `w_2² − w_1²` is constant: with `w_2 > 0` the flow ends at the minimum,
+    with `−w_1 < w_2 < 0` as well, and with `w_2 < −w_1` it reaches `w_1 = 0` and dies. So the minimum has probability ½(½ + ¼).
     """
     problem = gf.Problem([[1.0]], [[1.0]], activations="relu")
     estimate = gf.basin_sizes(problem, Gaussian((1, 1, 1), 1.0), 2000, **QUIET, audit=0, confidence=1 - 1e-6)
@@ -285,7 +285,7 @@ def test_bounds_of_the_fourth_derivative_hold(activation, loss, widths):
 
 
 def test_the_flow_from_a_ball_of_attraction_ends_at_its_minimum(tanh_estimate):
-    """From points just inside, at the distance that is claimed, the distance falls all along; the radius is no more than it may be."""
+    """From points just inside, at the distance that is claimed, the distance falls all along."""
     problem = tanh_estimate.plan.problem
     rng = np.random.default_rng(6)
     for limit in tanh_estimate.found[:2]:
@@ -297,7 +297,7 @@ def test_the_flow_from_a_ball_of_attraction_ends_at_its_minimum(tanh_estimate):
         steps *= 0.999 * radius / np.linalg.norm(steps, axis=1, keepdims=True)
         starts = jax.vmap(unravel)(np.asarray(flat) + steps)
         run = gf.simulate(problem, starts, 30.0, ts=20, rtol=1e-9, atol=1e-14)
-        away = jnp.stack([jax.vmap(jax.vmap(lambda n: (n - limit.point).norm()))(run.networks)])[0]
+        away = jax.vmap(jax.vmap(lambda n, point=limit.point: (n - point).norm()))(run.networks)
         assert np.all(np.diff(away, axis=1) <= 1e-13) and np.all(away[:, -1] < 1e-3 * radius)
     # At a saddle, and for objectives of which nothing is known, nothing is claimed.
     assert attraction_radius(problem.objective, limit.point, -values, 0.0) == 0.0

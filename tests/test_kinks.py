@@ -116,7 +116,7 @@ def test_slopes_between_those_of_a_kink():
 
 @pytest.mark.parametrize("shortest", [1e-2, 1e-3])
 def test_what_a_shortest_step_does_to_the_conserved_quantities(shortest):
-    """Sliding included, the drift of `‖W_2 e_l‖² − ‖e_lᵀW_1‖²` over time 20 is below the shortest step (measured: a tenth of it)."""
+    """Sliding included, the drift of `‖W_2 e_l‖² − ‖e_lᵀW_1‖²` over time 20 is below the shortest step (a tenth was measured)."""
     problem = relu_problem(decay=0.0)
     net = Gaussian((2, 3, 1)).sample(KEY, 4)
     run = gf.simulate(problem, net, 20.0, ts=[20.0], shortest=shortest, max_steps=100_000)

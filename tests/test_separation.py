@@ -40,7 +40,7 @@ def test_the_smoothed_margin_rises_to_the_margin(rng, widths, activation):
     assert np.all(np.diff(np.asarray(bounds)[sure]) > -1e-8)  # the integration's error
     assert np.all(bounds[sure] <= margins[sure] + 1e-12) and margins[-1] > 0
     if activation is None:
-        # A linear network of depth N reaches at most (γ/N^{N/2}) with the largest margin γ of a vector (balanced layers of rank 1).
+        # A linear network of depth N reaches at most (γ/N^{N/2}) with the largest margin γ of a vector (balanced, rank 1).
         N = len(widths) - 1
         best = largest_margin(X, labels) / N ** (N / 2)
         assert margins[-1] <= best * (1 + 1e-9) and margins[-1] > 0.9 * best

@@ -40,8 +40,8 @@ class BasinRow:
     - `limit`, `label`: which it is, by number and in words.
     - `level`: of a verdict by levels, the critical value with its subsets, else `None`; `found`: of a limit that was found in
       the run what is known of it, else `None`.
-    - `certified`, `located`, `proved`, `possible`: how many starts; `proved` is `None` in runs without proofs. Possible are those for which
-      the limit is not excluded, in runs with proofs by a proof.
+    - `certified`, `located`, `proved`, `possible`: how many starts; `proved` is `None` in runs without proofs. Possible are those
+      for which the limit is not excluded, in runs with proofs by a proof.
     - `interval` and `simultaneous` (over all rows) include the audit's bound on wrong labels; `unaudited` is the interval with
       labels taken to be right.
     """
@@ -175,8 +175,8 @@ class BasinEstimate(Printable):
     def rows(self) -> tuple[BasinRow, ...]:
         """One row per limit, from the lowest.
 
-        Simultaneous intervals are Bonferroni's over all these possible verdicts, observed or not; of limits that were found in the
-        run those of `gdflow.basins.intervals.found_interval`.
+        Simultaneous intervals are Bonferroni's over all these possible verdicts, observed or not; of limits that were found
+        in the run those of `gdflow.basins.intervals.found_interval`.
         """
         alpha, rows = 1 - self.confidence, []
         for k, label in enumerate(self.labels):
@@ -315,7 +315,8 @@ class BasinEstimate(Printable):
             if row.found is not None:
                 level = [f"{row.found.loss:.8g}", row.found.kind]
             table.add_row(
-                row.label, *level, str(row.certified), *([str(row.located)] if located else []), *([str(row.proved)] if proves else []), str(row.possible),
+                row.label, *level, str(row.certified), *([str(row.located)] if located else []),
+                *([str(row.proved)] if proves else []), str(row.possible),
                 *map(interval_text, [row.interval, row.simultaneous] + ([row.unaudited] if audited else [])),
             )  # fmt: skip
         return rich.console.Group(key_value_table("Basin estimate", self._facts()), table)

@@ -83,7 +83,7 @@ class _Window(eqx.Module):
     def moved(
         self, moved: Array, t0: Array, t: Array, loss0: Array, loss: Array, span: Array
     ) -> tuple["_Window", Array]:
-        """After a step of the lanes that `moved`: the window, and by how much the mean fell per time where one is over, else ∞."""
+        """After a step of the lanes that `moved`: the window, and the rate at which the mean fell where one is over, else ∞."""
         integral = jnp.where(moved, self.integral + 0.5 * (t - t0) * (loss0 + loss), self.integral)
         over = moved & (t - self.since >= span)
         length = jnp.where(over, t - self.since, 1.0)

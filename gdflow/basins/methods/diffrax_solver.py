@@ -35,8 +35,8 @@ def _with_tolerances(solver: diffrax.AbstractSolver, controller: diffrax.PIDCont
 class DiffraxSolver(AbstractIntegrator):
     """Integration by a solver's own `step`; `memory` is the solver's state.
 
-    **Arguments:** `solver` with an error estimate; `rtol` and `atol` of the step-size control; `shortest`: steps of this length are
-    kept whatever their error.
+    **Arguments:** `solver` with an error estimate; `rtol` and `atol` of the step-size control; `shortest`: steps of this length
+    are kept whatever their error.
     """
 
     solver: diffrax.AbstractSolver
