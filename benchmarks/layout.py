@@ -24,8 +24,8 @@ import numpy as np  # noqa: E402
 
 import gdflow as gf  # noqa: E402
 from gdflow.basins.lanes import COMPILER_OPTIONS  # noqa: E402
-from gdflow.layouts import AbstractLayout, LanesFirst, LanesLast  # noqa: E402
 from gdflow.basins.methods import RungeKutta  # noqa: E402
+from gdflow.layouts import AbstractLayout, LanesFirst, LanesLast  # noqa: E402
 
 LANES = (8, 16, 32, 64, 128, 256)
 

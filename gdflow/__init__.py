@@ -18,7 +18,7 @@
 | `gdflow.landscape` | the critical set: strata, sampling, classification, second variations, inertia, extreme eigenpairs |
 | `gdflow.thresholds`, `gdflow.sides` | critical values that a loss has provably passed; the side of `det W = 0` of a start |
 | `gdflow.verdicts` | what is claimed of the limit of a start, and when |
-| `gdflow.polish`, `gdflow.kinks`, `gdflow.attraction` | from a state to the critical point nearby, on kinks or not; what flows to it |
+| `gdflow.polish`, `gdflow.kinks`, `gdflow.attraction` | from a state to the critical point nearby; what flows to it |
 | `gdflow.certificates` | what is proved from one state: level, explicit radius of the trajectory, exponential rates |
 | `gdflow.avoidance` | which starts can reach no non-strict saddle |
 | `gdflow.manifold` | matrices of rank k with the metric of balanced flow: 𝒜, its inverse, tangent space, fits |

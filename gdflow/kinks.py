@@ -3,8 +3,8 @@
 Where some inputs `z_i` of such activations vanish, the flow `Ẇ ∈ −∂L(W)` (Clarke's subdifferential) may slide along `z_i = 0` and
 end there. At its limit some element of `∂L` is zero: with slopes `α_i` between those on both sides, `g(W, α) = 0` and
 `z_i(W) = 0` for all kinks `i` of a set `A`. If no `α_i` is at an end of its interval, `L` rises on either side of every kink of
-`A` to first order, and on the surface where all of them vanish `L` is smooth with the Hessian `ZᵀHZ`: `H` that of the loss with the slopes `α` fixed,
-the columns of `Z` a basis of the tangent space. Is it positive (but for symmetries), `W` is a strict local minimum.
+`A` to first order, and on the surface where all of them vanish `L` is smooth with the Hessian `ZᵀHZ`: `H` that of the loss with
+the slopes `α` fixed, the columns of `Z` a basis of the tangent space. Is it positive (but for symmetries), `W` is a strict local minimum.
 
 An integration with steps of some shortest length chatters across the kinks that the exact flow slides on, at a distance of the
 order of the step. Here the step is made smaller and smaller; kinks at which both slopes are met to the last are those of `A`, the

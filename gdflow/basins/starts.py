@@ -117,8 +117,8 @@ class Sampled(AbstractStarts):
 class Listed(AbstractStarts):
     """Start `i` is the `i`-th of a batch of networks, or of other points: arrays whose first axes count the same.
 
-    **Arguments:** `nets`: one network or a batch with one axis, or a batch of points; `invariant_set`: the set that they are known
-    to lie on, exactly or up to the round-off of their making. A finite list is a set of measure zero in any case.
+    **Arguments:** `nets`: one network or a batch with one axis, or a batch of points; `invariant_set`: the set that they are
+    known to lie on, exactly or up to the round-off of their making. A finite list is a set of measure zero in any case.
     """
 
     nets: Any

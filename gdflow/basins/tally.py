@@ -16,9 +16,9 @@ class Tally:
     **Arguments:** `num_limits`: how many limits the verdict tells apart; `num_methods`: by how many methods starts are tried.
 
     Fields: `num`, starts so far; `statuses`, counts by `Status`; `certified` and `located`, by limit, of the starts with one;
-    `undecided`, of the others by the highest limit that is not excluded; `steps`, their sum, and `most_steps`; `largest_drift`, if
-    drift is recorded; `proved`, by method and limit, if verdicts are proved; `times`, counts of the times of decision in logarithmic bins
-    between `edges()`.
+    `undecided`, of the others by the highest limit that is not excluded; `steps`, their sum, and `most_steps`; `largest_drift`,
+    if drift is recorded; `proved`, by method and limit, if verdicts are proved; `times`, counts of the times of decision in
+    logarithmic bins between `edges()`.
     """
 
     def __init__(self, num_limits: int, num_methods: int = 1):

@@ -185,8 +185,8 @@ def integrator(
     """The method that integrates the gradient flow with a Diffrax solver.
 
     **Arguments:** `solver`: any adaptive one, Tsit5 by default, `gdflow.RKC` where the flow is stiff; `rtol` and `atol` of its
-    step-size control. Labels survive rtol 1e-3; the default is tighter so that times do too (benchmarks/tolerance.py); `shortest`:
-    steps of this length are kept whatever their error, for gradients that jump (see `gdflow.kinks`).
+    step-size control. Labels survive rtol 1e-3; the default is tighter so that times do too (benchmarks/tolerance.py);
+    `shortest`: steps of this length are kept whatever their error, for gradients that jump (see `gdflow.kinks`).
 
     **Raises:** `ValueError` or `TypeError` for solvers that cannot integrate the flow with steps of their own choice, and for
     tolerances out of range.
