@@ -4,7 +4,8 @@ Where some inputs `z_i` of such activations vanish, the flow `Ẇ ∈ −∂L(W)
 end there. At its limit some element of `∂L` is zero: with slopes `α_i` between those on both sides, `g(W, α) = 0` and
 `z_i(W) = 0` for all kinks `i` of a set `A`. If no `α_i` is at an end of its interval, `L` rises on either side of every kink of
 `A` to first order, and on the surface where all of them vanish `L` is smooth with the Hessian `ZᵀHZ`: `H` that of the loss with
-the slopes `α` fixed, the columns of `Z` a basis of the tangent space. Is it positive (but for symmetries), `W` is a strict local minimum.
+the slopes `α` fixed, the columns of `Z` a basis of the tangent space. Is it positive (but for symmetries), `W` is a
+strict local minimum.
 
 An integration with steps of some shortest length chatters across the kinks that the exact flow slides on, at a distance of the
 order of the step. Here the step is made smaller and smaller; kinks at which both slopes are met to the last are those of `A`, the
@@ -96,7 +97,7 @@ def settle_on_kinks(objective: NetworkObjective, state: Any, step: Float[Array, 
     x1, alpha = optx.least_squares(equations, solver, begin, max_steps=_SOLVER_STEPS, throw=False).value
     finite = is_finite((x1, alpha))
     x1, alpha = jnp.where(finite, x1, x), jnp.where(finite, alpha, 0.5)
-    z1, side1 = inputs_of(x1)
+    _, side1 = inputs_of(x1)
     stayed = jnp.all(active | (side1 == side))  # no other kink was crossed on the way
     margin = jnp.min(jnp.where(used, jnp.minimum(alpha, 1 - alpha), 0.5), initial=0.5)
     residual = point_norm(equations((x1, alpha), None))

@@ -6,8 +6,8 @@ the logistic or the softmax loss `L` (a sum over samples), once `L < log 2`
     ‖W(t)‖ → ∞,  L → 0,  and  γ̃ = −log(e^L − 1)/‖W‖^N does not fall,
 
 so every margin that is reached stays: `γ̃` is at most the margin `min_k (margin of sample k)/‖W‖^N`, and the two come together
-(Lyu and Li 2020, Theorem 4.1; Ji and Telgarsky 2020 prove that the direction `W/‖W‖` converges). The margin of a sample is `y f(x)` for
-labels `y = ±1`, and the output of its class less the largest of the others for one-hot labels.
+(Lyu and Li 2020, Theorem 4.1; Ji and Telgarsky 2020 prove that the direction `W/‖W‖` converges). The margin of a sample is
+`y f(x)` for labels `y = ±1`, and the output of its class less the largest of the others for one-hot labels.
 """
 
 import jax

@@ -54,7 +54,8 @@ def test_bounds_of_derivatives_hold_and_are_sharp(activation):
     for bound in activation.bounds:
         derivative = jax.grad(derivative)
         largest = float(jnp.max(jnp.abs(jax.vmap(derivative)(jnp.linspace(-8.0, 8.0, 40_001)))))
-        assert largest <= bound * (1 + 1e-12) and largest >= 0.99 * bound
+        assert largest <= bound * (1 + 1e-12)
+        assert largest >= 0.99 * bound
 
 
 @pytest.mark.parametrize("activation", [Identity(), Tanh(), Arctan(), Sigmoid(), LeakyReLU(0.2)], ids=lambda a: a.name)
@@ -76,9 +77,11 @@ def test_the_series_of_arctan_meets_its_closed_form():
 
 def test_an_activation_of_your_own_is_checked():
     sine = Custom(jnp.sin, jnp.cos, is_odd=True)
-    assert sine.odd and sine.smooth and sine.name == "sin"
+    assert sine.odd
+    assert sine.smooth
+    assert sine.name == "sin"
     np.testing.assert_allclose(Custom(jnp.sin).derivative(jnp.asarray(GRID)), np.cos(GRID), atol=1e-14)
-    with pytest.raises(ValueError, match="derivative given is .* but that of the function is"):
+    with pytest.raises(ValueError, match=r"derivative given is .* but that of the function is"):
         Custom(jnp.sin, jnp.sin)
     with pytest.raises(ValueError, match="not odd"):
         Custom(jnp.cos, is_odd=True)
@@ -92,11 +95,12 @@ def test_an_activation_of_your_own_is_checked():
 
 def test_names():
     for name, kind in NAMED.items():
-        assert isinstance(as_activation(name), kind) and isinstance(as_activation(kind), kind)
+        assert isinstance(as_activation(name), kind)
+        assert isinstance(as_activation(kind), kind)
     with pytest.raises(ValueError, match="no activation 'softmax': one of identity, tanh"):
         as_activation("softmax")
     with pytest.raises(TypeError, match=r"Custom\(function, derivative\)"):
         as_activation(jnp.tanh)
-    with pytest.raises(ValueError, match="at least 0 and below 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"at least 0 and below 1, got 1\.5"):
         LeakyReLU(1.5)
     assert issubclass(Tanh, AbstractActivation)

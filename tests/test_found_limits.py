@@ -45,8 +45,10 @@ def test_the_basins_of_a_double_well():
         exact = p if float(row.found.point) > 0 else 1 - p
         assert row.interval[0] <= exact <= row.interval[1]
         assert row.simultaneous[0] <= exact <= row.simultaneous[1]
-        assert row.found.isolated and row.found.smallest == pytest.approx(2.0, rel=1e-9)  # the second derivative at ±1
-    assert estimate.undecided == 0 and estimate.unseen < 0.02
+        assert row.found.isolated
+        assert row.found.smallest == pytest.approx(2.0, rel=1e-9)
+    assert estimate.undecided == 0
+    assert estimate.unseen < 0.02
     starts = estimate.plan.starts.networks(estimate.ids)
     ends = np.array([float(limit.point) for limit in estimate.found])[estimate.outcomes["limit"].to_numpy()]
     np.testing.assert_array_equal(np.sign(ends), np.sign(starts))
@@ -61,9 +63,15 @@ def test_one_relu_unit_dies_with_probability_five_eighths():
     problem = gf.Problem([[1.0]], [[1.0]], activations="relu")
     estimate = gf.basin_sizes(problem, Gaussian((1, 1, 1), 1.0), 2000, **QUIET, audit=0, confidence=1 - 1e-6)
     minimum, dead = estimate.rows
-    assert minimum.found.loss == pytest.approx(0, abs=1e-12) and dead.found.loss == pytest.approx(0.5)
-    assert minimum.found.zero == 0 and minimum.found.symmetries == 1 and minimum.found.dead == (0,)
-    assert dead.found.dead == (1,) and dead.found.positive == 0 and dead.found.zero == 0 and dead.found.symmetries == 2
+    assert minimum.found.loss == pytest.approx(0, abs=1e-12)
+    assert dead.found.loss == pytest.approx(0.5)
+    assert minimum.found.zero == 0
+    assert minimum.found.symmetries == 1
+    assert minimum.found.dead == (0,)
+    assert dead.found.dead == (1,)
+    assert dead.found.positive == 0
+    assert dead.found.zero == 0
+    assert dead.found.symmetries == 2
     assert minimum.interval[0] <= 3 / 8 <= minimum.interval[1]
     nets = estimate.plan.starts.networks(estimate.ids)
     w1, w2 = np.asarray(nets.weights[0]).ravel(), np.asarray(nets.weights[1]).ravel()
@@ -79,15 +87,18 @@ def test_linear_networks_agree_with_the_level_certificate():
     law = Gaussian(problem.widths([3]))
     found = gf.basin_sizes(problem, law, 60, **QUIET, audit=0, verdict=Converged())
     known = gf.basin_sizes(problem, law, 60, **QUIET, audit=0)
-    assert known.certified == 60 and found.located == 60
+    assert known.certified == 60
+    assert found.located == 60
     (limit,) = found.found
     assert limit.loss == pytest.approx(known.levels[0].value, abs=1e-10)
     # r d_1 + (d_1 − r)(r + d_x − d_y) flat directions (MATH 8), r = d_1 = 3.
-    assert limit.zero == 9 and not limit.isolated
+    assert limit.zero == 9
+    assert not limit.isolated
     # A bottleneck: the best fit of rank one.
     law = Gaussian(problem.widths([1]))
     (limit,) = gf.basin_sizes(problem, law, 40, **QUIET, audit=0, verdict=Converged()).found
-    assert limit.loss == pytest.approx(0.5 * (2**2 + 1), rel=1e-9) and limit.zero == 1
+    assert limit.loss == pytest.approx(0.5 * (2**2 + 1), rel=1e-9)
+    assert limit.zero == 1
 
 
 def test_separable_samples_run_to_infinity_and_others_do_not():
@@ -96,11 +107,13 @@ def test_separable_samples_run_to_infinity_and_others_do_not():
     labels = np.sign(X[:1] + 0.1)
     law = Gaussian((2, 3, 1))
     separable = gf.basin_sizes(gf.Problem(X, labels, gf.losses.Logistic()), law, 40, **QUIET, audit=0)
-    assert separable.certified == 40 and [limit.at_infinity for limit in separable.found] == [True]
+    assert separable.certified == 40
+    assert [limit.at_infinity for limit in separable.found] == [True]
     assert np.all(separable.outcomes["loss"].to_numpy() < math.log(2))
     labels[0, :4] *= -1
     mixed = gf.basin_sizes(gf.Problem(X, labels, gf.losses.Logistic()), law, 40, **QUIET, audit=0)
-    assert not any(limit.at_infinity for limit in mixed.found) and mixed.located == 40
+    assert not any(limit.at_infinity for limit in mixed.found)
+    assert mixed.located == 40
     # The loss of the minimum, by SciPy, of a convex function of the product.
     best = scipy.optimize.minimize(lambda w: np.sum(np.logaddexp(0, -labels[0] * (w @ X))), np.zeros(2), tol=1e-12)
     assert mixed.found[0].loss == pytest.approx(best.fun, rel=1e-9)
@@ -150,7 +163,8 @@ def descend(problem, nets, steps, rate):
 @pytest.mark.parametrize("num", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_limits_are_those_of_gradient_descent_with_a_tiny_step(tanh_estimate, num):
     estimate = tanh_estimate
-    assert len(estimate.found) >= 2 and estimate.undecided == 0
+    assert len(estimate.found) >= 2
+    assert estimate.undecided == 0
     nets = estimate.plan.starts.networks(range(num))
     losses = np.asarray(descend(estimate.plan.problem, nets, 60_000, 1e-3))  # to time 60, that of the slowest start
     limits = estimate.outcomes["limit"].to_numpy()[:num]
@@ -164,7 +178,8 @@ def test_what_is_said_of_a_limit_holds(tanh_estimate):
     for limit in tanh_estimate.found:
         assert float(problem.gradient(limit.point).norm()) < 1e-10
         values = np.linalg.eigvalsh(gf.hessian(problem, limit.point))
-        assert values[0] == pytest.approx(limit.smallest, rel=1e-6) and values[0] > 0
+        assert values[0] == pytest.approx(limit.smallest, rel=1e-6)
+        assert values[0] > 0
         assert float(problem.effective_loss(limit.point)) == pytest.approx(limit.loss, rel=1e-12)
     certified = tanh_estimate.outcomes["status"].cast("string").to_numpy(zero_copy_only=False) == "certified"
     assert certified.sum() == tanh_estimate.certified > 100
@@ -185,13 +200,17 @@ def test_results_are_written_opened_and_run_again(tanh_estimate, tmp_path):
     problem, law = tanh_problem()
     estimate = gf.basin_sizes(problem, law, 40, **QUIET, folder=tmp_path / "run", audit=20)
     opened = gf.load(tmp_path / "run")
-    assert opened.outcomes.equals(estimate.outcomes) and opened.labels == estimate.labels
+    assert opened.outcomes.equals(estimate.outcomes)
+    assert opened.labels == estimate.labels
     for a, b in zip(opened.found, estimate.found, strict=True):
-        assert a.loss == b.loss and a.kind == b.kind and a.first_id == b.first_id
+        assert a.loss == b.loss
+        assert a.kind == b.kind
+        assert a.first_id == b.first_id
         np.testing.assert_array_equal(a.point.weights[0], b.point.weights[0])
     assert str(opened).splitlines()[-8:] == str(estimate).splitlines()[-8:]
     assert gf.basin_sizes(problem, law, 40, **QUIET, folder=tmp_path / "run", audit=20).opened_from
-    assert estimate.audit.flips == 0 and opened.unseen == estimate.unseen
+    assert estimate.audit.flips == 0
+    assert opened.unseen == estimate.unseen
     repeated = gf.repeat(estimate, progress=False)
     assert repeated.outcomes["limit"].equals(estimate.outcomes["limit"])
     assert estimate.plan.collect(range(10))["verdict"].to_pylist()[0].startswith("limit")
@@ -242,7 +261,8 @@ def test_polish_finds_the_critical_point_where_the_hessian_is_singular():
     nets = gf.LayerTuple([jnp.array([[[1.1]], [[0.7]]]), jnp.array([[[0.93]], [[1.4]]])])
     found = polish(problem.objective, nets)
     np.testing.assert_allclose(found.points.weights[0] * found.points.weights[1], 1.0, atol=1e-12)
-    assert np.all(found.gradient_norms < 1e-12) and np.all(found.downhill)
+    assert np.all(found.gradient_norms < 1e-12)
+    assert np.all(found.downhill)
     np.testing.assert_array_equal(found.num_symmetries, 1)
     # A quadratic form: in one step.
     quadratic = Potential(lambda x: 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * x**2))
@@ -292,13 +312,15 @@ def test_the_flow_from_a_ball_of_attraction_ends_at_its_minimum(tanh_estimate):
         flat, unravel = jax.flatten_util.ravel_pytree(limit.point)
         values = np.linalg.eigvalsh(gf.hessian(problem, limit.point))
         radius = attraction_radius(problem.objective, limit.point, values, 1e-13)
-        assert radius == pytest.approx(limit.radius, rel=1e-6) and radius > 1e-6
+        assert radius == pytest.approx(limit.radius, rel=1e-6)
+        assert radius > 1e-6
         steps = rng.normal(size=(8, flat.size))
         steps *= 0.999 * radius / np.linalg.norm(steps, axis=1, keepdims=True)
         starts = jax.vmap(unravel)(np.asarray(flat) + steps)
         run = gf.simulate(problem, starts, 30.0, ts=20, rtol=1e-9, atol=1e-14)
         away = jax.vmap(jax.vmap(lambda n, point=limit.point: (n - point).norm()))(run.networks)
-        assert np.all(np.diff(away, axis=1) <= 1e-13) and np.all(away[:, -1] < 1e-3 * radius)
+        assert np.all(np.diff(away, axis=1) <= 1e-13)
+        assert np.all(away[:, -1] < 1e-3 * radius)
     # At a saddle, and for objectives of which nothing is known, nothing is claimed.
     assert attraction_radius(problem.objective, limit.point, -values, 0.0) == 0.0
     assert attraction_radius(Potential(double_well).objective, jnp.ones(()), np.array([2.0]), 0.0) == 0.0
@@ -326,7 +348,8 @@ def test_intervals_of_found_limits_cover_together():
         ]
         covered += all(low <= p[k] <= high for k, (low, high) in zip(kinds, ends, strict=True))
         unseen += p[~np.isin(np.arange(len(p)), kinds)].sum() <= unseen_bound(limits, alpha)
-    assert covered >= 900 - 31 and unseen >= 900 - 31
+    assert covered >= 900 - 31
+    assert unseen >= 900 - 31
 
 
 def test_unseen_bound_counts_what_is_new_and_what_is_undecided():
@@ -346,11 +369,9 @@ def test_bad_input_is_refused_before_anything_runs():
         gf.basin_sizes(problem, zero, progress=False)
     with pytest.raises(ValueError, match="not finite at the first"):
         gf.basin_sizes(Potential(lambda x: jnp.log(-jnp.abs(x))), lambda key: jax.random.normal(key), 5, **QUIET)
-    with pytest.raises(
-        ValueError, match="Balanced needs critical values known beforehand, and this problem has activation ReLU"
-    ):
-        linear = gf.Problem.from_singular_values([2.0, 1.0], coordinates="data")
-        verdict = gf.verdicts.Balanced(linear, (2, 2, 2))
+    linear = gf.Problem.from_singular_values([2.0, 1.0], coordinates="data")
+    verdict = gf.verdicts.Balanced(linear, (2, 2, 2))
+    with pytest.raises(ValueError, match="Balanced needs critical values known beforehand, and this problem has"):
         gf.basin_sizes(problem, Gaussian(problem.widths([3])), 5, **QUIET, verdict=verdict)
     with pytest.raises(TypeError, match="starts of a problem of data are networks"):
         gf.basin_sizes(problem, jnp.ones((5, 2)), progress=False)
@@ -370,10 +391,14 @@ def test_a_start_that_is_lost_is_counted_and_the_rest_goes_on():
         progress=False,
         audit=0,
     )
-    assert estimate.statuses[Status.LOCATED] == 2 and estimate.statuses[Status.NON_FINITE] == 1
+    assert estimate.statuses[Status.LOCATED] == 2
+    assert estimate.statuses[Status.NON_FINITE] == 1
     # Nothing has a minimum here: no limit, and nothing else breaks.
     falling = gf.basin_sizes(Potential(lambda x: -x), jnp.array([0.5, -0.5]), progress=False, audit=0)
-    assert falling.found == () and falling.fraction == 0 and falling.interval == (0, 1) and "0 found" in str(falling)
+    assert falling.found == ()
+    assert falling.fraction == 0
+    assert falling.interval == (0, 1)
+    assert "0 found" in str(falling)
 
 
 def test_starts_that_pass_a_saddle_are_not_put_there():
@@ -384,5 +409,6 @@ def test_starts_that_pass_a_saddle_are_not_put_there():
         limits=gf.basins.Limits(gradient_tolerance=1e-4, max_steps=1000),
     )  # fmt: skip
     ends = estimate.outcomes["verdict"].to_pylist()
-    assert ends[2] == "undecided" and ends[1] != "undecided"
+    assert ends[2] == "undecided"
+    assert ends[1] != "undecided"
     assert all(abs(float(limit.point[1])) == pytest.approx(1.0) for limit in estimate.found)

@@ -40,7 +40,9 @@ def relu_estimate():
 def test_minima_on_kinks_are_minima(relu_estimate):
     """No random step that crosses no other kink leads down from them, however long; on active ones both slopes lead up."""
     estimate = relu_estimate
-    assert estimate.located >= 50 and any(limit.kinks for limit in estimate.found) and len(estimate.found) >= 2
+    assert estimate.located >= 50
+    assert any(limit.kinks for limit in estimate.found)
+    assert len(estimate.found) >= 2
     problem, rng = estimate.plan.problem, np.random.default_rng(9)
     loss = jax.jit(jax.vmap(problem.effective_loss))
     for limit in estimate.found:
@@ -87,7 +89,8 @@ def test_limits_are_those_of_subgradient_descent(relu_estimate):
     decided = [i for i, k in enumerate(limits) if k is not None]
     expected = np.array([estimate.found[limits[i]].loss for i in decided])
     # Steps of 2e-3 may take another side of a boundary between basins than the flow: one in twenty at most.
-    assert len(decided) > 30 and np.sum(abs(ends[decided] - expected) > 2e-3) <= 2
+    assert len(decided) > 30
+    assert np.sum(abs(ends[decided] - expected) > 2e-3) <= 2
 
 
 def test_settling_needs_no_kink():
@@ -95,7 +98,9 @@ def test_settling_needs_no_kink():
     problem = gf.Problem([[1.0]], [[1.0]], activations="relu")
     net = gf.LayerTuple([jnp.array([[1.1]]), jnp.array([[0.93]])])
     found = jax.jit(lambda n: settle_on_kinks(problem.objective, n, jnp.asarray(1e-3)))(net)
-    assert bool(found.found) and int(found.num_kinks) == 0 and float(found.residual) < 1e-12
+    assert bool(found.found)
+    assert int(found.num_kinks) == 0
+    assert float(found.residual) < 1e-12
     assert float(found.point.weights[0][0, 0] * found.point.weights[1][0, 0]) == pytest.approx(1.0, abs=1e-12)
 
 

@@ -184,7 +184,8 @@ def test_a_planar_potential_with_an_unbounded_trajectory():
     # Where x has followed, x = y/(1 + y²) and ẏ = y/(1 + y²)²: ln y + y² + y⁴/4 grows like t, up to the delay 1/y².
     clock = np.log(y) + y**2 + y**4 / 4
     np.testing.assert_allclose(np.diff(clock[1:]), np.diff(ts[1:]), rtol=1e-2)
-    assert y[-1] > 7 and np.all(np.diff(run.losses) < 0)
+    assert y[-1] > 7
+    assert np.all(np.diff(run.losses) < 0)
 
 
 def test_the_counterexample_of_the_first_version_is_none():
@@ -195,8 +196,10 @@ def test_the_counterexample_of_the_first_version_is_none():
         run = gf.simulate(three, start, 500.0, ts=60, rtol=1e-9, atol=1e-12, max_steps=100_000)
         p = {name: np.asarray(values) for name, values in run.networks.items()}
         quantity = p["y"] ** 2 - p["x"] ** 2 + p["z"] ** 2
-        assert np.all(np.diff(quantity) <= 1e-6) and np.all(p["x"] ** 2 <= max(x**2, 0.25) + 1e-6)
-        assert run.status == "reached t1" and "effective loss" in str(run)
+        assert np.all(np.diff(quantity) <= 1e-6)
+        assert np.all(p["x"] ** 2 <= max(x**2, 0.25) + 1e-6)
+        assert run.status == "reached t1"
+        assert "effective loss" in str(run)
 
 
 def test_derivatives_of_a_potential_s_flow():

@@ -36,14 +36,17 @@ def test_the_smoothed_margin_rises_to_the_margin(rng, widths, activation):
     run = gf.simulate(problem, net, 1e4, ts=np.geomspace(0.1, 1e4, 30), rtol=1e-9, atol=1e-11, shortest=1e-6)
     margins, bounds = jax.jit(jax.vmap(lambda n: jnp.stack(normalized_margin(problem, n))))(run.networks).T
     sure = np.isfinite(bounds)
-    assert sure.sum() > 15 and np.all(np.asarray(run.losses)[sure] < np.log(2))
+    assert sure.sum() > 15
+    assert np.all(np.asarray(run.losses)[sure] < np.log(2))
     assert np.all(np.diff(np.asarray(bounds)[sure]) > -1e-8)  # the integration's error
-    assert np.all(bounds[sure] <= margins[sure] + 1e-12) and margins[-1] > 0
+    assert np.all(bounds[sure] <= margins[sure] + 1e-12)
+    assert margins[-1] > 0
     if activation is None:
         # A linear network of depth N reaches at most (γ/N^{N/2}) with the largest margin γ of a vector (balanced, rank 1).
         N = len(widths) - 1
         best = largest_margin(X, labels) / N ** (N / 2)
-        assert margins[-1] <= best * (1 + 1e-9) and margins[-1] > 0.9 * best
+        assert margins[-1] <= best * (1 + 1e-9)
+        assert margins[-1] > 0.9 * best
 
 
 def test_three_classes(rng):
@@ -53,14 +56,15 @@ def test_three_classes(rng):
     margin, bound = normalized_margin(problem, gf.LayerTuple([W]))
     F = W @ X
     expected = min(F[k, k] - max(F[j, k] for j in range(3) if j != k) for k in range(3)) / np.linalg.norm(W)
-    assert float(margin) == pytest.approx(expected) and float(bound) <= float(margin)
+    assert float(margin) == pytest.approx(expected)
+    assert float(bound) <= float(margin)
     assert float(normalized_margin(problem, gf.LayerTuple([-W]))[1]) == -np.inf
 
 
 def test_margins_are_of_homogeneous_networks():
     X, labels = np.ones((2, 3)), np.ones((1, 3))
     net = gf.LayerTuple([jnp.ones((1, 2))])
-    with pytest.raises(ValueError, match="homogeneous networks.*weight decay 0.1"):
+    with pytest.raises(ValueError, match=r"homogeneous networks.*weight decay 0\.1"):
         normalized_margin(gf.Problem(X, labels, gf.losses.Logistic(), weight_decay=0.1), net)
     with pytest.raises(ValueError, match="squared error"):
         normalized_margin(gf.Problem(X, labels), net)

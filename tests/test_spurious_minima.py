@@ -190,6 +190,14 @@ def test_claims_are_decided_by_numbers():
         results(steps={0.1: sweep(8, 240, first=200)}),
     ) == [True, False, None]
 
+    assert verdicts(
+        sm.more_differ,
+        results(steps={0.05: 238, 0.2: 230, 0.4: 210}),
+        results(steps={0.05: 210, 0.2: 230, 0.4: 238}),
+        results(steps={0.05: 238, 0.2: 236, 0.4: 235}),
+        results(steps={0.05: 238, 0.2: 210, 0.4: 211}),
+    ) == [True, False, None, None]
+
     other = results({8: sweep(8, 240, W=-np.eye(8))})
     assert verdicts(sm.one_against, results(), other, results({6: 0, 8: 240})) == [True, False, None]
 

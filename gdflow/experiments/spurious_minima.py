@@ -27,7 +27,6 @@ from jaxtyping import Array, Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 
 from gdflow.basins import AbstractMethod, AbstractRider, BasinEstimate, GradientDescent, Limits, basin_sizes, integrator
 from gdflow.basins.catalogue import FoundLimit
@@ -542,6 +541,29 @@ def same_for_all_steps(results: Results) -> Claim:
     )
 
 
+def more_differ(results: Results) -> Claim:
+    """That the longer the step, the more starts have another limit than by the flow."""
+    flow, alpha = results.reference, ALPHA / len(results.steps)
+    counts = [difference(run, flow).differ for run in results.steps]
+    bounds = [verdict_interval(count, count, flow.num, alpha) for count in counts]
+    verdict: bool | None = None
+    if any(later[1] < earlier[0] for earlier, later in itertools.combinations(bounds, 2)):
+        verdict = False
+    elif counts == sorted(counts) and bounds[-1][0] > bounds[0][1]:
+        verdict = True
+    return Claim(
+        f"for k = {flow.k}, the longer the step of gradient descent, the more starts end elsewhere than by the flow",
+        "their number does not decrease from any step to the next, and the interval of the longest step lies above that of the "
+        "shortest (simultaneous over all steps); not confirmed if one lies below that of a shorter step",
+        verdict,
+        ", ".join(
+            f"step {s.step:g}: {c} of {s.num} {percent(b)}"
+            for s, c, b in zip(results.steps, counts, bounds, strict=True)
+        ),
+        ours=True,
+    )
+
+
 def one_against(results: Results) -> Claim:
     """That at the most frequent spurious minimum one student points against a teacher."""
     verdicts: list[bool | None] = []
@@ -611,8 +633,8 @@ def tolerances_suffice(results: Results) -> Claim:
 
 #: All claims, in order.
 CLAIMS = (
-    positive_measure, grows, none_for_few, same_fractions, same_for_all_steps, one_against, all_strict, away_from_zero,
-    tolerances_suffice,
+    positive_measure, grows, none_for_few, same_fractions, same_for_all_steps, more_differ, one_against, all_strict,
+    away_from_zero, tolerances_suffice,
 )  # fmt: skip
 
 
@@ -724,7 +746,7 @@ def _draw_steps(axes: Axes, results: Results) -> None:
     axes.set_xlim(min(steps) / 1.4, max(steps) * 1.4)
     room = 0.08 * (max(tops) - min(bottoms))
     axes.set_ylim(max(0.0, min(bottoms) - room), max(tops) + 4.5 * room)  # with room for the legend
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{round(100 * y, 6):g} %")
     axes.set(xlabel="step of gradient descent", ylabel="starts that end at a spurious minimum")
     axes.set_title(f"$k = {flow.k}$, the same {flow.num:,} starts", fontsize=10)
     handles = [
