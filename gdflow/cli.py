@@ -323,6 +323,8 @@ def main() -> None:
             setattr(sys, name, io.StringIO())
         elif hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # Σ in a terminal that knows ASCII only
+    # Starts run on all cores already: threads inside of decompositions of small matrices would only wait for each other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     failures.clear()
     kept.clear()
     read.cache_clear()

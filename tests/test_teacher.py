@@ -484,7 +484,7 @@ def test_teachers_of_one_size_share_their_programs(rng):
         loss(TeacherStudent(rng.normal(size=(2, 3))).objective, network(rng.normal(size=(2, 3))))
     assert len(traced) == 1
     objective = TeacherStudent.orthonormal(3).objective
-    assert not objective.smooth
+    assert objective.smooth
     assert objective.numbers(9) == 9 + 3 * 6
 
 

@@ -24,6 +24,8 @@ from gdflow.verdicts import Converged
 _BATCH = 64
 #: A critical point has a gradient norm of at most this part of the size of its Hessian times that of the point.
 _CRITICAL = 1e-9
+#: A Newton step from it is at most this part of its size.
+_SETTLED = 1e-6
 #: An eigenvalue of at most this part of the largest is zero.
 _ZERO = 1e-8
 
@@ -161,11 +163,13 @@ class Catalogue:
         threshold = max(_ZERO * largest, zero_threshold(largest, self._size))
         if not critical or not near or values[0] < -threshold:
             return -1, moved, False
-        positive, symmetries = int(np.sum(values > threshold)), int(found.num_symmetries[k])
+        free = values[values > threshold]
+        if free.size and float(found.gradient_norms[k]) > _SETTLED * free.min() * size:
+            return -1, moved, False  # a Newton step would still lead on: a slow tail, perhaps to infinity
+        positive, symmetries = free.size, int(found.num_symmetries[k])
         zero = max(0, len(values) - positive - symmetries)
         numbers = np.asarray(found.fingerprints[k] if zero == 0 else found.features[k])
         number = self._same(value, numbers, zero)
-        free = values[values > threshold]
         point = self._unravel(jnp.asarray(found.canonical[k]))
         limit = FoundLimit(
             value, point, False, positive, zero, symmetries, float(free.min(initial=np.inf)), largest, int(found.num_kinks[k]),

@@ -8,6 +8,11 @@ counts are the starts whose limit differs.
 Minima are in one class if their losses and all products of their students with each other and with the teachers are the same
 (`TeacherObjective.fingerprint`): a permutation of the students, or of the coordinates, takes one to the other.
 
+*What comes out*, with 2000 starts for every `k` from 4 to 12 and seed 0: by the flow 0, 0, 2, 89, 254, 424, 663, 935, 1138
+starts end at spurious minima, by descent with step 0.1 0, 0, 2, 88, 254, 423, 665, 933, 1138. The fractions do not differ
+measurably, but up to 35 starts end elsewhere; for `k = 8` 4, 8, 12, 24, 48 do with the steps 0.02, 0.05, 0.1, 0.2, 0.4. At the
+most frequent spurious minimum one student points against a teacher and all others along one; from `k = 8` on there are others.
+
 From Python: `gdflow.experiments.spurious_minima.spurious_minima(fast=True).figure`.
 """
 
