@@ -58,7 +58,7 @@ def basins(
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
-    """How likely does a random start converge to a global minimum? A certified answer, as table, picture and files.
+    """How likely does a random start converge where, a global minimum for instance? As table, picture and files.
 
     Where the folder holds the results of this very run they are opened; `--overwrite` runs it again.
 

@@ -241,7 +241,7 @@ class Running:
         Integration method, by default tsit5. rkc: stabilised, for stiff flows (small singular values beside large ones), at
         looser tolerances.
     rtol
-        Relative tolerance of the integration, by default 1e-6.
+        Relative tolerance of the integration, by default 1e-6; where limits are found in the run see gdflow.basin_sizes.
     atol
         Absolute tolerance of the integration, by default 1e-9. Where verdicts are proved and none of the three is given:
         dopri8, 1e-7, 1e-10.

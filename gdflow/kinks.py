@@ -2,10 +2,10 @@
 
 Where some inputs `z_i` of such activations vanish, the flow `Ẇ ∈ −∂L(W)` (Clarke's subdifferential) may slide along `z_i = 0` and
 end there. At its limit some element of `∂L` is zero: with slopes `α_i` between those on both sides, `g(W, α) = 0` and
-`z_i(W) = 0` for all kinks `i` of a set `A`. If no `α_i` is at an end of its interval, `L` rises on either side of every kink of
-`A` to first order, and on the surface where all of them vanish `L` is smooth with the Hessian `ZᵀHZ`: `H` that of the loss with
-the slopes `α` fixed, the columns of `Z` a basis of the tangent space. Is it positive (but for symmetries), `W` is a
-strict local minimum.
+`z_i(W) = 0` for all kinks `i` of a set `A`. If no `α_i` is at an end of its interval, and the slope of `L` across each kink
+rises from one side to the other, `L` rises on either side of every kink of `A` to first order. On the surface where all of them
+vanish `L` is smooth with the Hessian `ZᵀHZ`: `H` that of the loss with the slopes `α` fixed, the columns of `Z` a basis of the
+tangent space. Is it positive (but for symmetries), `W` is a strict local minimum.
 
 An integration with steps of some shortest length chatters across the kinks that the exact flow slides on, at a distance of the
 order of the step. Here the step is made smaller and smaller; kinks at which both slopes are met to the last are those of `A`, the
@@ -110,5 +110,9 @@ def settle_on_kinks(objective: NetworkObjective, state: Any, step: Float[Array, 
     alone = jnp.concatenate([jnp.ravel(jnp.broadcast_to(d[:, None], (d.size, objective.design.shape[1])))
                              for d in objective.dead_kinks(unravel(x1))])  # fmt: skip
     num_kinks = jnp.sum(used & ~alone[index])
+    # Across a kink the slope must rise: along its normal, the change of the gradient with the share.
+    change = jax.jacfwd(lambda alpha: gradient(x1, spread(alpha)))(alpha)
+    across = jnp.sum(jax.jacrev(lambda x: inputs_of(x)[0][index])(x1) * change.T, axis=1)
+    found = found & jnp.all(~used | alone[index] | (across > 0))
     normals = jnp.where(used[:, None], jax.jacrev(lambda x: inputs_of(x)[0][index])(x1), 0.0)
     return OnKinks(unravel(jnp.where(found, x1, flat)), found, residual, 0.5 * (H + H.T), normals, num_kinks, margin)

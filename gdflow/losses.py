@@ -115,6 +115,8 @@ class SoftmaxCrossEntropy(AbstractLoss):
         return jnp.sum(jnp.sum(target, axis=0) * jnp.sum(p * (direction - mean) ** 2, axis=0), axis=0)
 
     def check_target(self, target: np.ndarray) -> None:
+        if target.shape[0] < 2:
+            raise ValueError("cross-entropy needs two classes at least: with one its loss is zero whatever the output")
         if np.any(target < 0):
             raise ValueError(f"cross-entropy needs probabilities, but Y contains {target.min():g}")
         sums = target.sum(axis=0)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gdflow.activations import AbstractActivation, Identity, LeakyReLU
+from gdflow.activations import AbstractActivation, Identity
 from gdflow.layouts import NARROW, AbstractLayout, AbstractProducts, LanesLast, One
 from gdflow.losses import AbstractLoss, Logistic, SoftmaxCrossEntropy, SquaredError
 from gdflow.network import LayerTuple, matmul
@@ -84,7 +84,7 @@ class Objective(eqx.Module):
     def vanishes_at_infinity(self) -> Bool[Array, ""]:
         """Whether a loss below `log 2` proves that `L` tends to 0 while the point runs to infinity (`gdflow.separation`).
 
-        So it does for homogeneous networks without decay or biases, with the logistic or the softmax loss.
+        So it does for homogeneous networks without decay or biases, with the logistic or the softmax loss of labels.
         """
         return jnp.asarray(False)
 
@@ -133,11 +133,11 @@ class LinearObjective(Objective):
         return net.pullback(self.end_to_end_gradient(net.end_to_end))
 
     def features(self, net: LayerTuple) -> Float[Array, " q"]:
-        """The output `WD`: factors of one product are not told apart."""
-        return jnp.ravel(matmul(net.end_to_end, self.design))
+        """The output `WD`, as far as the loss sees it: factors of one product are not told apart."""
+        return jnp.ravel(_seen_by(self.loss, matmul(net.end_to_end, self.design)))
 
     def vanishes_at_infinity(self) -> Bool[Array, ""]:
-        return jnp.asarray(isinstance(self.loss, Logistic | SoftmaxCrossEntropy))
+        return _separates(self.loss, self.target)
 
     # In lanes only one matrix, of the size of `D`, stands between the layers and the loss.
 
@@ -379,14 +379,22 @@ class NetworkObjective(Objective):
             dead.append(jnp.all(off, axis=1) & ~self._constant(slope))
         return tuple(dead)
 
+    def _silent_units(self, net: LayerTuple) -> tuple[Bool[Array, " d_j"], ...]:
+        """Of every hidden layer, which units have the output zero (but for round-off) on all samples."""
+        inputs, _ = self._forward(One(), net.weights)
+        return tuple(
+            jnp.all(jnp.abs(a) <= _ROUND_OFF * (1 + jnp.max(jnp.abs(before))), axis=1)
+            for before, a in zip(inputs[:-2], inputs[1:-1], strict=True)
+        )
+
     def _constant(self, layer: Float[Array, "d_j ..."]) -> Bool[Array, " d_j"]:
         """Which unit of a hidden layer is the constant."""
         rows = layer.shape[0]
         return (jnp.arange(rows) == rows - 1) if self.biases else jnp.zeros(rows, bool)
 
     def features(self, net: LayerTuple) -> Float[Array, " q"]:
-        """The outputs on all samples."""
-        return jnp.ravel(self.output(net))
+        """The outputs on all samples, as far as the loss sees them."""
+        return jnp.ravel(_seen_by(self.loss, self.output(net)))
 
     def canonical(self, net: LayerTuple) -> LayerTuple:
         """The representative of all networks that permutations, sign flips and scalings of hidden units make of this one.
@@ -397,11 +405,11 @@ class NetworkObjective(Objective):
         how they are scaled; units are sorted along the normal of that hyperplane.
         """
         weights = list(net.weights)
-        dead = self.dead_units(net)
+        dead, silent = self.dead_units(net), self._silent_units(net)
         for j, activation in enumerate(self.layer_activations(net.depth)[:-1]):
             row, column = weights[j], weights[j + 1]
             constant = self._constant(row)
-            gone = dead[j] if not isinstance(activation, LeakyReLU) else jnp.zeros_like(dead[j])
+            gone = dead[j] & silent[j]
             row = jnp.where((gone | constant)[:, None], 0.0, row)
             column = jnp.where(gone[None, :], 0.0, column)
             factor = jnp.ones(row.shape[0], row.dtype)
@@ -423,19 +431,19 @@ class NetworkObjective(Objective):
     def num_symmetries(self, net: LayerTuple) -> Int[Array, ""]:
         """Scalings of homogeneous units, all weights of units that are off, and rows of constant units; none with decay."""
         count = jnp.zeros((), int)
-        for j, (activation, dead) in enumerate(
-            zip(self.layer_activations(net.depth), self.dead_units(net), strict=False)
-        ):
+        units = zip(self.layer_activations(net.depth), self.dead_units(net), self._silent_units(net), strict=False)
+        for j, (activation, dead, silent) in enumerate(units):
             into, out = net.weights[j].shape[1], net.weights[j + 1].shape[0]
             scaled = 1 if activation.homogeneous else 0
-            off = into + out if not isinstance(activation, LeakyReLU) else scaled
+            # What a saturated unit, not a silent one, makes of its constant output matters.
+            off = into + jnp.where(silent, out, 0)
             real = dead.shape[0] - (1 if self.biases else 0)
             count = count + jnp.sum(jnp.where(dead, off, scaled)[:real]) + (into if self.biases else 0)
         return jnp.where(self.decay > 0, 0, count)
 
     def vanishes_at_infinity(self) -> Bool[Array, ""]:
         homogeneous = all(activation.homogeneous for activation in self.activations) and not self.biases
-        return (self.decay == 0) & (homogeneous and isinstance(self.loss, Logistic | SoftmaxCrossEntropy))
+        return (self.decay == 0) & homogeneous & _separates(self.loss, self.target)
 
 
 class PotentialObjective(Objective):
@@ -460,6 +468,19 @@ def check_linear(objective: Objective) -> LinearObjective:
     if not isinstance(objective, LinearObjective):
         raise TypeError(f"this is about linear networks without weight decay, got a {type(objective).__name__}")
     return objective
+
+
+def _seen_by(loss: AbstractLoss, output: Float[Array, "d_y m"]) -> Float[Array, "d_y m"]:
+    """The output up to what the loss does not depend on: one number that is added in all classes, for softmax."""
+    return output - jnp.mean(output, axis=0, keepdims=True) if isinstance(loss, SoftmaxCrossEntropy) else output
+
+
+def _separates(loss: AbstractLoss, target: Float[Array, "d_y m"]) -> Bool[Array, ""]:
+    """Whether the loss is one of labels: logistic, or softmax with one-hot columns. With soft labels it is never zero."""
+    if isinstance(loss, Logistic):
+        return jnp.asarray(True)
+    one_hot = jnp.all((target == 0) | (target == 1)) & (target.shape[0] > 1)
+    return one_hot & isinstance(loss, SoftmaxCrossEntropy)
 
 
 def packed(like: LayerTuple, weights: list[Array]) -> LayerTuple:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import gdflow as gf
 from gdflow.attraction import attraction_radius, fourth_bound
-from gdflow.basins.intervals import found_interval, unseen_bound
+from gdflow.basins.intervals import found_interval, shared_error, unseen_bound
 from gdflow.basins.outcomes import Status
 from gdflow.initialization import Gaussian
 from gdflow.polish import polish
@@ -343,7 +343,7 @@ def test_intervals_of_found_limits_cover_together():
         kinds = np.unique(limits)
         ranks = 1 + np.argsort(np.argsort(first))
         ends = [
-            found_interval(int(c), int(c), num, int(f), int(r), alpha)
+            found_interval(int(c), int(c), num, int(f), shared_error(alpha, int(r)))
             for c, f, r in zip(counts, first, ranks, strict=True)
         ]
         covered += all(low <= p[k] <= high for k, (low, high) in zip(kinds, ends, strict=True))

@@ -65,6 +65,21 @@ def test_values_gradients_and_lanes(activation, shape, loss, biases, rng):
         np.testing.assert_allclose(problem.objective.lane_losses(layout, layout.pack(nets)), exact, rtol=1e-12)
 
 
+@pytest.mark.parametrize("m", [20, 21, 23, 45, 150])
+@pytest.mark.parametrize(("activation", "shape", "loss", "biases"), CASES[1:3])
+def test_lanes_with_many_samples(activation, shape, loss, biases, m, rng):
+    """They are summed up in blocks, some with a rest."""
+    problem = made(shape, loss, rng, m, activations=activation, weight_decay=0.2, biases=biases)
+    nets = Gaussian(problem.widths(shape[1:-1]), 1.0).sample_batch(KEY, range(3))
+    layout = LanesLast()
+    gradients, losses = problem.objective.lane_gradients(layout, layout.pack(nets))
+    expected, exact = jax.vmap(problem.gradient)(nets), jax.vmap(problem.effective_loss)(nets)
+    for found, other in zip(layout.unpack(gradients).weights, expected.weights, strict=True):
+        np.testing.assert_allclose(found, other, rtol=0, atol=1e-12 * (1 + float(jnp.max(jnp.abs(other)))))
+    np.testing.assert_allclose(losses, exact, rtol=1e-12)
+    np.testing.assert_allclose(problem.objective.lane_losses(layout, layout.pack(nets)), exact, rtol=1e-12)
+
+
 def test_one_hidden_layer_is_the_paper_s_formula(rng):
     """Chitour, Liao, Couillet (2018), section 5, with activations in both layers."""
     X, Y = rng.normal(size=(3, 7)), rng.normal(size=(2, 7))

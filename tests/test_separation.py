@@ -66,5 +66,9 @@ def test_margins_are_of_homogeneous_networks():
     net = gf.LayerTuple([jnp.ones((1, 2))])
     with pytest.raises(ValueError, match=r"homogeneous networks.*weight decay 0\.1"):
         normalized_margin(gf.Problem(X, labels, gf.losses.Logistic(), weight_decay=0.1), net)
+    # Soft labels: no loss is below their entropy.
+    soft = gf.Problem(X, [[0.9] * 3, [0.1] * 3], gf.losses.SoftmaxCrossEntropy())
+    with pytest.raises(ValueError, match="homogeneous networks"):
+        normalized_margin(soft, gf.LayerTuple([jnp.ones((2, 2))]))
     with pytest.raises(ValueError, match="squared error"):
         normalized_margin(gf.Problem(X, labels), net)

@@ -21,7 +21,7 @@ from gdflow.ranks import zero_threshold
 from gdflow.verdicts import Converged
 
 #: States are polished in batches of this size, padded, so that one program does.
-_BATCH = 64
+_BATCH = 16
 #: A critical point has a gradient norm of at most this part of the size of its Hessian times that of the point.
 _CRITICAL = 1e-9
 #: A Newton step from it is at most this part of its size.
@@ -73,7 +73,8 @@ class FoundLimit:
         what = "minimum" if self.isolated else f"{self.zero} flat"
         where = f" on {self.kinks} kink{'s' if self.kinks > 1 else ''}" if self.kinks else ""
         # Units that are off stay off, whatever would become of the loss if they were not.
-        return what + where + (f", off: {'+'.join(map(str, self.dead))}" if any(self.dead) else "")
+        off = sum(self.dead)
+        return what + where + (f", but for {off} unit{'s' if off > 1 else ''} off" if off else "")
 
 
 def limit_labels(limits: Sequence[FoundLimit]) -> tuple[str, ...]:
@@ -84,7 +85,8 @@ def limit_labels(limits: Sequence[FoundLimit]) -> tuple[str, ...]:
 @dataclasses.dataclass
 class _Entry:
     limit: FoundLimit
-    numbers: Any
+    fingerprint: Any
+    features: Any
 
 
 class Catalogue:
@@ -146,7 +148,7 @@ class Catalogue:
         limit = FoundLimit(0.0, direction, True, 0, 0, 0, 0.0, 0.0, 0, (), 0.0, start)
         if self._infinity is None:
             self._infinity = len(self._entries)
-            self._entries.append(_Entry(limit, np.zeros(0)))
+            self._entries.append(_Entry(limit, np.zeros(0), np.zeros(0)))
         self._seen(self._infinity, limit)
         return self._infinity
 
@@ -156,7 +158,7 @@ class Catalogue:
         largest = float(abs(values).max())
         size = 1.0 + float(np.linalg.norm(found.canonical[k]))
         finite = np.isfinite(found.losses[k]) and np.isfinite(values).all()
-        critical = finite and float(found.gradient_norms[k]) <= _CRITICAL * (largest * size + abs(loss) / size)
+        critical = finite and float(found.gradient_norms[k]) <= _CRITICAL * largest * size
         moved, value = float(found.moved[k]), float(found.losses[k])
         # Rising loss or a leap say that the point found is not the limit of the flow.
         near = bool(found.downhill[k]) and value <= loss + 1e-9 * (1 + abs(loss)) and moved <= 0.1 * size
@@ -168,8 +170,8 @@ class Catalogue:
             return -1, moved, False  # a Newton step would still lead on: a slow tail, perhaps to infinity
         positive, symmetries = free.size, int(found.num_symmetries[k])
         zero = max(0, len(values) - positive - symmetries)
-        numbers = np.asarray(found.fingerprints[k] if zero == 0 else found.features[k])
-        number = self._same(value, numbers, zero)
+        fingerprint, features = np.asarray(found.fingerprints[k]), np.asarray(found.features[k])
+        number = self._same(value, fingerprint, features, zero)
         point = self._unravel(jnp.asarray(found.canonical[k]))
         limit = FoundLimit(
             value, point, False, positive, zero, symmetries, float(free.min(initial=np.inf)), largest, int(found.num_kinks[k]),
@@ -180,16 +182,22 @@ class Catalogue:
             proved = symmetries == _ineffective(self.objective, point) and zero == 0
             radius = attraction_radius(self.objective, point, free, float(found.gradient_norms[k])) if proved else 0.0
             number = len(self._entries)
-            self._entries.append(_Entry(dataclasses.replace(limit, radius=radius), numbers))
+            self._entries.append(_Entry(dataclasses.replace(limit, radius=radius), fingerprint, features))
         self._seen(number, limit)
-        return number, moved, moved < self._entries[number].limit.radius
+        entry = self._entries[number]
+        # The ball is around the first of them, of which this one may be another computation.
+        gap = float(np.linalg.norm(entry.fingerprint - fingerprint))
+        return number, moved, moved + gap < entry.limit.radius
 
-    def _same(self, loss: float, numbers: np.ndarray, zero: int) -> int | None:
+    def _same(self, loss: float, fingerprint: np.ndarray, features: np.ndarray, zero: int) -> int | None:
         for number, entry in enumerate(self._entries):
             limit = entry.limit
-            if limit.at_infinity or abs(limit.loss - loss) > self.same * max(1.0, abs(loss)) or limit.zero != zero:
+            if limit.at_infinity or abs(limit.loss - loss) > self.same * max(1.0, abs(loss)):
                 continue
-            if np.linalg.norm(entry.numbers - numbers) <= self.same * (1 + np.linalg.norm(numbers)):
+            # Of a family, outputs tell; its ends may have no flat direction.
+            isolated = zero == 0 and limit.zero == 0
+            old, new = (entry.fingerprint, fingerprint) if isolated else (entry.features, features)
+            if np.linalg.norm(old - new) <= self.same * (1 + np.linalg.norm(new)):
                 return number
         return None
 

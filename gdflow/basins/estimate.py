@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import rich.console
 
 from gdflow.basins.catalogue import FoundLimit, limit_labels
-from gdflow.basins.intervals import Audit, found_interval, interval_text, unseen_bound, verdict_interval
+from gdflow.basins.intervals import Audit, found_interval, interval_text, shared_error, unseen_bound, verdict_interval
 from gdflow.basins.methods import AbstractMethod
 from gdflow.basins.outcomes import Status, is_decided
 from gdflow.basins.plan import Plan
@@ -193,9 +193,12 @@ class BasinEstimate(Printable):
             limit = None if self.found is None else self.found[k]
             if limit is not None:
                 before = limit.first_id - self.ids.start
-                intervals[1] = found_interval(
-                    sure, possible, self.num, before, self._discovery_ranks[k], alpha, self.audit
-                )
+                intervals = [
+                    found_interval(sure, possible, self.num, before, a, audit)
+                    for a, audit in (
+                        (alpha, self.audit), (shared_error(alpha, self._discovery_ranks[k]), self.audit), (alpha, None)
+                    )
+                ]  # fmt: skip
             rows.append(BasinRow(k, label, level, limit, certified, located, proved, possible, *intervals))
         return tuple(rows)
 
@@ -308,7 +311,8 @@ class BasinEstimate(Printable):
             f"{percent} interval", "simultaneous", *(["without audit"] if audited else []),
             caption="possible: not excluded" + (" by a proof" if proves else "") + ". Intervals are exact (Clopper–Pearson); "
             + ("all they leave open is sampling, and starts without a proof" if proves else "undecided starts widen them")
-            + (", and so does the audit's bound on wrong labels." if audited else "."),
+            + (", and so does the audit's bound on wrong labels." if audited else ".")
+            + (" Only starts after the first with a limit count." if found else ""),
         )  # fmt: skip
         for row in self.rows:
             level = [", ".join(map(str, row.ranks)), f"{row.level.value:.6g}"] if row.level else []
@@ -395,4 +399,5 @@ class BasinEstimate(Printable):
             return "none (labels are taken to be right; audit=n re-runs n starts at tighter tolerances)"
         audit, bound = self.audit, self.audit.flip_bound((1 - self.confidence) / 2)
         decided = f"; {audit.newly_decided} undecided ones it certified" if audit.newly_decided else ""
-        return f"contradicts {audit.flips} of {audit.num} labels ({audit.method}); wrong labels ≤ {bound:.2e}{decided}"
+        what = "; of errors of the integration: limits are tested alike" if self.found is not None else ""
+        return f"contradicts {audit.flips} of {audit.num} labels ({audit.method}); wrong labels ≤ {bound:.2e}{decided}{what}"

@@ -101,23 +101,29 @@ def verdict_interval(
 
 
 def found_interval(
-    decided: int, possible: int, num: int, before: int, rank: int, alpha: float, audit: Audit | None = None
+    decided: int, possible: int, num: int, before: int, alpha: float, audit: Audit | None = None
 ) -> tuple[float, float]:
-    """One of intervals for all limits that a run finds, that cover together with probability at least `1 − alpha`.
+    """Interval for the probability of a limit that the run found, covering with probability at least `1 − alpha`.
 
     Which limits there are is not known beforehand, and one that was found has been seen at least once: counting that start
-    would bias its interval. So only the starts after the first one that has the limit are counted. Given all starts up to that
-    one, the others are independent of it, and each interval is exact; that of the limit that was found as the `r`-th has the
-    error `alpha/(r(r+1))`, of which the sum over all `r` is `alpha`.
+    would bias its interval (of very many rare limits every one that is found would be overrated). So only the starts after the
+    first one that has the limit are counted. Given all starts up to that one, the others are independent of it, and the interval
+    is exact. If that of the limit that was found as the `r`-th has the error `alpha/(r(r+1))`, of which the sum over all `r` is
+    `alpha`, the intervals of all limits cover together (`shared_error`).
 
     **Arguments:** `decided`, `possible`: starts that have the limit, and those that may have; `before`: how many starts come
-    before the first that has it; `rank`: `r`.
+    before the first that has it.
     """
     after = num - before - 1
     if after < 1:
         return (0.0, 1.0)
     count = decided - 1
-    return verdict_interval(count, min(possible - 1, after), after, alpha / (rank * (rank + 1)), audit)
+    return verdict_interval(count, min(possible - 1, after), after, alpha, audit)
+
+
+def shared_error(alpha: float, rank: int) -> float:
+    """The share `alpha/(r(r + 1))` of an error that the `r`-th of arbitrarily many claims may have."""
+    return alpha / (rank * (rank + 1))
 
 
 def unseen_bound(limits: Int[np.ndarray, " num"], alpha: float) -> float:
