@@ -468,7 +468,7 @@ class Problem(AbstractProblem):
             )
         if self.spectrum is None:
             raise ValueError(
-                f"this needs the critical values, which are known of linear networks only: {self.why_no_levels}"
+                f"this needs the critical values, known for the squared error of linear networks only: {self.why_no_levels}"
             )
         return self.spectrum
 

@@ -362,7 +362,7 @@ def test_misfits_are_refused(problem):
     with pytest.raises(ValueError, match="do not fit the problem"):
         gf.basin_sizes(problem, Gaussian((3, 5, 3)), 5, key=KEY, audit=0)
     logistic = gf.Problem(np.ones((2, 3)), np.ones((1, 3)), gf.losses.Logistic())
-    with pytest.raises(ValueError, match="known of linear networks only: this problem has loss Logistic"):
+    with pytest.raises(ValueError, match="linear networks only: this problem has loss Logistic"):
         gf.basin_sizes(logistic, Gaussian((2, 2, 1)), 5, key=KEY, verdict=gf.verdicts.LevelVerdict(logistic, (2, 2, 1)))
     with pytest.raises(ValueError, match="proofs are of verdicts by levels"):
         gf.basin_sizes(logistic, Gaussian((2, 2, 1)), 5, key=KEY, proof=True)

@@ -162,7 +162,8 @@ def test_huber_needs_a_positive_delta(delta):
         (Logistic(), [[0, 1, 1]], "labels -1 or 1.* 0"),
         (SoftmaxCrossEntropy(), [[1.5, 0.5], [-0.5, 0.5]], r"probabilities.*-0\.5"),
         (SoftmaxCrossEntropy(), [[0.5, 0.5, 0.2], [0.5, 0.6, 0.8]], r"column 1 .*sums to 1\.1"),
-        (SoftmaxCrossEntropy(), [[0.0, 1.0]], "column 0 .*sums to 0"),
+        (SoftmaxCrossEntropy(), [[0.0, 1.0], [0.0, 0.0]], "column 0 .*sums to 0"),
+        (SoftmaxCrossEntropy(), [[1.0, 1.0]], "two classes at least"),
     ],
 )
 def test_targets_a_loss_does_not_admit(loss, target, message):

@@ -216,7 +216,7 @@ def test_stops_that_make_no_sense_are_refused(rng):
         with pytest.raises(ValueError, match=f"gradient norm to stop at must be positive, got {norm}"):
             gf.AtGradientNorm(norm)
     logistic = labelled_problem(rng, Logistic())
-    with pytest.raises(ValueError, match="known of linear networks only: this problem has loss Logistic"):
+    with pytest.raises(ValueError, match="linear networks only: this problem has loss Logistic"):
         gf.simulate(logistic, random_net(rng, logistic.widths([2])), np.inf, stop=gf.AtCertificate())
 
 
