@@ -293,7 +293,8 @@ POOL = {
 def test_laws_hold_at_starts_of_every_size(case, seed, magnitude):
     rng = np.random.default_rng(seed)
     problem, net = make(rng, **POOL[case])
-    net = 10**magnitude * net * (0.05 if case == "tanh" else 1.0)  # sinh² would drown the other terms, and 1 − tanh² cancels
+    # With large weights sinh² would drown the other terms, and 1 − tanh² cancels.
+    net = 10**magnitude * net * (0.05 if case == "tanh" else 1.0)
     laws = conservation_laws(problem, net.widths)
     assert max(map(float, rates(laws, problem, net))) < ROUNDING
 
