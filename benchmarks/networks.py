@@ -132,8 +132,8 @@ def all_workloads() -> list[Workload]:
 
     return [
         tanh_network("N1-Iris", "Iris, standardised", iris, 5, 2e-4, nums(2000, 200, 100)),
-        tanh_network("N1-Linnerud", "Linnerud, standardised", linnerud, 5, 3e-5, nums(4000, 1000, 200)),
-        students(8, 3e-4, nums(4000, 1000, 200)),
+        tanh_network("N1-Linnerud", "Linnerud, standardised", linnerud, 5, 3e-5, nums(2000, 500, 200)),
+        students(8, 3e-4, nums(2000, 500, 200)),
     ]
 
 
