@@ -325,7 +325,7 @@ def default_lanes(widths: tuple[int, ...], numbers: int | None = None) -> int:
     if not widths or max(widths) <= NARROW:
         vectors = int(np.clip(2**13 // numbers, 16, 96)) // 16  # pairs of whole ones
         if numbers > count_parameters(widths):
-            # With 32 or 64 lanes many large arrays begin at the same places of the cache: a third slower for 8 ReLU students.
+            # 32 and 64 are slower than 48 and 80 by a tenth to a third (8 ReLU students): presumably places of the cache clash.
             vectors = min(vectors | 1, 6)
         return 16 * vectors
     return int(np.clip(2**16 // numbers, 8, 64))
