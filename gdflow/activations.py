@@ -182,7 +182,28 @@ class GELU(AbstractActivation):
         return (1.1290, 0.7979, 0.7788, 1.5958)
 
 
-class LeakyReLU(AbstractActivation):
+class AbstractPiecewiseLinear(AbstractActivation):
+    """Activations that are linear on either side of a kink at zero."""
+
+    @property
+    @abstractmethod
+    def slopes_at_kink(self) -> tuple[float, float]:
+        """The slopes of `σ` left and right of zero."""
+
+    @property
+    def homogeneous(self) -> bool:
+        return True
+
+    @property
+    def smooth(self) -> bool:
+        return False
+
+    def ratio_integral(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        # σ = xσ' on either side of zero; where a unit is off its weights do not move, and any constant would do.
+        return 0.5 * x**2
+
+
+class LeakyReLU(AbstractPiecewiseLinear):
     """`σ(x) = x` for `x > 0` and `slope·x` below, `0 ≤ slope < 1`; `σ'(0) = slope` here."""
 
     slope: float = 0.01
@@ -201,20 +222,8 @@ class LeakyReLU(AbstractActivation):
     def derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.where(x > 0, 1.0, self.slope).astype(x.dtype)
 
-    @property
-    def homogeneous(self) -> bool:
-        return True
 
-    @property
-    def smooth(self) -> bool:
-        return False
-
-    def ratio_integral(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        # σ = xσ' on either side of zero.
-        return 0.5 * x**2
-
-
-class ReLU(AbstractActivation):
+class ReLU(AbstractPiecewiseLinear):
     """`σ(x) = max(x, 0)`; `σ'(0) = 0` here."""
 
     @property
@@ -226,18 +235,6 @@ class ReLU(AbstractActivation):
 
     def derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return (x > 0).astype(x.dtype)
-
-    @property
-    def homogeneous(self) -> bool:
-        return True
-
-    @property
-    def smooth(self) -> bool:
-        return False
-
-    def ratio_integral(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        # Where the unit is off, its weights do not move and any constant would do.
-        return 0.5 * x**2
 
 
 class Custom(AbstractActivation):

@@ -77,6 +77,10 @@ class Objective(eqx.Module):
         """Numbers that tell isolated limits apart: by default those of the canonical form."""
         return jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(self.canonical(net))])
 
+    def num_idle(self, net: Any) -> int:
+        """How many of the symmetries move numbers that have no effect, whatever the others are; by default none."""
+        return 0
+
     def dead_units(self, net: Any) -> tuple[Bool[Array, " d_j"], ...]:
         """Of every hidden layer, which units are off: nothing that enters them can move. By default none are known."""
         return ()
@@ -89,7 +93,25 @@ class Objective(eqx.Module):
         return jnp.asarray(False)
 
 
-class LinearObjective(Objective):
+class DataObjective(Objective):
+    """The loss of a network on data: `target` and `design`, one column a sample, and the `loss` of the output."""
+
+    target: eqx.AbstractVar[Float[Array, "d_y m"]]
+    design: eqx.AbstractVar[Float[Array, "d_in m"]]
+    loss: eqx.AbstractVar[AbstractLoss]
+
+    @property
+    def d_in(self) -> int:
+        """`d_0` of the networks that fit."""
+        return self.design.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """`d_N = d_y`."""
+        return self.target.shape[0]
+
+
+class LinearObjective(DataObjective):
     """The effective loss `L(W_1, …, W_N) = ℓ(W_N…W_1 D; A)` of a linear network.
 
     **Arguments:**
@@ -105,16 +127,6 @@ class LinearObjective(Objective):
     loss: AbstractLoss
     data_error: Float[Array, ""]
     diagonal: bool = eqx.field(static=True, default=False)
-
-    @property
-    def d_in(self) -> int:
-        """`d_0` of the networks that fit."""
-        return self.design.shape[0]
-
-    @property
-    def d_out(self) -> int:
-        """`d_N = d_y`."""
-        return self.target.shape[0]
 
     def end_to_end_loss(self, W: Float[Array, "d_y d_in"]) -> Float[Array, ""]:
         """The loss `ℓ(WD; A)` of an end-to-end matrix."""
@@ -175,7 +187,7 @@ class LinearObjective(Objective):
         return packed(nets, [left, *parts[::-1]]), self._lane_value(layout, F)
 
 
-class NetworkObjective(Objective):
+class NetworkObjective(DataObjective):
     """`L(W_1, …, W_N) = ℓ(σ_N(W_N σ_{N−1}(… σ_1(W_1X))); Y) + ½κΣ_j‖W_j‖²`, a network with entrywise activations.
 
     **Arguments:**
@@ -194,16 +206,6 @@ class NetworkObjective(Objective):
     activations: tuple[AbstractActivation, ...]
     decay: Float[Array, ""]
     biases: bool = eqx.field(static=True, default=False)
-
-    @property
-    def d_in(self) -> int:
-        """`d_0` of the networks that fit."""
-        return self.design.shape[0]
-
-    @property
-    def d_out(self) -> int:
-        """`d_N = d_y`."""
-        return self.target.shape[0]
 
     @property
     def smooth(self) -> bool:
@@ -440,6 +442,10 @@ class NetworkObjective(Objective):
             real = dead.shape[0] - (1 if self.biases else 0)
             count = count + jnp.sum(jnp.where(dead, off, scaled)[:real]) + (into if self.biases else 0)
         return jnp.where(self.decay > 0, 0, count)
+
+    def num_idle(self, net: LayerTuple) -> int:
+        """Those of the rows of constant units; none with decay, to which they matter."""
+        return sum(w.shape[1] for w in net.weights[:-1]) if self.biases and float(self.decay) == 0 else 0
 
     def vanishes_at_infinity(self) -> Bool[Array, ""]:
         homogeneous = all(activation.homogeneous for activation in self.activations) and not self.biases

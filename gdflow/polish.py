@@ -4,6 +4,7 @@ An integration ends where the gradient is small; the critical point nearby is fo
 Optimistix, which solves `∇L = 0` also where the Hessian is singular, as it is along symmetries.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -68,26 +69,11 @@ def polish(objective: Objective, states: Any, step: Float[Array, ""] | float = 0
             return ravel_pytree(objective.gradient(unravel(x)))[0]
 
         if network is not None:
-            return finish(state, flat, settle_on_kinks(network, state, jnp.asarray(step, flat.dtype)))
-        solver: Any = optx.LevenbergMarquardt(rtol=_TOLERANCE, atol=_TOLERANCE)
-        x = optx.least_squares(lambda x, _: gradient(x), solver, flat, max_steps=_STEPS, throw=False).value
-        good = is_finite(x) & (point_norm(gradient(x)) <= point_norm(gradient(flat)))
-        x = jnp.where(good, x, flat)
-        H = jax.lax.map(lambda v: jax.jvp(gradient, (x,), (v,))[1], jnp.eye(x.size, dtype=x.dtype), batch_size=x.size)
-        none = jnp.zeros((0, x.size), x.dtype)
-        found = OnKinks(
-            unravel(x), good, point_norm(gradient(x)), 0.5 * (H + H.T), none, jnp.asarray(0), jnp.asarray(0.5)
-        )
-        return finish(state, flat, found)
-
-    def finish(state, flat, found):
+            found = settle_on_kinks(network, state, jnp.asarray(step, flat.dtype))
+        else:
+            found = _critical_point(gradient, flat, unravel)
         point = found.point
         x = ravel_pytree(point)[0]
-        unravel = ravel_pytree(state)[1]
-
-        def gradient(x):
-            return ravel_pytree(objective.gradient(unravel(x)))[0]
-
         s = jnp.arange(1, _PLACES + 1) / _PLACES
         slopes = jax.lax.map(lambda s: jnp.dot(gradient(x + s * (flat - x)), flat - x), s)
         dead = [jnp.sum(units) for units in objective.dead_units(point)]
@@ -109,3 +95,15 @@ def polish(objective: Objective, states: Any, step: Float[Array, ""] | float = 0
 
     # One at a time: large batches of LAPACK calls inside a compiled program can hang on a CPU.
     return jax.lax.map(one, states)
+
+
+def _critical_point(gradient: Callable[[Array], Array], flat: Array, unravel: Callable[[Array], Any]) -> OnKinks:
+    """The critical point near a raveled state, where the gradient is continuous: on no kinks."""
+    solver: Any = optx.LevenbergMarquardt(rtol=_TOLERANCE, atol=_TOLERANCE)
+    x = optx.least_squares(lambda x, _: gradient(x), solver, flat, max_steps=_STEPS, throw=False).value
+    good = is_finite(x) & (point_norm(gradient(x)) <= point_norm(gradient(flat)))
+    x = jnp.where(good, x, flat)
+    H = jax.lax.map(lambda v: jax.jvp(gradient, (x,), (v,))[1], jnp.eye(x.size, dtype=x.dtype), batch_size=x.size)
+    none = jnp.zeros((0, x.size), x.dtype)
+    residual = point_norm(gradient(x))
+    return OnKinks(unravel(x), good, residual, 0.5 * (H + H.T), none, jnp.asarray(0), jnp.asarray(0.5))

@@ -36,7 +36,7 @@ from gdflow.data import (
 from gdflow.levels import CriticalValues, Level, iterate_levels, list_levels, single_layer_level
 from gdflow.losses import AbstractLoss, Logistic, SoftmaxCrossEntropy, SquaredError
 from gdflow.network import LayerTuple, check_finite, check_layer_tuple, check_one_network, check_widths, matmul
-from gdflow.objective import LinearObjective, NetworkObjective, Objective, PotentialObjective
+from gdflow.objective import DataObjective, LinearObjective, NetworkObjective, Objective, PotentialObjective
 from gdflow.ranks import equal_threshold
 from gdflow.report import DataInfo, Report, ShortReport
 from gdflow.spectrum import SingularValues, Spectrum, check_coordinates, reduce_samples
@@ -507,9 +507,9 @@ class Problem(AbstractProblem):
     # -- the objective -------------------------------------------------------------------------------------------------
 
     @property
-    def _network(self) -> LinearObjective | NetworkObjective:
+    def _network(self) -> DataObjective:
         """The objective, of a network in any case."""
-        assert isinstance(self.objective, LinearObjective | NetworkObjective)
+        assert isinstance(self.objective, DataObjective)
         return self.objective
 
     @property

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from gdflow.losses import Logistic
 from gdflow.network import LayerTuple, check_one_network
-from gdflow.objective import LinearObjective, NetworkObjective
+from gdflow.objective import DataObjective
 from gdflow.problem import Problem
 
 
@@ -34,8 +34,8 @@ def normalized_margin(problem: Problem, net: LayerTuple) -> tuple[Float[Array, "
     check_one_network(net)
     objective = problem.objective
     with jax.ensure_compile_time_eval():  # of the problem, not of the network
-        applies = isinstance(objective, LinearObjective | NetworkObjective) and bool(objective.vanishes_at_infinity())
-    if not applies or not isinstance(objective, LinearObjective | NetworkObjective):
+        applies = isinstance(objective, DataObjective) and bool(objective.vanishes_at_infinity())
+    if not applies or not isinstance(objective, DataObjective):
         raise ValueError(
             "margins are of homogeneous networks (linear, ReLU, leaky ReLU) without weight decay or biases, with the logistic or "
             f"the softmax loss: {problem.why_no_levels or 'this problem has the squared error'}"

@@ -217,7 +217,8 @@ def _evaluated_once(function: Callable[[Array], tuple[Array, Array]], x: Float[A
 class TeacherObjective(Objective):
     """The objective of ReLU students and ReLU teachers, see `gdflow.teacher`.
 
-    A point is a `gdflow.LayerTuple` of one matrix, whose rows are the students.
+    A point is a `gdflow.LayerTuple` of one matrix, whose rows are the students. It counts as smooth: the gradient jumps at
+    `w_i = 0` only, where hardly any flow comes.
 
     **Arguments:**
 
@@ -227,11 +228,6 @@ class TeacherObjective(Objective):
 
     teacher: Float[Array, "k d"]
     constant: Float[Array, ""]
-
-    @property
-    def smooth(self) -> bool:
-        """Yes: the gradient jumps at `w_i = 0` only, where hardly any flow comes."""
-        return True
 
     def numbers(self, num_parameters: int) -> int:
         k, d = self.teacher.shape

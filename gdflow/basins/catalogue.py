@@ -104,14 +104,6 @@ class Catalogue:
         self._entries: list[_Entry] = []
         self._infinity: int | None = None
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def limits(self) -> list[FoundLimit]:
-        """The limits, as they were found."""
-        return [entry.limit for entry in self._entries]
-
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def settle(self, ids: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -179,7 +171,7 @@ class Catalogue:
         )  # fmt: skip
         if number is None:
             # Symmetries that are no directions of effect (rows of constant units) do not matter for the ball; others do.
-            proved = symmetries == _ineffective(self.objective, point) and zero == 0
+            proved = symmetries == self.objective.num_idle(point) and zero == 0
             radius = attraction_radius(self.objective, point, free, float(found.gradient_norms[k])) if proved else 0.0
             number = len(self._entries)
             self._entries.append(_Entry(dataclasses.replace(limit, radius=radius), fingerprint, features))
@@ -236,10 +228,3 @@ def _on_surface(H: Any, normals: Any) -> np.ndarray:
     _, s, V = np.linalg.svd(normals)
     Z = V[int(np.sum(s > 1e-10 * s[0])) :].T
     return np.linalg.eigvalsh(Z.T @ H @ Z)
-
-
-def _ineffective(objective: Objective, point: Any) -> int:
-    """How many weights have no effect whatever the others are: rows of constant units."""
-    if getattr(objective, "biases", False) and float(getattr(objective, "decay", 1.0)) == 0:
-        return sum(w.shape[1] for w in point.weights[:-1])
-    return 0

@@ -71,11 +71,6 @@ def schema(extra: Mapping[str, str] | None = None) -> pa.Schema:
     return pa.schema([*_FIELDS, *riders])
 
 
-def is_certified(table: pa.Table) -> Bool[np.ndarray, " num"]:
-    """Which rows of an outcome table hold a certified limit."""
-    return pc.equal(table["status"].cast(pa.string()), Status.CERTIFIED.label).to_numpy()
-
-
 def is_decided(table: pa.Table) -> Bool[np.ndarray, " num"]:
     """Which rows of an outcome table hold a limit, certified or located."""
     status = table["status"].cast(pa.string())

@@ -121,7 +121,7 @@ class Plan:
         example = eqx.filter_jit(process.layout.unpack)(
             eqx.filter_jit(process.draw)(jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.uint32))
         )
-        return Catalogue(process.objective, self.verdict, example, getattr(self.method, "shortest", 0.0))
+        return Catalogue(process.objective, self.verdict, example, self.method.shortest)
 
     @property
     def extra_columns(self) -> dict[str, str]:
@@ -391,14 +391,6 @@ def make_plan(
     verdict.check(problem, starts)
     if leveled is not None:
         _check_balance(leveled, starts, first_id)
-    chosen = method is None and verdict.discovers
-    if method is None:
-        method = _finding_method(problem) if verdict.discovers else integrator()
-    if chosen and problem.objective.smooth and not again:
-        again = tuple(filter(None, [method.tighter(AUDIT_FACTOR)]))
-    for rider in riders:
-        for some in (method, *again):
-            rider.check(problem, verdict, starts.widths, some)
     if limits is None:
         longer = 1 if problem.objective.smooth else 3
         limits = Limits(max_steps=longer * _LONG) if verdict.discovers else Limits()
@@ -406,11 +398,16 @@ def make_plan(
         limits = _natural_limits(problem, starts, first_id, limits, verdict.discovers)
     elif verdict.discovers and not limits.gradient_tolerance:
         limits = dataclasses.replace(_natural_limits(problem, starts, first_id, limits, True), largest=limits.largest)
-    if chosen and not problem.objective.smooth:
-        # In the time of `dwell` the loss would fall a hundred times to zero.
-        method = integrator(shortest=_SHORT * limits.dwell / _LONG_DWELL)
     if leveled is not None and limits.largest is None:
         limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(leveled, starts.widths)))
+    if method is None and verdict.discovers:
+        method = _finding_method(problem, limits)
+        if problem.objective.smooth and not again:
+            again = tuple(filter(None, [method.tighter(AUDIT_FACTOR)]))
+    method = integrator() if method is None else method
+    for rider in riders:
+        for some in (method, *again):
+            rider.check(problem, verdict, starts.widths, some)
     return Plan(
         problem,
         starts,
@@ -422,12 +419,15 @@ def make_plan(
     )
 
 
-def _finding_method(problem: AbstractProblem) -> AbstractMethod:
-    """What steps the starts where limits are to be found.
+def _finding_method(problem: AbstractProblem, limits: Limits) -> AbstractMethod:
+    """What steps the starts where limits are to be found, in such limits.
 
     Networks fit data with curvatures that differ by factors of hundreds to thousands: the way to a limit is stiff, and a
-    stabilised method takes it in a tenth of the time (benchmarks/README.md).
+    stabilised method takes it in a tenth of the time. Where the gradient jumps steps are no shorter than a part of the time in
+    which the loss would fall to zero, of which `dwell` is a multiple.
     """
+    if not problem.objective.smooth:
+        return integrator(shortest=_SHORT * limits.dwell / _LONG_DWELL)
     if isinstance(problem, Problem):
         return integrator(RKC(_STAGES), rtol=1e-6, atol=1e-8)
     return integrator(rtol=1e-8, atol=1e-10)

@@ -101,7 +101,7 @@ def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories
     ts = np.unique(np.concatenate([even, geometric[:-1], events]))
     problem, starts = estimate.plan.problem, estimate.plan.starts.networks(ids)
     # Where the gradient jumps steps have to be as short as those of the run, and as many.
-    shortest = float(getattr(estimate.plan.method, "shortest", 0.0))
+    shortest = float(estimate.plan.method.shortest)
     options: dict[str, Any] = dict(shortest=shortest, max_steps=estimate.plan.limits.max_steps) if shortest else {}
     losses = np.array(_losses(problem, starts, end, ts, options))
     if losses.shape[1] < len(ts):  # NaN after the last step of all of them is cut off

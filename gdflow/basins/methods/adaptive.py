@@ -74,6 +74,8 @@ class AbstractIntegrator(AbstractMethod):
             return decide.adapt_step_size(t, t_next, 0.0, 0.0, None, norm, order, c)[:5]
 
         keep, t, t_next, _, control = jax.vmap(adapt)(place.t, place.t_next, norm, control)
+        if isinstance(self.shortest, float) and not self.shortest:
+            return Decision(keep & finite, t, t_next, control, finite)
         # Where the gradient jumps no step is short enough: those of the shortest length are kept whatever their error.
         forced = finite & ~keep & (place.t_next - place.t <= (1 + 1e-9) * self.shortest)
         keep, t = keep | forced, jnp.where(forced, place.t_next, t)

@@ -79,6 +79,11 @@ class AbstractMethod(eqx.Module):
         """For tables."""
         return type(self).__name__
 
+    @property
+    def shortest(self) -> float:
+        """The length of steps that are kept whatever their error; 0 if there are none."""
+        return 0.0
+
     @abstractmethod
     def begin(self, objective: Objective, y: Any) -> tuple[Any, Float[Array, " lanes"], Any]:
         """At starts `y`: the memory, the end of the first step (from time 0), and what controls the steps (packed trees)."""

@@ -48,7 +48,9 @@ class RungeKutta(AbstractIntegrator):
         return RungeKutta(self.solver, self.rtol, self.atol, self.shortest, layout)
 
     def traced(self) -> "RungeKutta":
-        numbers = [jnp.asarray(x, float) for x in (self.rtol, self.atol, self.shortest)]
+        # Without a shortest step its zero is left as it is: nothing is computed for it (`accept`).
+        shortest = jnp.asarray(self.shortest, float) if self.shortest else 0.0
+        numbers = [jnp.asarray(self.rtol, float), jnp.asarray(self.atol, float), shortest]
         return eqx.tree_at(lambda method: [method.rtol, method.atol, method.shortest], self, numbers)
 
     def problem(self, problem: AbstractProblem) -> AbstractProblem:
