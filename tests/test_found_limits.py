@@ -81,6 +81,7 @@ def test_one_relu_unit_dies_with_probability_five_eighths():
     assert dead.found.kind == "minimum, but for 1 unit off"
 
 
+@pytest.mark.slow
 def test_linear_networks_agree_with_the_level_certificate():
     """The global minimum is a family of networks: one limit, told from others by the product."""
     problem = gf.Problem.from_singular_values([3, 2, 1], d_x=4)
@@ -101,6 +102,7 @@ def test_linear_networks_agree_with_the_level_certificate():
     assert limit.zero == 1
 
 
+@pytest.mark.slow
 def test_separable_samples_run_to_infinity_and_others_do_not():
     rng = np.random.default_rng(3)
     X = rng.normal(size=(2, 12))
@@ -187,6 +189,7 @@ def test_what_is_said_of_a_limit_holds(tanh_estimate):
     assert np.all(tanh_estimate.outcomes["distance"].to_numpy()[certified] < radii[certified])
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_lanes(tanh_estimate):
     problem, law = tanh_problem()
     again = gf.basin_sizes(problem, law, 40, **QUIET, audit=0, lanes=8)
@@ -196,6 +199,7 @@ def test_rows_do_not_depend_on_lanes(tanh_estimate):
     np.testing.assert_allclose(mine, first, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_results_are_written_opened_and_run_again(tanh_estimate, tmp_path):
     problem, law = tanh_problem()
     estimate = gf.basin_sizes(problem, law, 40, **QUIET, folder=tmp_path / "run", audit=20)
