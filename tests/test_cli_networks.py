@@ -19,8 +19,6 @@ from gdflow.data.bundled import IRIS_FEATURES, NAMED, iris_path
 from gdflow.initialization import Gaussian
 
 IRIS = str(iris_path())
-later = pytest.mark.skip(reason="basin_sizes of nonlinear networks: to be switched on")
-pictures_later = pytest.mark.skip(reason="plot_trajectory of nonlinear networks: to be switched on")
 
 
 @pytest.fixture(autouse=True)
@@ -294,7 +292,6 @@ def test_a_start_without_gradient_stays(gdflow, csv):
     assert any(ends)
 
 
-@pictures_later
 def test_simulate_draws_a_picture(gdflow, four):
     code, _, err = gdflow("simulate", four, *SMALL)
     assert (code, err) == (0, "")
@@ -304,7 +301,6 @@ def test_simulate_draws_a_picture(gdflow, four):
 # -- basins ------------------------------------------------------------------------------------------------------------
 
 
-@later
 @pytest.mark.parametrize(
     "options",
     [

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gdflow as gf
+from gdflow import attraction
 from gdflow.attraction import attraction_radius, fourth_bound
 from gdflow.basins.intervals import found_interval, shared_error, unseen_bound
 from gdflow.basins.outcomes import Status
@@ -328,6 +329,51 @@ def test_the_flow_from_a_ball_of_attraction_ends_at_its_minimum(tanh_estimate):
     # At a saddle, and for objectives of which nothing is known, nothing is claimed.
     assert attraction_radius(problem.objective, limit.point, -values, 0.0) == 0.0
     assert attraction_radius(Potential(double_well).objective, jnp.ones(()), np.array([2.0]), 0.0) == 0.0
+
+
+def test_the_hessian_keeps_its_part_on_the_whole_ball():
+    """One hidden unit, so that the worst direction is found by search: a quarter of the least eigenvalue is left everywhere on
+    the ball. The ball with the third or the fourth derivative left out is larger, and there it is not."""
+    problem = gf.Problem([[1.0, 2.0, -0.5]], [[0.8, 0.9, 0.3]], activations="tanh", weight_decay=0.05)
+    objective = problem.objective
+    found = polish(objective, gf.LayerTuple([jnp.array([[[1.0]]]), jnp.array([[[1.0]]])]))
+    point = jax.tree.map(lambda w: w[0], found.points)
+    values = np.linalg.eigvalsh(found.hessians[0])
+    radius = attraction_radius(objective, point, values, 1e-14)
+    assert radius > 0.01
+    flat, unravel = jax.flatten_util.ravel_pytree(point)
+
+    @jax.jit
+    def least(y):
+        return jnp.linalg.eigvalsh(jax.hessian(lambda x: problem.effective_loss(unravel(x)))(y))[0]
+
+    @jax.jit
+    def third(v):
+        hessian = jax.hessian(lambda x: problem.effective_loss(unravel(x)))
+        return jnp.max(jnp.abs(jnp.linalg.eigvalsh(jax.jvp(hessian, (flat,), (v,))[1])))
+
+    angles = np.linspace(0, 2 * np.pi, 181)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    assert jax.vmap(least)(np.asarray(flat) + radius * circle).min() >= 0.25 * values[0]
+    # The third derivative: the bound is none of more than 2 here (Frobenius norm against operator norm), and none too small.
+    worst = jax.vmap(third)(circle).max()
+    assert worst <= float(attraction._third_norm(objective, point)) <= 2 * worst
+    # The radius is that at which the three terms leave a quarter.
+    left = values[0] - attraction._third_norm(objective, point) * radius - 0.5 * fourth_bound(objective, point, radius) * radius**2
+    assert left == pytest.approx(0.25 * values[0], rel=1e-3)
+
+
+def test_softmax_outputs_are_told_apart_up_to_a_shift():
+    """`W_2 + 1vᵀ` adds one number in all classes: the same probabilities, the same limit of a family."""
+    rng = np.random.default_rng(9)
+    X, Y = rng.normal(size=(3, 6)), np.eye(2)[:, rng.integers(0, 2, 6)]
+    W1, W2, v = rng.normal(size=(3, 3)), rng.normal(size=(2, 3)), rng.normal(size=(1, 3))
+    for activation in (None, "tanh"):
+        objective = gf.Problem(X, Y, gf.losses.SoftmaxCrossEntropy(), activations=activation).objective
+        net, shifted, other = (gf.LayerTuple([W1, w]) for w in (W2, W2 + v, W2 + np.eye(2, 3)))
+        np.testing.assert_allclose(objective.features(shifted), objective.features(net), atol=1e-12)
+        assert np.abs(objective.features(other) - objective.features(net)).max() > 1e-2
+        assert float(objective.effective_loss(shifted)) == pytest.approx(float(objective.effective_loss(net)), rel=1e-12)
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------
