@@ -127,7 +127,7 @@ def all_workloads() -> list[Workload]:
 
     def nums(many: int, few: int, fast: int) -> dict[str, tuple[int, int]]:
         """Slow contenders run few. With few starts lanes run empty towards the end, which counts against gdflow."""
-        ours = ("gdflow", "lanes", "cpp", "cpp-vector")
+        ours = ("gdflow", "lanes", "gdflow-default", "lanes-default", "cpp", "cpp-vector")
         return {name: (many, fast) if name in ours else (few, fast // 4) for name in CONTENDERS}
 
     return [
@@ -212,11 +212,32 @@ class Lanes(Gdflow):
         return Run(float(np.mean(good)), float(steps.mean()), losses)
 
 
+class GdflowDefault(Gdflow):
+    """With the method that `basin_sizes` chooses itself."""
+
+    name, label = "gdflow-default", "gdflow.basin_sizes, its own choice: {method}"
+
+    def __init__(self, workload: Workload):
+        super().__init__(workload)
+        del self.options["method"]
+        method = make_plan(workload.problem, workload.law, **self.options).method
+        self.label = self.label.format(method=method.name)
+
+
+class LanesDefault(Lanes):
+    name, label = "lanes-default", "gdflow's lanes, that method, without the polish"
+
+    def __init__(self, workload: Workload):
+        super().__init__(workload)
+        del self.options["method"]
+
+
 class Diffrax(Contender):
     """All starts of a batch wait for its slowest. The event asks for the gradient once more at every step."""
 
     name, label = "diffrax", "jax.vmap(diffeqsolve), automatic gradient, batches of {batch}"
-    batch, closed = 1000, False
+    batch, closed, rtol, atol = 1000, False, RTOL, ATOL
+    solver: diffrax.AbstractSolver = diffrax.Tsit5()
 
     def __init__(self, workload: Workload):
         super().__init__(workload)
@@ -237,8 +258,8 @@ class Diffrax(Contender):
         @jax.vmap
         def solve(weights):
             solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(field), diffrax.Tsit5(), 0.0, 1e6, None, weights, event=diffrax.Event(small),
-                stepsize_controller=diffrax.PIDController(rtol=RTOL, atol=ATOL), max_steps=MAX_STEPS, throw=False,
+                diffrax.ODETerm(field), self.solver, 0.0, 1e6, None, weights, event=diffrax.Event(small),
+                stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol), max_steps=MAX_STEPS, throw=False,
             )  # fmt: skip
             loss = workload.loss([w[-1] for w in solution.ys])
             return jnp.where(solution.event_mask, loss, jnp.nan), solution.stats["num_steps"]
@@ -261,6 +282,19 @@ class DiffraxClosed(Diffrax):
 class DiffraxSmall(Diffrax):
     name, label = "diffrax-100", "jax.vmap(diffeqsolve), automatic gradient, batches of {batch}"
     batch = 100
+
+
+class DiffraxLoose(Diffrax):
+    name, label = "diffrax-loose", "the same in batches of {batch}, at rtol 1e-6, atol 1e-8"
+    batch, rtol, atol = 100, 1e-6, 1e-8
+
+
+class DiffraxImplicit(Diffrax):
+    """Near a minimum the flow is stiff, which an implicit method minds least; every stage solves with the Jacobian."""
+
+    name, label = "diffrax-implicit", "the same in batches of {batch}, Kvaerno5, at rtol 1e-6, atol 1e-8"
+    batch, rtol, atol = 100, 1e-6, 1e-8
+    solver = diffrax.Kvaerno5()
 
 
 class Cpp(Contender):
@@ -314,7 +348,20 @@ class CppVector(Cpp):
 
 
 CONTENDERS: dict[str, type[Contender]] = {
-    c.name: c for c in (Lanes, Gdflow, Cpp, CppVector, Diffrax, DiffraxClosed, DiffraxSmall)
+    c.name: c
+    for c in (
+        Lanes,
+        Gdflow,
+        LanesDefault,
+        GdflowDefault,
+        Cpp,
+        CppVector,
+        Diffrax,
+        DiffraxClosed,
+        DiffraxSmall,
+        DiffraxLoose,
+        DiffraxImplicit,
+    )
 }
 
 
@@ -387,8 +434,8 @@ def markdown(report: dict) -> str:
         "# Time per converged start", "",
         f"{m['date']}; {m['cpu']} ({m['architecture']}), {m['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in m["versions"].items()) + ".", "",
-        f"Tsit5, rtol {RTOL:g}, atol {ATOL:g}. Median (range) of {report['repeats']} runs after a first one, timed apart; "
-        "ratios are medians over the turns; drawing the starts included."
+        f"Tsit5, rtol {RTOL:g}, atol {ATOL:g}, unless said otherwise. Median (range) of {report['repeats']} runs after a first "
+        "one, timed apart; ratios are medians over the turns; drawing the starts included."
         + (" `--fast`: too few starts for figures to quote." if report["fast"] else ""),
     ]  # fmt: skip
     for w in report["workloads"]:

@@ -238,17 +238,18 @@ class Running:
     Parameters
     ----------
     solver
-        Integration method, by default tsit5. rkc: stabilised, for stiff flows (small singular values beside large ones), at
-        looser tolerances.
+        Integration method, by default tsit5, and rkc for smooth networks whose limits are found in the run. rkc: stabilised, for
+        stiff flows (curvatures of very different size), at looser tolerances.
     rtol
-        Relative tolerance of the integration, by default 1e-6; where limits are found in the run see gdflow.basin_sizes.
+        Relative tolerance of the integration, by default 1e-6.
     atol
-        Absolute tolerance of the integration, by default 1e-9. Where verdicts are proved and none of the three is given:
-        dopri8, 1e-7, 1e-10.
+        Absolute tolerance of the integration, by default 1e-9; with rkc for limits that are found 1e-8. Where verdicts are proved
+        and none of the three is given: dopri8, 1e-7, 1e-10.
     t1
         Flow time after which an undecided start is given up.
     max_steps
-        Steps after which an undecided start is given up.
+        Steps after which an undecided start is given up: by default 10,000; where limits are found in the run 100,000, with kinks
+        300,000.
     verdict
         level: certified for this very start. almost-sure: up to starts of measure zero, stops earlier at bottlenecks, for laws
         with a density. balanced: limits of lower rank are certified too, for balanced starts. The default follows the law. Linear
@@ -262,15 +263,16 @@ class Running:
     rtol: Tolerance | None = None
     atol: float | None = None
     t1: float = math.inf
-    max_steps: Steps = 10_000
+    max_steps: Steps | None = None
     verdict: Literal["level", "almost-sure", "balanced"] | None = None
     staircase: bool | None = None
 
-    def method(self) -> Any:
+    def method(self, problem: Any) -> Any:
         """What steps the starts; `None`, the library's choice, if nothing is said of it."""
         import diffrax
 
         from gdflow.basins import integrator
+        from gdflow.basins.plan import default_method
         from gdflow.dynamics import RKC
 
         if self.solver is self.rtol is self.atol is None:
@@ -280,7 +282,11 @@ class Running:
             "rkc": lambda: RKC(20),
         }  # fmt: skip
         given = {name: value for name in ("rtol", "atol") if (value := getattr(self, name)) is not None}
-        return integrator(solvers[self.solver or "tsit5"](), **given)
+        if self.solver is not None:
+            return integrator(solvers[self.solver](), **given)
+        # The tolerances alone: the library's choice with these.
+        chosen = default_method(problem, problem.why_no_levels is not None)
+        return integrator(chosen.solver, **dict(rtol=chosen.rtol, atol=chosen.atol) | given)
 
     def options(self, problem: Any, widths: tuple[int, ...]) -> dict[str, Any]:
         """What `gdflow.basin_sizes` takes.
@@ -294,7 +300,7 @@ class Running:
         _refuse_without_levels(problem, self.verdict and f"--verdict {self.verdict}", staircase)
         named = {"level": verdicts.LevelVerdict, "almost-sure": verdicts.AlmostSure, "balanced": verdicts.Balanced}
         return dict(
-            method=self.method(),
+            method=self.method(problem),
             limits=Limits(t1=self.t1, max_steps=self.max_steps),
             verdict=None if self.verdict is None else named[self.verdict](problem, widths),
             riders=(Drift(),) if self.staircase is False else None,

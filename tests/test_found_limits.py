@@ -359,7 +359,8 @@ def test_the_hessian_keeps_its_part_on_the_whole_ball():
     worst = jax.vmap(third)(circle).max()
     assert worst <= float(attraction._third_norm(objective, point)) <= 2 * worst
     # The radius is that at which the three terms leave a quarter.
-    left = values[0] - attraction._third_norm(objective, point) * radius - 0.5 * fourth_bound(objective, point, radius) * radius**2
+    third, fourth = attraction._third_norm(objective, point), fourth_bound(objective, point, radius)
+    left = values[0] - third * radius - 0.5 * fourth * radius**2
     assert left == pytest.approx(0.25 * values[0], rel=1e-3)
 
 
@@ -373,7 +374,9 @@ def test_softmax_outputs_are_told_apart_up_to_a_shift():
         net, shifted, other = (gf.LayerTuple([W1, w]) for w in (W2, W2 + v, W2 + np.eye(2, 3)))
         np.testing.assert_allclose(objective.features(shifted), objective.features(net), atol=1e-12)
         assert np.abs(objective.features(other) - objective.features(net)).max() > 1e-2
-        assert float(objective.effective_loss(shifted)) == pytest.approx(float(objective.effective_loss(net)), rel=1e-12)
+        assert float(objective.effective_loss(shifted)) == pytest.approx(
+            float(objective.effective_loss(net)), rel=1e-12
+        )
 
 
 # -- intervals ---------------------------------------------------------------------------------------------------------

@@ -333,7 +333,7 @@ class BasinEstimate(Printable):
             ("ended", ", ".join(f"{n} {status.label}" for status, n in self.statuses.items() if n)),
         ]
         facts += [(status.label, status.message) for status, n in self.statuses.items() if n and status]
-        if self.statuses[Status.STEP_LIMIT] and self.tally.most_steps >= self.plan.limits.max_steps:
+        if self.statuses[Status.STEP_LIMIT] and self.tally.most_steps >= self.plan.limits.most_steps:
             facts.append(
                 (
                     "hint",

@@ -54,9 +54,15 @@ _FIELDS = [
     pa.field("id", pa.uint64(), metadata={"doc": "start id; with the plan it determines the start"}),
     pa.field("status", pa.dictionary(pa.int8(), pa.string()), metadata={"doc": "how the start ended"}),
     pa.field("verdict", pa.dictionary(pa.int16(), pa.string()), metadata={"doc": "what is claimed of the limit"}),
-    pa.field("limit", pa.int32(), metadata={"doc": "the limit's level (0: lowest); null where it is undecided"}),
     pa.field(
-        "highest", pa.int32(), metadata={"doc": "the highest level that is not excluded: the limit's own if decided"}
+        "limit",
+        pa.int32(),
+        metadata={"doc": "the limit: its level, or its number among those found (0: lowest); null where undecided"},
+    ),
+    pa.field(
+        "highest",
+        pa.int32(),
+        metadata={"doc": "the highest limit that is not excluded, in the order of losses: the own one if decided"},
     ),
     pa.field("time", pa.float64(), metadata={"doc": "flow time at which the limit was decided, else the time reached"}),
     pa.field("steps", pa.int32(), metadata={"doc": "steps, accepted and rejected"}),

@@ -16,8 +16,9 @@ from jaxtyping import Array, Key
 from gdflow.basins.catalogue import Catalogue, limit_labels
 from gdflow.basins.lanes import default_pool, default_threads, run_lanes
 from gdflow.basins.methods import AbstractMethod, integrator
+from gdflow.basins.methods.adaptive import AbstractIntegrator
 from gdflow.basins.outcomes import outcome_table, schema
-from gdflow.basins.process import LaneProcess, Limits
+from gdflow.basins.process import DEFAULT_STEPS, LaneProcess, Limits
 from gdflow.basins.riders import MAX_CROSSINGS, AbstractRider, Crossings, Drift
 from gdflow.basins.starts import AbstractStarts, as_starts
 from gdflow.basins.tube import Tube, default_methods
@@ -342,7 +343,7 @@ def make_plan(
     limits: Limits | None = None,
     first_id: int = 0,
     proof: bool = False,
-    again: Sequence[AbstractMethod] = (),
+    again: Sequence[AbstractMethod] | None = None,
 ) -> Plan:
     """A plan, checked; what is left out follows from the rest. The arguments are those of `gdflow.basin_sizes`.
 
@@ -391,20 +392,27 @@ def make_plan(
     verdict.check(problem, starts)
     if leveled is not None:
         _check_balance(leveled, starts, first_id)
-    if limits is None:
+    limits = Limits() if limits is None else limits
+    if limits.max_steps is None:
         longer = 1 if problem.objective.smooth else 3
-        limits = Limits(max_steps=longer * _LONG) if verdict.discovers else Limits()
+        limits = dataclasses.replace(limits, max_steps=longer * _LONG if verdict.discovers else DEFAULT_STEPS)
     if leveled is None:
         limits = _natural_limits(problem, starts, first_id, limits, verdict.discovers)
     elif verdict.discovers and not limits.gradient_tolerance:
         limits = dataclasses.replace(_natural_limits(problem, starts, first_id, limits, True), largest=limits.largest)
     if leveled is not None and limits.largest is None:
         limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(leveled, starts.widths)))
-    if method is None and verdict.discovers:
-        method = _finding_method(problem, limits)
-        if problem.objective.smooth and not again:
-            again = tuple(filter(None, [method.tighter(AUDIT_FACTOR)]))
-    method = integrator() if method is None else method
+    method = default_method(problem, verdict.discovers) if method is None else method
+    if (
+        verdict.discovers
+        and not problem.objective.smooth
+        and isinstance(method, AbstractIntegrator)
+        and not method.shortest
+    ):
+        method = dataclasses.replace(method, shortest=_SHORT * limits.dwell / _LONG_DWELL)
+    if again is None:
+        tighter = method.tighter(AUDIT_FACTOR) if verdict.discovers and problem.objective.smooth else None
+        again = () if tighter is None else (tighter,)
     for rider in riders:
         for some in (method, *again):
             rider.check(problem, verdict, starts.widths, some)
@@ -419,15 +427,15 @@ def make_plan(
     )
 
 
-def _finding_method(problem: AbstractProblem, limits: Limits) -> AbstractMethod:
-    """What steps the starts where limits are to be found, in such limits.
+def default_method(problem: AbstractProblem, discovers: bool) -> AbstractIntegrator:
+    """What steps the starts by default. **Arguments:** `discovers`: whether limits are to be found in the run.
 
     Networks fit data with curvatures that differ by factors of hundreds to thousands: the way to a limit is stiff, and a
-    stabilised method takes it in a tenth of the time. Where the gradient jumps steps are no shorter than a part of the time in
-    which the loss would fall to zero, of which `dwell` is a multiple.
+    stabilised method takes it in a tenth of the time. Where the gradient jumps steps have a shortest length, which depends on
+    the starts: the plan sets it.
     """
-    if not problem.objective.smooth:
-        return integrator(shortest=_SHORT * limits.dwell / _LONG_DWELL)
+    if not discovers or not problem.objective.smooth:
+        return integrator()
     if isinstance(problem, Problem):
         return integrator(RKC(_STAGES), rtol=1e-6, atol=1e-8)
     return integrator(rtol=1e-8, atol=1e-10)

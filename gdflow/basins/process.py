@@ -31,6 +31,9 @@ _VANISHING = 1e-150
 #: A step shorter than this many units in the last place of `t` makes no progress.
 _SMALLEST_STEP = 8.0
 
+#: Steps after which a start is given up by default.
+DEFAULT_STEPS = 10_000
+
 #: The first step where a method finds none.
 _FIRST_STEP = 0.01
 
@@ -39,7 +42,8 @@ class Limits(eqx.Module):
     """When a start is given up as undecided.
 
     - `t1`: flow time; infinite by default.
-    - `max_steps`: number of steps, accepted and rejected.
+    - `max_steps`: number of steps, accepted and rejected; by default 10 000, and ten to thirty times as many where limits are to
+      be found in the run: there no certificate ends it early.
     - `gradient_tolerance`, `dwell`: a start whose gradient norm has stayed at or below the tolerance for a flow time of
       `dwell` has converged numerically, which decides nothing: it may be passing a saddle. Off (0) by default: a certificate
       needs no such guess. Where the gradient jumps (`Objective.smooth`) its norm says nothing: there the root of the rate at
@@ -48,12 +52,14 @@ class Limits(eqx.Module):
     """
 
     t1: float = np.inf
-    max_steps: int = eqx.field(static=True, default=10_000, converter=functools.partial(check_count, "max_steps"))
+    max_steps: int | None = eqx.field(static=True, default=None)
     gradient_tolerance: float = 0.0
     dwell: float = 0.0
     largest: float | None = None
 
     def __check_init__(self):
+        if self.max_steps is not None:
+            check_count("max_steps", self.max_steps)
         for name in ("t1", "largest"):
             value = getattr(self, name)
             if value is not None and value != np.inf and not check_number(name, value) > 0:
@@ -62,11 +68,16 @@ class Limits(eqx.Module):
             if check_number(name, getattr(self, name)) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
+    @property
+    def most_steps(self) -> int:
+        """`max_steps`, or its default where no limits are to be found."""
+        return DEFAULT_STEPS if self.max_steps is None else self.max_steps
+
     def longer(self, factor: int, tighter: float) -> "Limits":
         """So many times the steps and the time, and a gradient tolerance smaller by a factor."""
         return Limits(
             factor * self.t1,
-            factor * self.max_steps,
+            factor * self.most_steps,
             self.gradient_tolerance / tighter,
             factor * self.dwell,
             self.largest,
@@ -301,7 +312,7 @@ class LaneProcess(AbstractProcess):
             Status.DIVERGING: (moved & (self.layout.norm(step.y) > self.largest)) | (too_short & decision.finite),
             Status.NON_FINITE: too_short,
             Status.TIME_LIMIT: active & (t >= limits.t1),
-            Status.STEP_LIMIT: active & (steps >= limits.max_steps),
+            Status.STEP_LIMIT: active & (steps >= limits.most_steps),
         }
         done = functools.reduce(jnp.logical_or, ends.values(), state.done)
         status = _first_true(ends, state.status)

@@ -70,13 +70,15 @@ def basin_sizes(
       potential a function from a key to a point, with its `key`, or points, arrays whose first axes count the same.
     - `num`: how many, ids `0, …, num − 1`, or a `range` of 64-bit ids; of given networks all by default.
     - `method`: what steps the starts, by default `gf.integrator()`: Tsit5 at rtol 1e-6, atol 1e-9; with proofs Dopri8 at
-      rtol 1e-7, atol 1e-10, and where limits are found in the run Tsit5 at rtol 1e-8, atol 1e-10.
+      rtol 1e-7, atol 1e-10. Where limits are found in the run: for smooth networks the stabilised `gf.RKC(10)` at rtol 1e-6, atol
+      1e-8, for smooth potentials Tsit5 at rtol 1e-8, atol 1e-10; starts that are not certain then run again at 100 times tighter
+      tolerances. Where the gradient jumps steps have a shortest length.
     - `verdict`: when a limit is decided, and what is claimed of it: one of `gf.verdicts`. By default `Converged` where
       critical values are not known beforehand, `Balanced` if the law says that its starts are, else `LevelVerdict`.
     - `riders`: what is carried along and reported besides, by default the drift of the conserved quantities and the
       staircase, when each value `ℓ({1, …, r})` was passed (at most 16); `(gf.basins.Drift(),)` is up to a fifth faster.
     - `limits`: when a start is given up, a `gf.basins.Limits`. Where limits are found, its `gradient_tolerance` and `dwell` say
-      when a start has converged: by default 10⁻⁶ of the median gradient norm at the starts.
+      when a start has converged: by default 10⁻⁶ of the median gradient norm at the starts (10⁻⁴ where the gradient jumps).
     - `confidence`: of the intervals.
     - `audit`: how many of the starts, chosen at random, to re-run with another solver at 100× tighter tolerances; by default
       5 %, at least 100 and at most 500. 0 for none: labels are then taken to be right.

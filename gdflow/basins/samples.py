@@ -102,7 +102,7 @@ def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories
     problem, starts = estimate.plan.problem, estimate.plan.starts.networks(ids)
     # Where the gradient jumps steps have to be as short as those of the run, and as many.
     shortest = float(estimate.plan.method.shortest)
-    options: dict[str, Any] = dict(shortest=shortest, max_steps=estimate.plan.limits.max_steps) if shortest else {}
+    options: dict[str, Any] = dict(shortest=shortest, max_steps=estimate.plan.limits.most_steps) if shortest else {}
     losses = np.array(_losses(problem, starts, end, ts, options))
     if losses.shape[1] < len(ts):  # NaN after the last step of all of them is cut off
         losses = np.pad(losses, ((0, 0), (0, len(ts) - losses.shape[1])), constant_values=np.nan)
