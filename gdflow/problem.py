@@ -43,6 +43,19 @@ from gdflow.spectrum import SingularValues, Spectrum, check_coordinates, reduce_
 from gdflow.tables import some_numbers
 
 
+# Compiled, so that a first call costs one program and not one for every operation.
+
+
+@eqx.filter_jit
+def _loss(objective: Objective, net: Any) -> Float[Array, ""]:
+    return objective.effective_loss(net)
+
+
+@eqx.filter_jit
+def _gradient(objective: Objective, net: Any) -> Any:
+    return objective.gradient(net)
+
+
 class AbstractProblem(eqx.Module):
     """An objective to be minimised, and what is known of it.
 
@@ -71,11 +84,11 @@ class AbstractProblem(eqx.Module):
 
     def effective_loss(self, net: Any) -> Float[Array, ""]:
         """Effective loss of a point: the loss less the residual of least squares, where that is known (else all of it)."""
-        return self.objective.effective_loss(net)
+        return _loss(self.objective, net)
 
     def gradient(self, net: Any) -> Any:
         """Gradient of the loss."""
-        return self.objective.gradient(net)
+        return _gradient(self.objective, net)
 
     def isometric(self) -> "AbstractProblem":
         """The same flow in the coordinates that suit computation best; by default these."""

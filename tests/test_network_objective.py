@@ -1,5 +1,6 @@
 """Objectives of nonlinear networks: closed-form gradients, lanes, biases, decay; potentials; what is refused."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,19 +51,35 @@ CASES = [
 def test_values_gradients_and_lanes(activation, shape, loss, biases, rng):
     problem = made(shape, loss, rng, activations=activation, weight_decay=0.2, biases=biases)
     nets = Gaussian(problem.widths(shape[1:-1]), 1.0).sample_batch(KEY, range(3))
-    for i in range(3):
-        net = jax.tree.map(lambda w: w[i], nets)  # noqa: B023
-        assert float(problem.effective_loss(net)) == pytest.approx(by_hand(problem, net), rel=1e-13)
-        automatic, closed = jax.grad(problem.effective_loss)(net), problem.gradient(net)
-        assert float((automatic - closed).norm()) <= 1e-12 * (1 + float(closed.norm()))
+    losses, gradients, automatic = one_by_one(problem, nets)
+    for i, found in enumerate(losses):
+        assert float(found) == pytest.approx(by_hand(problem, jax.tree.map(lambda w: w[i], nets)), rel=1e-13)  # noqa: B023
+    assert_close(gradients, automatic)
     for layout in (LanesFirst(), LanesLast()):
-        gradients, losses = problem.objective.lane_gradients(layout, layout.pack(nets))
-        expected = jax.vmap(problem.gradient)(nets)
-        for found, exact in zip(layout.unpack(gradients).weights, expected.weights, strict=True):
-            np.testing.assert_allclose(found, exact, atol=1e-12 * (1 + float(jnp.max(jnp.abs(exact)))))
-        exact = jax.vmap(problem.effective_loss)(nets)
-        np.testing.assert_allclose(losses, exact, rtol=1e-12)
-        np.testing.assert_allclose(problem.objective.lane_losses(layout, layout.pack(nets)), exact, rtol=1e-12)
+        in_lanes = by_lanes(problem, layout, nets)
+        np.testing.assert_allclose(in_lanes[0], losses, rtol=1e-12)
+        np.testing.assert_allclose(in_lanes[1], losses, rtol=1e-12)
+        assert_close(in_lanes[2], gradients)
+
+
+@eqx.filter_jit
+def one_by_one(problem, nets):
+    """Losses, gradients, and automatic gradients."""
+    loss = problem.effective_loss
+    return jax.vmap(loss)(nets), jax.vmap(problem.gradient)(nets), jax.vmap(jax.grad(loss))(nets)
+
+
+@eqx.filter_jit
+def by_lanes(problem, layout, nets):
+    """Losses, losses beside the gradients, gradients."""
+    gradients, losses = problem.objective.lane_gradients(layout, layout.pack(nets))
+    return problem.objective.lane_losses(layout, layout.pack(nets)), losses, layout.unpack(gradients)
+
+
+def assert_close(found, exact):
+    """To 1e-12, relative to the largest entry of each layer."""
+    for a, b in zip(found.weights, exact.weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * (1 + float(jnp.max(jnp.abs(b)))))
 
 
 @pytest.mark.parametrize("m", [20, 21, 23, 45, 150])
@@ -71,13 +88,11 @@ def test_lanes_with_many_samples(activation, shape, loss, biases, m, rng):
     """They are summed up in blocks, some with a rest."""
     problem = made(shape, loss, rng, m, activations=activation, weight_decay=0.2, biases=biases)
     nets = Gaussian(problem.widths(shape[1:-1]), 1.0).sample_batch(KEY, range(3))
-    layout = LanesLast()
-    gradients, losses = problem.objective.lane_gradients(layout, layout.pack(nets))
-    expected, exact = jax.vmap(problem.gradient)(nets), jax.vmap(problem.effective_loss)(nets)
-    for found, other in zip(layout.unpack(gradients).weights, expected.weights, strict=True):
-        np.testing.assert_allclose(found, other, rtol=0, atol=1e-12 * (1 + float(jnp.max(jnp.abs(other)))))
-    np.testing.assert_allclose(losses, exact, rtol=1e-12)
-    np.testing.assert_allclose(problem.objective.lane_losses(layout, layout.pack(nets)), exact, rtol=1e-12)
+    losses, gradients, _ = one_by_one(problem, nets)
+    in_lanes = by_lanes(problem, LanesLast(), nets)
+    np.testing.assert_allclose(in_lanes[0], losses, rtol=1e-12)
+    np.testing.assert_allclose(in_lanes[1], losses, rtol=1e-12)
+    assert_close(in_lanes[2], gradients)
 
 
 def test_one_hidden_layer_is_the_paper_s_formula(rng):
