@@ -42,7 +42,6 @@ from gdflow.report import DataInfo, Report, ShortReport
 from gdflow.spectrum import SingularValues, Spectrum, check_coordinates, reduce_samples
 from gdflow.tables import some_numbers
 
-
 # Compiled, so that a first call costs one program and not one for every operation.
 
 
