@@ -14,6 +14,7 @@
 | `gdflow.factorizations` | small factorisations in lanes, without batched LAPACK calls, which can hang |
 | `gdflow.invariants` | the conserved `C_j = W_{j+1}ᵀW_{j+1} − W_jW_jᵀ`, their number, their drift |
 | `gdflow.conservation` | what the flow of any network conserves, and how much; what it does not, and why |
+| `gdflow.lie_algebra` | how many quantities the flow conserves at a point, known or not |
 | `gdflow.separation` | samples that a network separates: the flow runs to infinity, margins |
 | `gdflow.landscape` | the critical set: strata, sampling, classification, second variations, inertia, extreme eigenpairs |
 | `gdflow.thresholds`, `gdflow.sides` | critical values that a loss has provably passed; the side of `det W = 0` of a start |

@@ -10,7 +10,6 @@ from gdflow.basins import load as load
 from gdflow.basins import repeat as repeat
 from gdflow.certificates import certify as certify
 from gdflow.conservation import conservation_laws as conservation_laws
-from gdflow.conservation import count_conserved as count_conserved
 from gdflow.dynamics import RK4 as RK4
 from gdflow.dynamics import RKC as RKC
 from gdflow.dynamics import AtCertificate as AtCertificate
@@ -31,6 +30,7 @@ from gdflow.landscape import inertia as inertia
 from gdflow.landscape import sample_critical_point as sample_critical_point
 from gdflow.landscape import second_variation as second_variation
 from gdflow.landscape import strata as strata
+from gdflow.lie_algebra import count_conserved as count_conserved
 from gdflow.network import LayerTuple as LayerTuple
 from gdflow.problem import Potential as Potential
 from gdflow.problem import Problem as Problem

@@ -21,10 +21,10 @@ from gdflow.conservation import (
     SampleIntegral,
     UnitImbalance,
     conservation_laws,
-    count_conserved,
     drift,
 )
 from gdflow.dynamics import simulate
+from gdflow.lie_algebra import count_conserved
 from gdflow.losses import Huber, Logistic, SoftmaxCrossEntropy, SquaredError
 from gdflow.network import LayerTuple
 from gdflow.objective import NetworkObjective
@@ -280,6 +280,34 @@ def test_no_drift_along_a_trajectory_of_the_library(rng):
     end = simulate(problem, start, 4.0, rtol=1e-10, atol=1e-12, dense=False).final
     np.testing.assert_allclose(flat(end), flat(flow(problem, start, 4.0)), rtol=0, atol=1e-7)
     assert float(drift(laws, end, start, 4.0)) < 1e-7  # of order 5, with the tolerances that users choose
+
+
+@pytest.mark.parametrize("name", ["softmax, decay", "orthogonal samples", "ReLU, decay"])
+def test_trajectories_know_the_drift_of_their_laws(name, rng):
+    X, Y = rng.normal(size=(3, 6)), np.eye(2)[:, rng.integers(0, 2, 6)]
+    problem = {
+        "softmax, decay": Problem(X, Y, SoftmaxCrossEntropy(), weight_decay=0.3),
+        "orthogonal samples": Problem(np.linalg.qr(X[:, :3])[0], Y[:, :3], activations="tanh"),
+        "ReLU, decay": Problem(X, Y, activations="relu", weight_decay=0.3),
+    }[name]
+    starts = jax.tree.map(lambda *w: jnp.stack(w), *(random_net(rng, (3, 4, 2)) for _ in range(2)))
+    # Not so far that a ReLU flow slides along a kink, which would take as many steps as there is time.
+    t1 = 0.02 if "ReLU" in name else 0.1
+    run = simulate(problem, starts, t1, ts=9, rtol=1e-10, atol=1e-12, shortest=1e-6 if "ReLU" in name else 0.0)
+    assert run.drift.shape == (2, 9)
+    np.testing.assert_allclose(run.drift[:, 0], 0.0, atol=1e-15)
+    assert float(run.drift.max()) < 1e-7
+    laws = conservation_laws(problem, (3, 4, 2))
+    ends, first = (jax.tree.map(lambda w: w[1], nets) for nets in (run.final, starts))
+    assert float(run.drift[1, -1]) == pytest.approx(float(drift(laws, ends, first, t1)))
+
+
+def test_trajectories_without_laws_say_so(rng):
+    problem = Problem(rng.normal(size=(3, 6)), rng.normal(size=(2, 6)), activations="tanh", weight_decay=0.1)
+    with pytest.raises(ValueError, match=r"no conservation law that is known.*weight decay"):
+        _ = simulate(problem, random_net(rng, (3, 4, 2)), 0.1).drift
+    with pytest.raises(ValueError, match="networks that fit data"):
+        _ = simulate(Potential(lambda x: x**2), jnp.ones(()), 0.1).drift
 
 
 POOL = {

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from rich.console import RenderableType
 from rich.text import Text
 
+from gdflow import conservation
 from gdflow.dynamics.crossings import first_crossing
 from gdflow.invariants import drift
 from gdflow.network import LayerTuple
@@ -89,19 +90,38 @@ class Trajectory(Printable, eqx.Module):
 
     @property
     def drift(self) -> Float[Array, "*batch T"]:
-        """Relative drift of the conserved quantities since the start, see `gdflow.drift`.
+        """Relative drift of the conserved quantities since the start: of the `C_j` of linear networks, see `gdflow.drift`; of
+        other ones by all laws that hold, see `gdflow.conservation`.
 
-        **Raises:** `ValueError` where the `C_j` are not conserved: nonlinear networks and weight decay.
+        **Raises:** `ValueError` where no law holds, or none is known.
         """
+
+        def measure(net, start, t):
+            return drift(net, start)
+
         if not isinstance(self.problem.objective, LinearObjective):
-            raise ValueError(
-                "the C_j are conserved in linear networks without weight decay only; what this problem conserves says "
-                "gdflow.conservation.conservation_laws(problem, widths)"
-            )
-        measure = jax.vmap(drift, in_axes=(0, None))
+            laws = self._laws()
+
+            def measure(net, start, t):
+                return conservation.drift(laws, net, start, t)
+
+        along = jax.vmap(measure, in_axes=(0, None, 0))
         for _ in self.ts.shape[:-1]:
-            measure = jax.vmap(measure)
-        return jax.jit(measure)(self.networks, self.start)
+            along = jax.vmap(along)
+        return jax.jit(along)(self.networks, self.start, self.ts)
+
+    def _laws(self) -> conservation.ConservationLaws:
+        """The laws of a nonlinear network."""
+        if not isinstance(self.problem, Problem):
+            raise ValueError(
+                "conservation laws are known of networks that fit data: this problem has none to drift from"
+            )
+        widths = tuple(w.shape[-1] for w in self.start.weights) + (self.start.weights[-1].shape[-2],)
+        laws = conservation.conservation_laws(self.problem, widths)
+        if not laws:
+            reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in laws.refused)
+            raise ValueError(f"this flow has no conservation law that is known, so nothing drifts ({reasons})")
+        return laws.without_refusals()
 
     def evaluate(self, t: Float[Array, ""] | float) -> Any:
         """The network at any time up to `final_time`, by the solver's own interpolant.

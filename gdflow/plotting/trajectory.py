@@ -1,5 +1,6 @@
 """The picture of one trajectory: loss, singular values, gradient norm and drift."""
 
+import contextlib
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -112,9 +113,10 @@ def _draw_singular_values(axes: Axes, trajectory: Trajectory) -> None:
 def _draw_norms(axes: Axes, trajectory: Trajectory) -> None:
     norms, drift = np.asarray(trajectory.gradient_norms), np.zeros(0)
     drawn = [(norms, COLORS[0], r"$\|\nabla L\|$")]
-    if isinstance(trajectory.problem.objective, LinearObjective):
+    with contextlib.suppress(ValueError):  # where no law holds there is nothing to drift
         drift = np.asarray(trajectory.drift)
-        drawn.append((drift, COLORS[1], "relative drift of $C_j$"))
+        linear = isinstance(trajectory.problem.objective, LinearObjective)
+        drawn.append((drift, COLORS[1], "relative drift of " + ("$C_j$" if linear else "what is conserved")))
     for values, color, label in drawn:
         if np.any(values > 0):
             axes.plot(trajectory.ts, np.where(values > 0, values, np.nan), color=color, label=label)
