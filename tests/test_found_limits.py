@@ -452,6 +452,8 @@ def test_a_start_that_is_lost_is_counted_and_the_rest_goes_on():
     assert falling.fraction == 0
     assert falling.interval == (0, 1)
     assert "0 found" in str(falling)
+    assert falling.statuses[Status.DIVERGING] == 2
+    assert "has no minimum there" in str(falling)
 
 
 def test_starts_that_pass_a_saddle_are_not_put_there():
@@ -463,5 +465,6 @@ def test_starts_that_pass_a_saddle_are_not_put_there():
     )  # fmt: skip
     ends = estimate.outcomes["verdict"].to_pylist()
     assert ends[2] == "undecided"
+    assert "passes a saddle" in str(estimate)
     assert ends[1] != "undecided"
     assert all(abs(float(limit.point[1])) == pytest.approx(1.0) for limit in estimate.found)

@@ -25,7 +25,9 @@ def test_effective_loss_and_offset_make_the_loss_on_the_data(data, rng):
         # Both sides sum at most 160 squares after one orthogonal transformation of the samples.
         assert float(problem.effective_loss(net) + problem.offset) == pytest.approx(expected, rel=1e-12)
         assert float(problem.total_loss(net)) == pytest.approx(expected, rel=1e-12)
-        assert float(problem.end_to_end_loss(net.end_to_end)) == float(problem.effective_loss(net))
+        assert float(problem.end_to_end_loss(net.end_to_end)) == pytest.approx(
+            float(problem.effective_loss(net)), rel=1e-14
+        )
 
 
 def test_gradient_is_that_of_the_loss_on_the_data(data, rng):

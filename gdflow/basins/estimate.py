@@ -333,14 +333,7 @@ class BasinEstimate(Printable):
             ("ended", ", ".join(f"{n} {status.label}" for status, n in self.statuses.items() if n)),
         ]
         facts += [(status.label, status.message) for status, n in self.statuses.items() if n and status]
-        if self.statuses[Status.STEP_LIMIT] and self.tally.most_steps >= self.plan.limits.most_steps:
-            facts.append(
-                (
-                    "hint",
-                    "where small singular values make the flow stiff, gdflow.RKC (--solver rkc) takes longer steps; or more "
-                    "steps (--max-steps)",
-                )
-            )
+        facts += [("hint", hint) for hint in self._hints()]
         if self._by_level and self.levels[0].width > 0:
             lowest = self.levels[0]
             facts.append(("lowest levels", f"{lowest.num_subsets} critical values from {lowest.value:.6g} to "
@@ -374,6 +367,26 @@ class BasinEstimate(Printable):
             )
         return facts
 
+    def _hints(self) -> list[str]:
+        """What may help starts that are undecided."""
+        hints = []
+        if self.statuses[Status.STEP_LIMIT] and self.tally.most_steps >= self.plan.limits.most_steps:
+            if self.found is None:
+                hints.append("where small singular values make the flow stiff, gdflow.RKC (--solver rkc) takes longer steps; or "
+                    "more steps (--max-steps)")  # fmt: skip
+            else:
+                hints.append("the gradient has not become small: more steps (--max-steps); where the flow is stiff gdflow.RKC "
+                    "(--solver rkc); where step errors are of its size tighter tolerances (--rtol, --atol); where the loss falls "
+                    "for ever weight decay")  # fmt: skip
+        if self.found is None:
+            return hints
+        if self.statuses[Status.CONVERGED] + self.statuses[Status.STATIONARY]:
+            hints.append("what converged but is at no limit passes a saddle, or creeps along a tail, where the loss may have no "
+                "minimum: a smaller Limits.gradient_tolerance tells, weight decay gives it one")  # fmt: skip
+        if self.statuses[Status.DIVERGING]:
+            hints.append("weights that grow for ever say that the loss has no minimum there: weight decay gives it one")
+        return hints
+
     def _found_facts(self) -> list[tuple[str, str]]:
         limits = self.plan.limits
         facts = [
@@ -384,9 +397,14 @@ class BasinEstimate(Printable):
             ("converged", f"‖∇L‖ ≤ {limits.gradient_tolerance:.1e} for a time of {limits.dwell:.1e}"),
         ]
         if self.certified:
-            facts.append(
-                ("certified", "the flow from the computed state ends at the limit (gdflow.attraction, gdflow.verdicts)")
+            radii = [limit.radius for limit in self.found or () if limit.radius]
+            why = [f"balls of attraction, of radius {min(radii):.1e} … {max(radii):.1e}"] if radii else []
+            why += (
+                ["a loss below log 2: gdflow.separation"]
+                if any(limit.at_infinity for limit in self.found or ())
+                else []
             )
+            facts.append(("certified", f"the flow from the computed state ends at the limit ({'; '.join(why)})"))
         return facts
 
     def _proof_text(self) -> str:

@@ -38,6 +38,10 @@ DEFAULT_STEPS = 10_000
 _FIRST_STEP = 0.01
 
 
+def _count_or_none(max_steps: Any) -> int | None:
+    return None if max_steps is None else check_count("max_steps", max_steps)
+
+
 class Limits(eqx.Module):
     """When a start is given up as undecided.
 
@@ -52,14 +56,12 @@ class Limits(eqx.Module):
     """
 
     t1: float = np.inf
-    max_steps: int | None = eqx.field(static=True, default=None)
+    max_steps: int | None = eqx.field(static=True, default=None, converter=_count_or_none)
     gradient_tolerance: float = 0.0
     dwell: float = 0.0
     largest: float | None = None
 
     def __check_init__(self):
-        if self.max_steps is not None:
-            check_count("max_steps", self.max_steps)
         for name in ("t1", "largest"):
             value = getattr(self, name)
             if value is not None and value != np.inf and not check_number(name, value) > 0:
