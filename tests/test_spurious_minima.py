@@ -16,6 +16,7 @@ import gdflow as gf
 from gdflow import experiments
 from gdflow.experiments import spurious_minima as sm
 from gdflow.experiments.results import file_names
+from gdflow.experiments.spurious_minima import claims, figures, minima, runs
 
 # -- patterns ----------------------------------------------------------------------------------------------------------
 
@@ -40,9 +41,9 @@ def test_patterns(rng):
     ]
     for W, directions, alike in cases:
         moved = W[rng.permutation(len(W))][:, rng.permutation(W.shape[1])]
-        assert sm.directions(moved) == directions
+        assert minima.directions(moved) == directions
         # Round-off tells nothing apart.
-        assert sm.alike_teachers(moved + 1e-9 * rng.normal(size=W.shape)) == alike
+        assert minima.alike_teachers(moved + 1e-9 * rng.normal(size=W.shape)) == alike
 
 
 # -- made-up runs ------------------------------------------------------------------------------------------------------
@@ -50,7 +51,9 @@ def test_patterns(rng):
 
 def minimum(k, loss, W=None, **changes):
     students = np.eye(k) if W is None else W
-    found = sm.Minimum(k, loss, students, *sm.directions(students), sm.alike_teachers(students), 0, 0, 0.01, 2.0)
+    found = minima.Minimum(
+        k, loss, students, *minima.directions(students), minima.alike_teachers(students), 0, 0, 0.01, 2.0
+    )
     return dataclasses.replace(found, **changes)
 
 
@@ -59,7 +62,7 @@ def sweep(k, spurious, num=2000, *, step=0.0, rtol=1e-8, first=0, W=None, **chan
     labels = np.zeros(num, int)
     labels[first : first + spurious] = 1
     classes = [minimum(k, 0.0), minimum(k, 0.02, one_against(k) if W is None else W)]
-    made = sm.Sweep(
+    made = runs.Sweep(
         k, "descent" if step else "flow", step, 0.0 if step else rtol, classes, labels, np.full(num, 0.3),
         np.full(num, 200.0), np.full(num, 300),
     )  # fmt: skip
@@ -70,11 +73,11 @@ def results(flows=None, descents=None, steps=None, loose=None):
     flows = flows or {5: 0, 6: 20, 7: 90, 8: 240}
     descents = descents or flows
     steps = steps or {0.05: 240, 0.1: 240, 0.4: 238}
-    made = tuple(x if isinstance(x, sm.Sweep) else sweep(k, x) for k, x in flows.items())
-    by_descent = tuple(x if isinstance(x, sm.Sweep) else sweep(k, x, step=0.1) for k, x in descents.items())
+    made = tuple(x if isinstance(x, runs.Sweep) else sweep(k, x) for k, x in flows.items())
+    by_descent = tuple(x if isinstance(x, runs.Sweep) else sweep(k, x, step=0.1) for k, x in descents.items())
     here = [descent for descent in by_descent if descent.k == 8 and descents is flows]
     by_step = tuple(
-        x if isinstance(x, sm.Sweep) else here[0] if here and step == 0.1 else sweep(8, x, step=step)
+        x if isinstance(x, runs.Sweep) else here[0] if here and step == 0.1 else sweep(8, x, step=step)
         for step, x in steps.items()
     )
     return sm.Results(made, by_descent, by_step, loose or sweep(8, 240, rtol=1e-6))
@@ -113,9 +116,9 @@ def test_starts_without_a_limit_widen_intervals_on_both_sides():
 def test_differences_are_paired():
     """Two runs of equal fractions but other starts; 3 of 2000 labels differ; none does."""
     one, other = sweep(8, 240), sweep(8, 240, step=0.1, first=100)
-    d = sm.difference(one, other)
+    d = runs.difference(one, other)
     assert (d.value, d.differ, d.first_only, d.second_only) == (0, 200, 100, 100)
-    d = sm.difference(one, sweep(8, 237, step=0.1))
+    d = runs.difference(one, sweep(8, 237, step=0.1))
     assert (d.value, d.differ, d.first_only, d.second_only) == (0.0015, 3, 3, 0)
     # P(A) ≥ its bound with 3 seen, P(B) ≤ that with none; and the other way round.
     low, high = d.interval
@@ -123,10 +126,10 @@ def test_differences_are_paired():
     assert low == pytest.approx(lower - (1 - 0.0125 ** (1 / 2000)))
     assert high == pytest.approx(upper)
     assert d.same
-    assert sm.difference(one, one).interval == pytest.approx((-0.00219, 0.00219), abs=1e-5)
+    assert runs.difference(one, one).interval == pytest.approx((-0.00219, 0.00219), abs=1e-5)
     # What is lost in one run may be anything.
     lost = sweep(8, 240, labels=labels(2000, (0, 237, 1), (237, 240, -1)))
-    d = sm.difference(lost, one)
+    d = runs.difference(lost, one)
     assert (d.first_only, d.second_only, d.differ) == (0, 0, 3)
     assert d.interval[0] == pytest.approx(-scipy.stats.beta.ppf(1 - 0.0125, 4, 1997))
     assert d.interval[1] == pytest.approx(1 - 0.0125 ** (1 / 2000))
@@ -137,7 +140,7 @@ def test_paired_intervals_cover(rng):
     hits = 0
     for a, b in rng.multinomial(100, [0.06, 0.02, 0.92], size=400)[:, :2]:
         first = sweep(8, 0, 100, labels=labels(100, (0, a, 1)))
-        low, high = sm.difference(first, sweep(8, 0, 100, labels=labels(100, (a, a + b, 1)))).interval
+        low, high = runs.difference(first, sweep(8, 0, 100, labels=labels(100, (a, a + b, 1)))).interval
         hits += low <= 0.04 <= high
     assert hits >= 0.95 * 400
 
@@ -148,7 +151,7 @@ def test_claims_are_decided_by_numbers():
 
     lost = labels(2000, (0, 20, 1), (20, 21, -1))
     assert verdicts(
-        sm.none_for_few,
+        claims.none_for_few,
         results(),
         results({5: 1, 8: 240}),
         results({5: sweep(5, 0, labels=labels(2000, (0, 1, -1))), 8: 240}),
@@ -157,7 +160,7 @@ def test_claims_are_decided_by_numbers():
 
     flat = [minimum(6, 0.0), minimum(6, 0.02, one_against(6), zero=1)]
     assert verdicts(
-        sm.positive_measure,
+        claims.positive_measure,
         results(),
         results({6: 0, 8: 240}),
         results({6: sweep(6, 20, classes=flat), 8: 240}),
@@ -166,7 +169,7 @@ def test_claims_are_decided_by_numbers():
     ) == [True, None, None, True, None]
 
     assert verdicts(
-        sm.grows,
+        claims.grows,
         results(),
         results({6: 20, 7: 240, 8: 239}),  # not increasing, but not certainly
         results({6: 20, 7: 240, 8: 90}),
@@ -175,23 +178,23 @@ def test_claims_are_decided_by_numbers():
     ) == [True, None, False, None, None]
 
     assert verdicts(
-        sm.same_fractions,
+        claims.same_fractions,
         results(),
         results(descents={5: 0, 6: 20, 7: 90, 8: 225}),  # 15 starts only by the flow
         results(descents={5: 0, 6: 20, 7: 90, 8: sweep(8, 240, step=0.1, first=100)}),
         results({5: 1}, loose=sweep(5, 1)),
     ) == [True, False, None, None]
-    assert "k=8: +0.75 % [0.065, 1.4]" in sm.same_fractions(results(descents={5: 0, 6: 20, 7: 90, 8: 225})).measured
+    assert "k=8: +0.75 % [0.065, 1.4]" in claims.same_fractions(results(descents={5: 0, 6: 20, 7: 90, 8: 225})).measured
 
     assert verdicts(
-        sm.same_for_all_steps,
+        claims.same_for_all_steps,
         results(),
         results(steps={0.1: 240, 0.4: 200}),
         results(steps={0.1: sweep(8, 240, first=200)}),
     ) == [True, False, None]
 
     assert verdicts(
-        sm.more_differ,
+        claims.more_differ,
         results(steps={0.05: 238, 0.2: 230, 0.4: 210}),
         results(steps={0.05: 210, 0.2: 230, 0.4: 238}),
         results(steps={0.05: 238, 0.2: 236, 0.4: 235}),
@@ -199,31 +202,33 @@ def test_claims_are_decided_by_numbers():
     ) == [True, False, None, None]
 
     other = results({8: sweep(8, 240, W=-np.eye(8))})
-    assert verdicts(sm.one_against, results(), other, results({6: 0, 8: 240})) == [True, False, None]
+    assert verdicts(claims.one_against, results(), other, results({6: 0, 8: 240})) == [True, False, None]
 
     assert verdicts(
-        sm.all_strict,
+        claims.all_strict,
         results(),
         results({6: sweep(6, 20, classes=flat), 8: 240}),
         results({6: sweep(6, 20, labels=lost), 8: 240}),
     ) == [True, False, None]
 
     near = sweep(8, 240, smallest=np.where(np.arange(2000) < 3, 1e-3, 0.3))
-    assert verdicts(sm.away_from_zero, results(), results({8: near})) == [True, False]
-    assert sm.away_from_zero(results({8: near})).measured.startswith("6 of 10000 runs")
+    assert verdicts(claims.away_from_zero, results(), results({8: near})) == [True, False]
+    assert claims.away_from_zero(results({8: near})).measured.startswith("6 of 10000 runs")
 
     assert verdicts(
-        sm.tolerances_suffice,
+        claims.tolerances_suffice,
         results(),
         results(loose=sweep(8, 241, rtol=1e-6)),
         results({8: sweep(8, 240, audited=100, flips=1)}),
     ) == [True, False, False]
-    assert "contradict 1 of 100" in sm.tolerances_suffice(results({8: sweep(8, 240, audited=100, flips=1)})).measured
+    assert (
+        "contradict 1 of 100" in claims.tolerances_suffice(results({8: sweep(8, 240, audited=100, flips=1)})).measured
+    )
 
 
 def test_every_claim_has_numbers():
     for made in (results(), results({8: 0}, steps={0.1: 0}, loose=sweep(8, 0, rtol=1e-6)), results({4: 0, 8: 2000})):
-        for claim in sm.CLAIMS:
+        for claim in claims.CLAIMS:
             assert claim(made).measured
 
 
@@ -232,7 +237,8 @@ def test_every_claim_has_numbers():
     [
         results(),
         results(
-            {k: int(2000 * (1 - 5 / k) ** 2) if k > 5 else 0 for k in range(4, 21)}, steps=dict.fromkeys(sm.STEPS, 240)
+            {k: int(2000 * (1 - 5 / k) ** 2) if k > 5 else 0 for k in range(4, 21)},
+            steps=dict.fromkeys(runs.STEPS, 240),
         ),
         results({7: 0, 8: 0}, steps={0.1: 0, 0.4: 0}, loose=sweep(8, 0, rtol=1e-6)),
         results({7: 2000, 8: 2000}, steps={0.1: 2000, 0.4: 2000}, loose=sweep(8, 2000, rtol=1e-6)),
@@ -240,14 +246,14 @@ def test_every_claim_has_numbers():
     ids=["four", "many", "none", "all"],
 )
 def test_pictures_can_be_read(made):
-    figure = sm.draw(made)
+    figure = figures.draw(made)
     check_readable(figure)
     assert len(figure.axes) == 3
 
 
 def test_tables():
     made = results()
-    classes, runs = sm.class_table(made).to_pylist(), sm.run_table(made).to_pylist()
+    classes, runs = figures.class_table(made).to_pylist(), figures.run_table(made).to_pylist()
     # Four flows and descents, two other steps, one with looser tolerances: descent with 0.1 stands once, in its place.
     assert [row["method"] for row in runs[:2]] == ["flow", "descent, step 0.1"]
     assert runs[-1]["method"] == "flow, rtol 1e-06"
@@ -274,7 +280,7 @@ def test_command(capsys, monkeypatch, tmp_path):
     text = (folder / "spurious-minima.md").read_text(encoding="utf-8")
     pattern = "6 along, 1 against; teachers 6+1; λ_min 0.01"
     assert f"- k = 7, of 2000 starts: 0.02 ({pattern}): 90 by the flow, 90 by descent." in text
-    for claim in sm.CLAIMS:
+    for claim in claims.CLAIMS:
         assert claim(results()).statement in text
     # Without `fast`, the whole study.
     run_command(capsys, monkeypatch, "experiment", *arguments, "--overwrite")
@@ -322,7 +328,7 @@ def test_a_small_run(small, tmp_path):
         # Where there is a loss, it is the one measured by others.
         assert {round(m.loss, 7) for m in run.classes} <= {0.0, 0.0232027}
     # Few labels differ between methods from the same starts.
-    assert sm.difference(*made.pairs[0]).differ <= 2
+    assert runs.difference(*made.pairs[0]).differ <= 2
     # Minima are critical points with a positive definite Hessian.
     for found in made.reference.classes:
         assert (found.index, found.zero) == (0, 0)
@@ -339,10 +345,10 @@ def test_a_small_run(small, tmp_path):
 
     result = sm.result(made)
     assert len(result.save(tmp_path)) == 4
-    claims = dict(zip(sm.CLAIMS, result.claims, strict=True))
-    assert claims[sm.all_strict].confirmed
-    assert claims[sm.away_from_zero].confirmed
-    assert claims[sm.none_for_few].confirmed is None  # there are no controls
+    said = dict(zip(claims.CLAIMS, result.claims, strict=True))
+    assert said[claims.all_strict].confirmed
+    assert said[claims.away_from_zero].confirmed
+    assert said[claims.none_for_few].confirmed is None  # there are no controls
     assert result.runs.num_rows == 4
 
 
@@ -357,7 +363,7 @@ def test_descent_is_that_of_numpy(small):
         W = np.asarray(law.sample(key, start).weights[0])
         smallest = np.linalg.norm(W, axis=1).min()
         for _ in range(int(descent.steps[start])):
-            W = W - sm.STEP * numpy_gradient(W)
+            W = W - runs.STEP * numpy_gradient(W)
             smallest = min(smallest, np.linalg.norm(W, axis=1).min())
         assert np.linalg.norm(numpy_gradient(W)) < 1e-5
         assert descent.smallest[start] == pytest.approx(smallest, rel=1e-9)
@@ -369,8 +375,7 @@ def test_descent_is_that_of_numpy(small):
 @pytest.mark.slow
 def test_fractions_of_six():
     """A fraction that a colleague measured with another key and a loop of gradient descent of his own: 0.26 %."""
-    minima = sm.Minima(6)
-    made = sm.classified(minima, sm.run_starts(6, 2000, gf.basins.GradientDescent(0.1)))
+    made = runs.classified(minima.Minima(6), runs.run_starts(6, 2000, gf.basins.GradientDescent(0.1)))
     low, high = made.interval(0.01)
     assert low < 0.0026 < high
     assert sorted(found.pattern for found in minima.classes) == ["5 along, 1 against; teachers 5+1", "global"]
@@ -380,9 +385,9 @@ def test_fractions_of_six():
 def test_the_whole_experiment_fast(tmp_path):
     (result,) = experiments.run_experiment("spurious-minima", tmp_path, fast=True)
     assert {path.name for path in tmp_path.iterdir()} == set(experiments.EXPERIMENTS["spurious-minima"].files)
-    claims = dict(zip(sm.CLAIMS, result.claims, strict=True))
-    for claim in (sm.none_for_few, sm.all_strict, sm.away_from_zero):
-        assert claims[claim].confirmed
+    said = dict(zip(claims.CLAIMS, result.claims, strict=True))
+    for claim in (claims.none_for_few, claims.all_strict, claims.away_from_zero):
+        assert said[claim].confirmed
     rows = [row for row in result.runs.to_pylist() if row["method"] == "flow"]
     fractions = [row["fraction"] for row in rows if row["k"] >= 7]
     assert all(a < b for a, b in itertools.pairwise(fractions))
