@@ -24,6 +24,8 @@ from gdflow.points import is_finite, point_norm
 _TOLERANCE, _NEWTON_STEPS, _STEPS = 1e-13, 8, 100
 #: Newton's method is trusted within this part of the size of the state: where the Hessian is nearly singular it leaps.
 _CLOSE = 1e-2
+#: Hessians of more parameters than this are not computed (128 MiB each).
+MOST_PARAMETERS = 4096
 #: The gradient along the straight line from the critical point to the state is looked at in so many places.
 _PLACES = 8
 

@@ -191,6 +191,20 @@ def test_what_is_said_of_a_limit_holds(tanh_estimate):
 
 
 @pytest.mark.slow
+def test_fractions_of_other_starts_agree(tanh_estimate):
+    """Counts at the two frequent limits, and at all others, with another key: one law, by χ². False alarms: 1e-4."""
+    problem, law = tanh_problem()
+    other = gf.basin_sizes(problem, law, 200, key=jax.random.key(15), progress=False, audit=50)
+    assert other.audit.flips == 0
+    frequent = sorted(tanh_estimate.rows, key=lambda row: -row.certified)[:2]
+    table = []
+    for estimate in (tanh_estimate, other):
+        at = [sum(r.certified for r in estimate.rows if abs(r.found.loss - f.found.loss) < 1e-6) for f in frequent]
+        table.append([*at, estimate.num - sum(at)])
+    assert scipy.stats.chi2_contingency(table, correction=False).pvalue > 1e-4
+
+
+@pytest.mark.slow
 def test_rows_do_not_depend_on_lanes(tanh_estimate):
     problem, law = tanh_problem()
     again = gf.basin_sizes(problem, law, 40, **QUIET, audit=0, lanes=8)
@@ -430,6 +444,8 @@ def test_bad_input_is_refused_before_anything_runs():
         gf.basin_sizes(problem, jnp.ones((5, 2)), progress=False)
     with pytest.raises(ValueError, match="first axes count the same"):
         gf.basin_sizes(Potential(lambda x: x[0]), (jnp.ones(3), jnp.ones(4)), progress=False)
+    with pytest.raises(ValueError, match=r"at most 4096 parameters; here are 5000"):
+        gf.basin_sizes(problem, Gaussian(problem.widths([1000])), 5, **QUIET)
     with pytest.raises(ValueError, match="same must lie between"):
         Converged(same=0.5)
     with pytest.raises(ValueError, match="at most 1000000 starts"):

@@ -20,8 +20,9 @@ from gdflow.polish import Polished, polish
 from gdflow.ranks import zero_threshold
 from gdflow.verdicts import Converged
 
-#: States are polished in batches of this size, padded, so that one program does.
-_BATCH = 16
+#: States are polished in batches of this size, padded, so that one program does; fewer where all Hessians have more entries
+#: than this.
+_BATCH, _ENTRIES = 16, 2**24
 #: A critical point has a gradient norm of at most this part of the size of its Hessian times that of the point.
 _CRITICAL = 1e-9
 #: A Newton step from it is at most this part of its size.
@@ -115,9 +116,10 @@ class Catalogue:
         for i in np.flatnonzero(status == Status.CERTIFIED):
             limit[i] = self._at_infinity(int(ids[i]), points[i])
         waiting = np.flatnonzero((status == Status.CONVERGED) | (status == Status.STATIONARY))
-        for first in range(0, len(waiting), _BATCH):
-            some = waiting[first : first + _BATCH]
-            padded = np.resize(points[some], (_BATCH, self._size))
+        batch = min(_BATCH, max(1, _ENTRIES // self._size**2))
+        for first in range(0, len(waiting), batch):
+            some = waiting[first : first + batch]
+            padded = np.resize(points[some], (batch, self._size))
             found = polish(self.objective, jax.vmap(self._unravel)(jnp.asarray(padded)), self.shortest)
             found = jax.tree.map(np.asarray, found)
             for k, i in enumerate(some):

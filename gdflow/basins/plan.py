@@ -30,6 +30,7 @@ from gdflow.layouts import NARROW
 from gdflow.levels import nested_levels
 from gdflow.network import count_parameters
 from gdflow.points import point_norm
+from gdflow.polish import MOST_PARAMETERS
 from gdflow.problem import AbstractProblem, Problem, check_any_problem
 from gdflow.ranks import decide_rank
 from gdflow.records import digest, is_known, record, restore
@@ -389,6 +390,11 @@ def make_plan(
     riders = _check_riders(riders)
     if not verdict.discovers and (not verdict.labels or len(set(verdict.labels)) < len(verdict.labels)):
         raise ValueError(f"a verdict needs at least one label, and different ones; got {verdict.labels}")
+    if verdict.discovers and starts.num_parameters > MOST_PARAMETERS:
+        raise ValueError(
+            f"limits that are not known beforehand are found by dense Hessians, of at most {MOST_PARAMETERS} parameters; here "
+            f"are {starts.num_parameters}: narrower layers"
+        )
     verdict.check(problem, starts)
     if leveled is not None:
         _check_balance(leveled, starts, first_id)
