@@ -249,7 +249,7 @@ class Running:
         Flow time after which an undecided start is given up.
     max_steps
         Steps after which an undecided start is given up: by default 10,000; where limits are found in the run 100,000, with kinks
-        300,000.
+        300,000, and ten times as many for starts that are run again at tighter tolerances.
     verdict
         level: certified for this very start. almost-sure: up to starts of measure zero, stops earlier at bottlenecks, for laws
         with a density. balanced: limits of lower rank are certified too, for balanced starts. The default follows the law. Linear

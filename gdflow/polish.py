@@ -22,8 +22,9 @@ from gdflow.points import is_finite, point_norm
 
 #: Tolerances, and most steps: of Newton's method, which needs three to five of a simple zero, and of Levenberg's and Marquardt's.
 _TOLERANCE, _NEWTON_STEPS, _STEPS = 1e-13, 8, 100
-#: Newton's method is trusted within this part of the size of the state: where the Hessian is nearly singular it leaps.
-_CLOSE = 1e-2
+#: Newton's method is trusted within this part of the size of the state, and if the inverse of the Hessian is not larger than
+#: this, times one over its norm: where it is nearly singular a step goes along a family of critical points, or leaps.
+_CLOSE, _REGULAR = 1e-2, 1e6
 #: Hessians of more parameters than this are not computed (128 MiB each).
 MOST_PARAMETERS = 4096
 #: The gradient along the straight line from the critical point to the state is looked at in so many places.
@@ -111,16 +112,28 @@ def _critical_point(gradient: Callable[[Array], Array], flat: Array, unravel: Ca
     def field(x, _):
         return gradient(x)
 
+    def hessian(x):
+        H = jax.lax.map(lambda v: jax.jvp(gradient, (x,), (v,))[1], jnp.eye(x.size, dtype=x.dtype), batch_size=x.size)
+        return 0.5 * (H + H.T)
+
     def slowly():
         x = optx.least_squares(field, optx.LevenbergMarquardt(**options), flat, max_steps=_STEPS, throw=False).value
-        return jnp.where(is_finite(x) & (point_norm(gradient(x)) <= begin), x, flat)
+        x = jnp.where(is_finite(x) & (point_norm(gradient(x)) <= begin), x, flat)
+        return x, hessian(x)
 
     solver: Any = optx.Newton(**options, linear_solver=lx.LU())
     newton: Any = optx.root_find(field, solver, flat, max_steps=_NEWTON_STEPS, throw=False)
+    H = hessian(newton.value)
     settled = (newton.result == optx.RESULTS.successful) & (point_norm(gradient(newton.value)) <= begin)
     settled &= point_norm(newton.value - flat) <= _CLOSE * (1 + point_norm(flat))
-    x = jax.lax.cond(settled, lambda: newton.value, slowly)
-    H = jax.lax.map(lambda v: jax.jvp(gradient, (x,), (v,))[1], jnp.eye(x.size, dtype=x.dtype), batch_size=x.size)
+    settled &= _is_regular(H)
+    x, H = jax.lax.cond(settled, lambda: (newton.value, H), slowly)
     none = jnp.zeros((0, x.size), x.dtype)
-    residual = point_norm(gradient(x))
-    return OnKinks(unravel(x), is_finite(x), residual, 0.5 * (H + H.T), none, jnp.asarray(0), jnp.asarray(0.5))
+    return OnKinks(unravel(x), is_finite(x), point_norm(gradient(x)), H, none, jnp.asarray(0), jnp.asarray(0.5))
+
+
+def _is_regular(H: Float[Array, "P P"]) -> Bool[Array, ""]:
+    """Whether a matrix is far from singular, by what its inverse does to some vector without a structure."""
+    v = jax.random.normal(jax.random.key(0), H.shape[:1], H.dtype)
+    grown = jnp.linalg.norm(jnp.linalg.solve(H, v)) * jnp.linalg.norm(H)
+    return jnp.isfinite(grown) & (grown <= _REGULAR * jnp.linalg.norm(v))

@@ -228,6 +228,8 @@ class Problem(AbstractProblem):
         decay = check_number("weight_decay", weight_decay)
         if decay < 0:
             raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+        if not isinstance(biases, bool):
+            raise TypeError(f"biases is True or False, got {biases!r}")
         linear = not decay and not biases and all(isinstance(layer, Identity) for layer in layers)
         reduces = linear and isinstance(loss, SquaredError)
         if not reduces and coordinates != "data":

@@ -276,7 +276,9 @@ class Converged(AbstractVerdict):
 
     A start has converged once the norm of its gradient has stayed below a tolerance (`gdflow.basins.Limits`). Then the critical
     point nearby is found (`gdflow.polish`). It is taken for the limit if its Hessian has no negative eigenvalue, all zero ones
-    but those of symmetries being reported, and the loss rises all along the straight line back to the state. Where the state
+    but those of symmetries being reported (there the gradient must vanish to round-off: on a slow tail it does not), and the loss
+    rises all along the straight line back to the state. A critical point whose Hessian is singular may still be no minimum: of
+    its kind the table says how many directions are flat. Where the state
     lies in a ball from which the flow certainly ends at that minimum (`gdflow.attraction`) the limit is *certified*; else it is
     *located*. Limits are the same if their losses and their canonical forms are (`Objective.canonical`); those that are not
     isolated, if their outputs are. What converges to a saddle, or to nothing, stays undecided.

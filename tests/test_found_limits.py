@@ -484,3 +484,31 @@ def test_starts_that_pass_a_saddle_are_not_put_there():
     assert "passes a saddle" in str(estimate)
     assert ends[1] != "undecided"
     assert all(abs(float(limit.point[1])) == pytest.approx(1.0) for limit in estimate.found)
+
+
+def test_where_the_loss_hardly_curves_only_critical_points_are_limits():
+    """`x²/2 + 1e-9(−y²/2 + y⁴/4)`: so little curvature counts as none. At y = 0.1, 0.5 the gradient is 1e-10, but not 0."""
+    potential = Potential(lambda v: v[0] ** 2 / 2 + 1e-9 * (-(v[1] ** 2) / 2 + v[1] ** 4 / 4))
+    starts = jnp.array([[1.0, 0.1], [1.0, 0.5], [0.5, -0.5], [1.0, 1.0]])
+    estimate = gf.basin_sizes(potential, starts, progress=False, audit=0)
+    assert estimate.outcomes["verdict"].to_pylist()[:3] == ["undecided"] * 3
+    np.testing.assert_allclose([limit.point for limit in estimate.found], [[0.0, 1.0]], atol=1e-12)
+
+
+def test_on_a_family_of_minima_a_state_stays_where_it_is():
+    """On the unit circle the critical point found is the nearest one: Newton's method would go along it."""
+    potential = Potential(lambda v: (v[0] ** 2 + v[1] ** 2 - 1) ** 2)
+    angle = np.array([0.3, 1.2, 2.9])
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    found = polish(potential.objective, jnp.asarray((1 + 1e-4) * circle))
+    np.testing.assert_allclose(found.points, circle, atol=1e-10)
+
+
+def test_a_tail_is_no_family():
+    """tanh 1-1-1 whose flow creeps along `w_1w_2` almost constant, `w_2` to infinity (Radau: −2.197, −3.97, −38.7 at times
+    1e4, 1e8, 1e12): no limit, though the Hessian there has a zero to round-off."""
+    problem = gf.Problem([[1.0, 2.0, -0.5]], [[0.5, -0.2, 0.3]], activations="tanh")
+    net = gf.LayerTuple([jnp.array([[[0.6501]]]), jnp.array([[[-2.3279]]])])
+    limits = gf.basins.Limits(gradient_tolerance=9.5e-7, dwell=0.46, max_steps=2000)
+    estimate = gf.basin_sizes(problem, net, limits=limits, audit=0, progress=False)
+    assert estimate.found == ()

@@ -27,6 +27,9 @@ _BATCH, _ENTRIES = 16, 2**24
 _CRITICAL = 1e-9
 #: A Newton step from it is at most this part of its size.
 _SETTLED = 1e-6
+#: Where directions seem flat that no symmetry explains, the gradient must be round-off, so small in units of the machine: along a
+#: slow tail, or where the loss curves by less than round-off of the Hessian, it is small but not zero.
+_ROUND_OFF = 1e3 * np.finfo(float).eps
 #: An eigenvalue of at most this part of the largest is zero.
 _ZERO = 1e-8
 
@@ -165,6 +168,8 @@ class Catalogue:
         positive, symmetries = free.size, int(found.num_symmetries[k])
         zero = max(0, len(values) - positive - symmetries)
         fingerprint, features = np.asarray(found.fingerprints[k]), np.asarray(found.features[k])
+        if zero and float(found.gradient_norms[k]) > _ROUND_OFF * largest * size:
+            return -1, moved, False
         number = self._same(value, fingerprint, features, zero)
         point = self._unravel(jnp.asarray(found.canonical[k]))
         limit = FoundLimit(
