@@ -375,10 +375,11 @@ def test_descent_is_that_of_numpy(small):
 @pytest.mark.slow
 def test_fractions_of_six():
     """A fraction that a colleague measured with another key and a loop of gradient descent of his own: 0.26 %."""
-    made = runs.classified(minima.Minima(6), runs.run_starts(6, 2000, gf.basins.GradientDescent(0.1)))
+    classes = minima.Minima(6)
+    made = runs.classified(classes, runs.run_starts(6, 2000, gf.basins.GradientDescent(0.1)))
     low, high = made.interval(0.01)
     assert low < 0.0026 < high
-    assert sorted(found.pattern for found in minima.classes) == ["5 along, 1 against; teachers 5+1", "global"]
+    assert sorted(found.pattern for found in classes.classes) == ["5 along, 1 against; teachers 5+1", "global"]
 
 
 @pytest.mark.slow
