@@ -268,7 +268,9 @@ class ConservationLaws(Printable, eqx.Module):
         rows = np.asarray(_jacobian(self.without_refusals(), net))
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         rows = rows / np.where(lengths > 0, lengths, 1.0)
-        return decide_rank(_singular_values(rows), size=max(rows.shape), eps=float(jnp.finfo(rows.dtype).eps)).rank
+        return decide_rank(
+            np.linalg.svd(rows, compute_uv=False), size=max(rows.shape), eps=float(jnp.finfo(rows.dtype).eps)
+        ).rank
 
     def without_refusals(self) -> "ConservationLaws":
         """The same without reasons, which are static: with them, every new data set would compile anew."""
@@ -314,7 +316,8 @@ def conservation_laws(problem: Problem, widths: Iterable[int]) -> ConservationLa
     ```
     """
     widths = check_problem(problem).check_widths(widths)
-    objective = _objective(problem)
+    objective = problem.objective
+    assert isinstance(objective, LinearObjective | NetworkObjective)
     if is_traced(objective):
         raise TypeError("which laws hold depends on the data, which must be known: not inside jax.jit, grad or vmap")
     depth = len(widths) - 1
@@ -396,11 +399,6 @@ def drift(
     return worst
 
 
-def _objective(problem: Problem) -> LinearObjective | NetworkObjective:
-    assert isinstance(problem.objective, LinearObjective | NetworkObjective)
-    return problem.objective
-
-
 def _imbalance(j: int) -> str:
     return f"C_{j} = W_{j + 1}ᵀW_{j + 1} − W_{j}W_{j}ᵀ"
 
@@ -448,7 +446,3 @@ def _idle_basis(design: Array) -> Float[Array, "d_in q"]:
 def _jacobian(laws: ConservationLaws, net: LayerTuple) -> Float[Array, "values parameters"]:
     flat, unflatten = ravel_pytree(net)
     return jax.jacrev(lambda w: ravel_pytree(laws.values(unflatten(w)))[0])(flat)
-
-
-def _singular_values(matrix: np.ndarray) -> np.ndarray:
-    return np.linalg.svd(matrix, compute_uv=False)

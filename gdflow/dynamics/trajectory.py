@@ -116,8 +116,7 @@ class Trajectory(Printable, eqx.Module):
             raise ValueError(
                 "conservation laws are known of networks that fit data: this problem has none to drift from"
             )
-        widths = tuple(w.shape[-1] for w in self.start.weights) + (self.start.weights[-1].shape[-2],)
-        laws = conservation.conservation_laws(self.problem, widths)
+        laws = conservation.conservation_laws(self.problem, self.start.widths)
         if not laws:
             reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in laws.refused)
             raise ValueError(f"this flow has no conservation law that is known, so nothing drifts ({reasons})")
