@@ -1,6 +1,7 @@
 """Time per converged start of nonlinear problems, gdflow and peers side by side in one run.
 
-    python benchmarks/networks.py [--workloads N1-Iris N1-Linnerud N2] [--contenders NAME ...] [--fast] [--out FOLDER]
+    python benchmarks/networks.py [--workloads N1-Iris N1-Linnerud N2] [--contenders NAME ...] [--fast] [--num NUM]
+                                  [--peers-num NUM] [--repeats NUM] [--out FOLDER]
 
 A start is done once the norm of its gradient is at or below a tolerance at the end of a step. Prints a table and, with `--out`,
 writes it to FOLDER/networks.md and FOLDER/networks.json. See README.md beside this file.
@@ -42,6 +43,8 @@ from gdflow.network import LayerTuple  # noqa: E402
 KEY = jax.random.key(0)
 MAX_STEPS = 20_000
 RTOL, ATOL = 1e-8, 1e-10  # gdflow's default where limits are to be found
+#: Contenders that run as many starts as they are asked for; the others are slow and run few.
+QUICK = ("gdflow", "lanes", "gdflow-default", "lanes-default", "cpp", "cpp-vector")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +130,7 @@ def all_workloads() -> list[Workload]:
 
     def nums(many: int, few: int, fast: int) -> dict[str, tuple[int, int]]:
         """Slow contenders run few. With few starts lanes run empty towards the end, which counts against gdflow."""
-        ours = ("gdflow", "lanes", "gdflow-default", "lanes-default", "cpp", "cpp-vector")
-        return {name: (many, fast) if name in ours else (few, fast // 4) for name in CONTENDERS}
+        return {name: (many, fast) if name in QUICK else (few, fast // 4) for name in CONTENDERS}
 
     return [
         tanh_network("N1-Iris", "Iris, standardised", iris, 5, 2e-4, nums(2000, 200, 100)),
@@ -463,6 +465,8 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", default=names, choices=names)
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     parser.add_argument("--fast", action="store_true", help="few starts, one repeat: a check that everything runs")
+    parser.add_argument("--num", type=int, help="starts of gdflow and of the C++ loops")
+    parser.add_argument("--peers-num", type=int, help="starts of the other contenders")
     parser.add_argument("--repeats", type=int, help="timed runs after the first; 3 by default, 1 with --fast")
     parser.add_argument(
         "--out", type=pathlib.Path, metavar="FOLDER", help="where to write networks.md and networks.json"
@@ -472,6 +476,8 @@ def main() -> None:
     report = dict(machine=machine(), fast=options.fast, repeats=repeats, workloads=[])
     for workload in all_workloads():
         if workload.name in options.workloads:
+            asked = {name: options.num if name in QUICK else options.peers_num for name in CONTENDERS}
+            workload.nums.update({name: (num, num) for name, num in asked.items() if num is not None})
             print(workload.name, file=sys.stderr)
             report["workloads"].append(run_workload(workload, options.contenders, options.fast, repeats))
             if options.out:  # after every workload, so that an interrupt loses one at most

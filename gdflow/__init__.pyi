@@ -8,6 +8,7 @@ from gdflow.basins import basin_sizes as basin_sizes
 from gdflow.basins import integrator as integrator
 from gdflow.basins import load as load
 from gdflow.basins import repeat as repeat
+from gdflow.basins import step_size_basins as step_size_basins
 from gdflow.certificates import certify as certify
 from gdflow.conservation import conservation_laws as conservation_laws
 from gdflow.dynamics import RK4 as RK4
@@ -17,6 +18,7 @@ from gdflow.dynamics import AtEvent as AtEvent
 from gdflow.dynamics import AtGradientNorm as AtGradientNorm
 from gdflow.dynamics import GaussLegendre as GaussLegendre
 from gdflow.dynamics import Trajectory as Trajectory
+from gdflow.dynamics import gradient_descent as gradient_descent
 from gdflow.dynamics import limit as limit
 from gdflow.dynamics import riemannian_flow as riemannian_flow
 from gdflow.dynamics import shoot_at_saddle as shoot_at_saddle
@@ -31,6 +33,7 @@ from gdflow.landscape import sample_critical_point as sample_critical_point
 from gdflow.landscape import second_variation as second_variation
 from gdflow.landscape import strata as strata
 from gdflow.lie_algebra import count_conserved as count_conserved
+from gdflow.minibatches import Minibatches as Minibatches
 from gdflow.network import LayerTuple as LayerTuple
 from gdflow.problem import Potential as Potential
 from gdflow.problem import Problem as Problem
@@ -40,6 +43,8 @@ from gdflow.programs import keep_programs as keep_programs
 from gdflow.proofs import Proof as Proof
 from gdflow.proofs import load_proof as load_proof
 from gdflow.proofs import prove as prove
+from gdflow.smoothness import largest_safe_step as largest_safe_step
+from gdflow.smoothness import smoothness_bound as smoothness_bound
 from gdflow.teacher import TeacherStudent as TeacherStudent
 
 __version__: str

@@ -9,6 +9,9 @@ If `μ(R) > 0` and `‖∇L(w)‖ < μ(R) R`, the ball holds exactly one critica
 distance to `w*` falls along the flow as long as it is in the ball: `d/dt ½‖y − w*‖² = −⟨∇L(y), y − w*⟩ ≤ −μ‖y − w*‖²`. So the
 flow from every `y` with `‖y − w‖ < R − 2‖∇L(w)‖/μ` converges to `w*`.
 
+Gradient descent with a fixed step `η` does so, too, if `η(λ_max + T R + ½ Q(R) R²) ≤ 1`: a step is then a contraction, `‖y − w*‖`
+falling by the factor `1 − ημ` at least.
+
 `T` is computed from the exact third derivative. `Q(R)` is bounded for networks with smooth activations by the bounds of their
 derivatives (`gdflow.activations`): derivatives of the output in all weights go from layer to layer by the product rule and the
 chain rule. Eigenvalues, gradients and `T` are computed in floating point; a relative margin stands for their round-off.
@@ -54,12 +57,15 @@ def can_bound(objective: Objective) -> bool:
     )
 
 
-def attraction_radius(objective: Objective, point: Any, eigenvalues: np.ndarray, gradient_norm: float) -> float:
+def attraction_radius(
+    objective: Objective, point: Any, eigenvalues: np.ndarray, gradient_norm: float, step: float = 0.0
+) -> float:
     """The radius of a ball around `point` from which the flow ends at the minimum in it; 0 if none is proved.
 
     Distances are those of the weights that have an effect: rows of constant units (biases) do not count.
 
-    **Arguments:** `eigenvalues`: of the Hessian there on the weights that have an effect; `gradient_norm`: there.
+    **Arguments:** `eigenvalues`: of the Hessian there on the weights that have an effect; `gradient_norm`: there;
+    `step`: of gradient descent, which ends there as well; by default 0, for the flow.
     """
     if not (isinstance(objective, NetworkObjective) and can_bound(objective)) or point.num_parameters > MOST_PARAMETERS:
         return 0.0
@@ -76,7 +82,9 @@ def attraction_radius(objective: Objective, point: Any, eigenvalues: np.ndarray,
     high = min(high, float(point.norm()) + 1.0)
     for _ in range(40):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if kept(middle) >= _KEPT * least else (low, middle)
+        left = kept(middle)
+        good = left >= _KEPT * least and step * ((1 + _MARGIN) * largest + least - left) <= 1
+        low, high = (middle, high) if good else (low, middle)
     return max(0.0, low - 2 * (gradient_norm + _MARGIN * largest * low) / (_KEPT * least))
 
 

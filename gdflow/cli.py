@@ -1,4 +1,4 @@
-"""The command line: `gdflow basins`, `repeat`, `report`, `simulate` and `experiment`, thin over the library."""
+"""The command line: `gdflow basins`, `repeat`, `report`, `simulate`, `descent` and `experiment`, thin over the library."""
 
 import importlib.metadata
 import io
@@ -15,11 +15,23 @@ from gdflow.console import complain, ended_by_interrupts, failures, kept, save_p
 with ended_by_interrupts():
     import cyclopts
 
-    from gdflow.command_options import Columns, Count, Folder, Network, Running, Starts, Steps, Tolerance, proves, read
+    from gdflow.command_options import (
+        Columns,
+        Count,
+        Folder,
+        Network,
+        Optimizer,
+        Running,
+        Starts,
+        Steps,
+        Tolerance,
+        proves,
+        read,
+    )
 
 # What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
 
-BASINS_PICTURE, TRAJECTORY_PICTURE = "basins.png", "trajectory.png"
+BASINS_PICTURE, TRAJECTORY_PICTURE, DESCENT_PICTURE = "basins.png", "trajectory.png", "descent.png"
 #: Trajectories without a certificate end where the norm of the gradient is this part of its size at the start.
 GRADIENT_FALL = 1e-6
 
@@ -36,7 +48,7 @@ app.register_install_completion_command(
     help="Install completion of commands and options for your shell; the shell's startup file may get a line for it."
 )
 
-COLUMNS, NETWORK, STARTS, RUNNING = Columns(), Network(), Starts(), Running()
+COLUMNS, NETWORK, STARTS, RUNNING, OPTIMIZER = Columns(), Network(), Starts(), Running(), Optimizer()
 DEFAULT_OUT = pathlib.Path("gdflow-out")
 
 
@@ -249,6 +261,60 @@ def simulate_command(
                 say(f"  loss below critical value {k} from t = {time:.6g}{what}")
     if save_picture(lambda: plotting.plot_trajectory(trajectory), folder / TRAJECTORY_PICTURE):
         say_written((TRAJECTORY_PICTURE,), folder)
+
+
+@app.command
+def descent(
+    data: pathlib.Path | None = None,
+    /,
+    *,
+    columns: Columns = COLUMNS,
+    network: Network = NETWORK,
+    starts: Starts = STARTS,
+    num: Count = 1000,
+    optimizer: Optimizer = OPTIMIZER,
+    flow: bool = True,
+    max_steps: Steps | None = None,
+    confidence: float = 0.95,
+    out: Folder = DEFAULT_OUT,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Where do the same random starts end by gradient descent, or another optimizer, with what step? Table and picture.
+
+    Parameters
+    ----------
+    data
+        CSV file with a header, NPZ file with arrays X (d_x, m) and Y (d_y, m), or bundled data: linnerud (the default) or iris.
+    num
+        Number of random starts.
+    flow
+        Run the gradient flow from the same starts, too, and count the limits that differ.
+    max_steps
+        Steps after which an undecided start is given up: by default 10,000; where limits are found in the run 100,000.
+    confidence
+        Confidence of the intervals.
+    out
+        Folder for the rows of every run (in folders of their own) and descent.png.
+    overwrite
+        Replace a picture that is in the folder.
+    progress
+        Show a progress bar.
+    """
+    from gdflow import plotting
+    from gdflow.basins import Limits, step_size_basins
+    from gdflow.basins.storage import prepare_folder
+
+    problem, widths = network.problem(data, columns)
+    options = optimizer.options(problem, columns, data)
+    folder = prepare_folder(out, (DESCENT_PICTURE,), overwrite=overwrite)
+    basins = step_size_basins(
+        problem, starts.law(widths), num, key=starts.key(), **options, flow=flow, limits=Limits(max_steps=max_steps),
+        confidence=confidence, folder=folder, progress=progress,
+    )  # fmt: skip
+    say(basins)
+    if save_picture(lambda: plotting.plot_step_sizes(basins), folder / DESCENT_PICTURE):
+        say_written((DESCENT_PICTURE,), folder)
 
 
 @app.command

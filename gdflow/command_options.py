@@ -307,6 +307,66 @@ class Running:
         )
 
 
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What makes the steps, and how long they are.
+
+    Parameters
+    ----------
+    optimizer
+        gd: gradient descent. momentum: with momentum 0.9. nesterov: the same, Nesterov's. adam. Optax has them and others: from
+        Python any.
+    step
+        Steps to compare. By default ten around the longest at which gradient descent is stable near the flow's limits; for adam
+        six from 0.001 to 0.3.
+    batch_size
+        Samples a step, drawn anew in every epoch; by default all of them.
+    """
+
+    optimizer: Literal["gd", "momentum", "nesterov", "adam"] = "gd"
+    step: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = ()
+    batch_size: Width | None = None
+
+    def __post_init__(self) -> None:
+        for step in self.step:
+            if not 0 < step < math.inf:
+                raise ValueError(f"--step must be positive and finite, got {step:g}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+
+    def options(self, problem: Any, columns: Columns, path: pathlib.Path | None) -> dict[str, Any]:
+        """What `gdflow.step_size_basins` takes."""
+        import optax
+
+        made: dict[str, Any] = {
+            "gd": {},
+            "momentum": dict(optimizer=optax.sgd, options=dict(momentum=0.9)),
+            "nesterov": dict(optimizer=optax.sgd, options=dict(momentum=0.9, nesterov=True)),
+            "adam": dict(optimizer=optax.adam),
+        }[self.optimizer]
+        steps = self.step or ((0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if self.optimizer == "adam" else None)
+        return made | dict(steps=steps, batches=self._batches(problem, columns, path))
+
+    def _batches(self, problem: Any, columns: Columns, path: pathlib.Path | None) -> Any:
+        if self.batch_size is None:
+            return None
+        import jax
+        import jax.numpy as jnp
+
+        from gdflow.data import prepare
+        from gdflow.minibatches import Minibatches
+        from gdflow.objective import LinearObjective
+
+        table = columns.table(path)
+        if not isinstance(problem.objective, LinearObjective):  # such a problem keeps its samples
+            return Minibatches(self.batch_size, jax.random.key(0))
+        standardised = not _is_npz(path)
+        center, scale = (standardised if chosen is None else chosen for chosen in (columns.center, columns.scale))
+        X, Y, _ = prepare(table.X, table.Y, jnp.result_type(float), center=center, scale=scale)
+        return Minibatches(self.batch_size, jax.random.key(0), (X, Y))
+
+
 def _refuse_without_levels(problem: Any, *options: str | None) -> None:
     """`ValueError` where one of some options, written out if it was given, needs critical values that are not known."""
     given = [option for option in options if option]

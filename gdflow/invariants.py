@@ -55,6 +55,20 @@ def check_balanced(net: LayerTuple, tolerance: float = 1e-9) -> None:
         )
 
 
+def descent_change(gradient: LayerTuple, step: Float[Array, ""] | float) -> tuple[Float[Array, "d_j d_j"], ...]:
+    """By how much one step of gradient descent changes the `C_j`: exactly `η²(G_{j+1}ᵀG_{j+1} − G_jG_jᵀ)`, `G = ∇L`.
+
+    The terms of first order cancel, as they do for the flow. **Arguments:** `gradient`: where the step begins; `step`: `η`.
+    Traceable.
+
+    ```python
+    >>> after = conserved(jax.tree.map(lambda w, g: w - 0.1 * g, net, G))  # = conserved(net) + descent_change(G, 0.1)
+    ```
+    """
+    pairs = zip(gradient.weights[:-1], gradient.weights[1:], strict=True)
+    return tuple(step**2 * (matmul(after.T, after) - matmul(before, before.T)) for before, after in pairs)
+
+
 def num_independent_laws(widths: Iterable[int]) -> int:
     """Number of functionally independent scalar conservation laws among the entries of all `C_j`.
 

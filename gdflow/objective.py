@@ -110,6 +110,10 @@ class DataObjective(Objective):
         """`d_N = d_y`."""
         return self.target.shape[0]
 
+    @abstractmethod
+    def on_samples(self, columns: Int[Array, " b"]) -> "DataObjective":
+        """The loss summed over some samples only, with a share `b/m` of the decay: `m/b` times it has the loss as its mean."""
+
 
 class LinearObjective(DataObjective):
     """The effective loss `L(W_1, …, W_N) = ℓ(W_N…W_1 D; A)` of a linear network.
@@ -127,6 +131,9 @@ class LinearObjective(DataObjective):
     loss: AbstractLoss
     data_error: Float[Array, ""]
     diagonal: bool = eqx.field(static=True, default=False)
+
+    def on_samples(self, columns: Int[Array, " b"]) -> "LinearObjective":
+        return LinearObjective(self.target[:, columns], self.design[:, columns], self.loss, self.data_error)
 
     def end_to_end_loss(self, W: Float[Array, "d_y d_in"]) -> Float[Array, ""]:
         """The loss `ℓ(WD; A)` of an end-to-end matrix."""
@@ -206,6 +213,11 @@ class NetworkObjective(DataObjective):
     activations: tuple[AbstractActivation, ...]
     decay: Float[Array, ""]
     biases: bool = eqx.field(static=True, default=False)
+
+    def on_samples(self, columns: Int[Array, " b"]) -> "NetworkObjective":
+        share = self.decay * (columns.shape[0] / self.target.shape[1])
+        parts = (self.target[:, columns], self.design[:, columns], share)
+        return eqx.tree_at(lambda o: (o.target, o.design, o.decay), self, parts)
 
     @property
     def smooth(self) -> bool:

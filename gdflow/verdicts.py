@@ -15,6 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from gdflow.initialization import Support
@@ -23,6 +24,7 @@ from gdflow.network import LayerTuple
 from gdflow.objective import Objective, check_linear
 from gdflow.problem import AbstractProblem, Problem, check_problem
 from gdflow.sides import sign_decides, wrong_side
+from gdflow.smoothness import DataSizes, hessian_bound, settles
 from gdflow.thresholds import Thresholds, certificate_levels
 
 
@@ -79,6 +81,13 @@ class AbstractVerdict(eqx.Module):
     def discovers(self) -> bool:
         """Whether limits are found in the run, not known beforehand: `labels` are then those that are."""
         return False
+
+    def at_rest(
+        self, objective: Objective, state: Any, now: Moment
+    ) -> tuple[Int[Array, " lanes"], Bool[Array, " lanes"]] | None:
+        """Of states whose gradient vanishes, or has stayed below its tolerance: the limit, an index of `labels` or −1, and
+        whether that is certain; by default (`None`) nothing is claimed of them."""
+        return None
 
     def goal(self, objective: Objective, state: Any, now: Moment) -> Float[Array, " lanes"] | None:
         """The loss at whose crossing, inside its last step, a start was decided; by default that is the step's end (`None`)."""
@@ -138,7 +147,7 @@ class AbstractLevelVerdict(AbstractVerdict):
         """The lowest level that the flow from each start can reach."""
         return 0
 
-    def begin(self, objective: Objective, now: Moment) -> tuple[_Passed, Bool[Array, " lanes"]]:
+    def begin(self, objective: Objective, now: Moment) -> tuple[Any, Bool[Array, " lanes"]]:
         ground = self.ground(objective, now.networks)
         highest = self.thresholds.level(now.loss, now.residual_error)
         decided = self.thresholds.certified(now.loss, now.residual_error, ground)
@@ -271,6 +280,81 @@ class Balanced(AbstractLevelVerdict):
         check_problem(problem).check_full_row_rank()
 
 
+class _Safe(eqx.Module):
+    """Whether the step is safe wherever the descent from a start goes."""
+
+    safe: Bool[Array, " lanes"]
+
+
+class DescentLevel(AbstractLevelVerdict):
+    """For gradient descent with a fixed step `η`, and for other algorithms (`step` infinite), on problems with critical values.
+
+    *Certified* is a global minimum as the limit of the iterates themselves,
+
+    - below the second-lowest critical value, if from the start on `η ≤ 1/β`, `β` bounding `‖∇²L‖` wherever the descent goes: the
+      loss falls, and the iterates converge (`gdflow.smoothness`);
+    - where the gradient has become small, if an inequality of Polyak and Łojasiewicz holds around the state and `η` is below
+      `2/‖∇²L‖` there.
+
+    Else a state with a small gradient and a loss below the second-lowest critical value is *located* at a global minimum. Nothing
+    is excluded of a start that is undecided: losses need not fall.
+
+    **Arguments:** `step`: `η`, or infinity; the others as for `gdflow.thresholds.Thresholds`.
+
+    ```python
+    >>> gf.basin_sizes(problem, law, 1000, key=key, method=gf.basins.GradientDescent(0.01))  # this verdict is its default
+    ```
+    """
+
+    thresholds: Thresholds
+    sizes: DataSizes
+    step: Float[Array, ""]
+    certifies: bool = eqx.field(static=True)
+    table: CriticalValues | None = eqx.field(static=True)
+
+    def __init__(
+        self, problem: Problem, widths: Iterable[int], step: float, *, num_levels: int = 16, allow_float32: bool = False
+    ):
+        self.thresholds = Thresholds(problem, widths, num_levels=num_levels, allow_float32=allow_float32)
+        self.sizes = DataSizes(problem, tuple(widths))
+        self.step, self.certifies = jnp.asarray(step, float), bool(np.isfinite(step))
+        self.table = certificate_levels(problem, widths, num_levels=num_levels)
+
+    def begin(self, objective: Objective, now: Moment) -> tuple[Any, Bool[Array, " lanes"]]:
+        safe = jnp.zeros(now.loss.shape, bool)
+        if self._applies(objective):
+            beta = jax.vmap(lambda net, loss: hessian_bound(self.sizes, net, loss, self.step))(now.networks, now.loss)
+            safe = self.step * beta <= 1
+        return _Safe(safe), safe & self._low(now)
+
+    def _applies(self, objective: Objective) -> bool:
+        """Whether the bounds do: to gradient descent, and in coordinates with a diagonal design."""
+        return self.certifies and check_linear(objective).diagonal
+
+    def look(self, objective, state, now, kept):
+        return state, kept & state.safe & self._low(now)
+
+    def _low(self, now: Moment) -> Bool[Array, " lanes"]:
+        return self.thresholds.certified(now.loss, now.residual_error)
+
+    def goal(self, objective, state, now):
+        return None  # iterates have no times in between
+
+    def settle(self, objective, state, now, decided):
+        return jnp.where(decided, 0, -1), jnp.where(decided, 0, self.thresholds.values.shape[0])
+
+    def at_rest(self, objective, state, now):
+        low, certain = self._low(now), jnp.zeros(now.loss.shape, bool)
+        if self._applies(objective):
+            linear = check_linear(objective)
+            certain = jax.vmap(lambda net, loss: settles(linear, net, loss, self.step))(now.networks, now.loss)
+        return jnp.where(low, 0, -1), low & certain
+
+    def check(self, problem: AbstractProblem, starts: Any) -> None:
+        if not float(self.step) > 0:
+            raise ValueError(f"the step must be positive, got {float(self.step)}")
+
+
 class Converged(AbstractVerdict):
     """For limits that are not known beforehand: they are found in the run, told apart and counted.
 
@@ -318,9 +402,15 @@ class Converged(AbstractVerdict):
         return objective.vanishes_at_infinity() & (now.loss < 0.99 * jnp.log(2.0))
 
 
-def default_verdict(problem: AbstractProblem, starts: Any) -> AbstractVerdict:
-    """`Converged` where limits are not known beforehand; else `Balanced` for starts that say that they are, or `LevelVerdict`."""
+def default_verdict(problem: AbstractProblem, starts: Any, step: float | None = None) -> AbstractVerdict:
+    """`Converged` where limits are not known beforehand; else `Balanced` for starts that say that they are, or `LevelVerdict`.
+
+    **Arguments:** `step`: of algorithms that are no integration of the flow the step (`AbstractMethod.descent_step`), for which
+    `DescentLevel` takes the place of these two.
+    """
     if not isinstance(problem, Problem) or problem.why_no_levels:
         return Converged()
+    if step is not None:
+        return DescentLevel(problem, starts.widths, step)
     balanced = starts.invariant_set is Support.BALANCED and problem.has_full_row_rank
     return (Balanced if balanced else LevelVerdict)(problem, starts.widths)

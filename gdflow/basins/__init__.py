@@ -30,6 +30,7 @@ Without one, everything is counted, times go into a logarithmic histogram, and t
 
 from gdflow.basins.estimate import BasinEstimate as BasinEstimate
 from gdflow.basins.methods import AbstractMethod as AbstractMethod
+from gdflow.basins.methods import Descent as Descent
 from gdflow.basins.methods import GradientDescent as GradientDescent
 from gdflow.basins.methods import integrator as integrator
 from gdflow.basins.outcomes import Status as Status
@@ -39,10 +40,13 @@ from gdflow.basins.process import Limits as Limits
 from gdflow.basins.riders import AbstractRider as AbstractRider
 from gdflow.basins.riders import Crossings as Crossings
 from gdflow.basins.riders import Drift as Drift
+from gdflow.basins.riders import Imbalance as Imbalance
 from gdflow.basins.running import basin_sizes as basin_sizes
 from gdflow.basins.running import load as load
 from gdflow.basins.running import repeat as repeat
 from gdflow.basins.starts import Drawn as Drawn
 from gdflow.basins.starts import Listed as Listed
 from gdflow.basins.starts import Sampled as Sampled
+from gdflow.basins.step_sizes import StepSizeBasins as StepSizeBasins
+from gdflow.basins.step_sizes import step_size_basins as step_size_basins
 from gdflow.basins.storage import StorageWarning as StorageWarning

@@ -47,7 +47,7 @@ class FoundLimit:
     - `smallest`, `largest`: the smallest and the largest positive eigenvalue.
     - `kinks`: on how many kinks it lies; the Hessian is that on the surface where all of them vanish (`gdflow.kinks`).
     - `dead`: how many units are off, layer by layer. They stay off, so a limit with some need be a minimum for the others only.
-    - `radius`: of a ball around it from which the flow certainly ends there; 0 if none is proved.
+    - `radius`: of a ball around it from which the flow, or the descent that was run, certainly ends there; 0 if none is proved.
     - `first_id`: of the starts that converge to it.
     """
 
@@ -97,11 +97,19 @@ class Catalogue:
     """Limits found so far.
 
     **Arguments:** `objective`, `verdict`: of the run; `example`: a batch of starts, for their structure; `shortest`: the shortest
-    step of the integration.
+    step of the integration; `step`: of a descent (`AbstractMethod.descent_step`), `None` for the flow.
     """
 
-    def __init__(self, objective: Objective, verdict: Converged, example: Any, shortest: float = 0.0):
+    def __init__(
+        self,
+        objective: Objective,
+        verdict: Converged,
+        example: Any,
+        shortest: float = 0.0,
+        step: float | None = None,
+    ):
         self.objective, self.same, self.shortest = objective, verdict.same, float(shortest)
+        self.step = 0.0 if step is None else float(step)
         one = jax.tree.map(lambda x: np.asarray(x)[0], example)
         flat, self._unravel = ravel_pytree(one)
         self._size = flat.size
@@ -179,7 +187,9 @@ class Catalogue:
         if number is None:
             # Symmetries that are no directions of effect (rows of constant units) do not matter for the ball; others do.
             proved = symmetries == self.objective.num_idle(point) and zero == 0
-            radius = attraction_radius(self.objective, point, free, float(found.gradient_norms[k])) if proved else 0.0
+            radius = 0.0
+            if proved and np.isfinite(self.step):
+                radius = attraction_radius(self.objective, point, free, float(found.gradient_norms[k]), self.step)
             number = len(self._entries)
             self._entries.append(_Entry(dataclasses.replace(limit, radius=radius), fingerprint, features))
         self._seen(number, limit)

@@ -21,6 +21,7 @@ class Status(enum.IntEnum):
     DIVERGING = 6
     STRAYED = 7
     LOCATED = 8
+    CYCLING = 9
 
     @property
     def message(self) -> str:
@@ -42,6 +43,7 @@ _MESSAGES = {
     Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
     Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
     Status.LOCATED: "at a limit that was found in the run, without a proof that the flow ends there",
+    Status.CYCLING: "the iterates of the descent repeat: they go round a cycle, not to a limit",
     Status.STRAYED: "withdrawn: integration errors carried the start across det W = 0, which its exact flow does not cross",
 }
 

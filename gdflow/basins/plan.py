@@ -63,6 +63,8 @@ _MEASURED, _FLAT = 32, 1e-6
 #: Where the gradient jumps this part, the mean of the loss being taken over so many times the time in which it would fall to
 #: zero; steps are no shorter than this part of that time.
 _FLAT_ON_KINKS, _LONG_DWELL, _SHORT = 1e-4, 100.0, 1e-2
+#: Gradients of a descent have to be small for so many steps.
+_QUIET_STEPS = 10
 #: Stages of the stabilised method where limits of networks are to be found.
 _STAGES = 10
 #: Steps after which a start is given up where limits are to be found: there is no certificate that would end it early.
@@ -121,9 +123,9 @@ class Plan:
         assert isinstance(self.verdict, Converged)
         process = self.processes[0]
         example = eqx.filter_jit(process.layout.unpack)(
-            eqx.filter_jit(process.draw)(jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.uint32))
+            eqx.filter_jit(process.draw)(jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.uint32))[0]
         )
-        return Catalogue(process.objective, self.verdict, example, self.method.shortest)
+        return Catalogue(process.objective, self.verdict, example, self.method.shortest, self.method.descent_step)
 
     @property
     def extra_columns(self) -> dict[str, str]:
@@ -131,6 +133,8 @@ class Plan:
         own = {"attempt": "which of the plan's methods the row comes from, 0 the first"} if self.again else {}
         if self.discovers:
             own |= {"distance": "from the state where the integration ended to the critical point nearby"}
+        if self.method.descent_step is not None:
+            own |= {"period": "of a cycle, in steps; no number where there is none"}
         return {name: doc for rider in self.riders for name, doc in rider.columns.items()} | own
 
     @functools.cached_property
@@ -363,7 +367,11 @@ def make_plan(
             )
         problem.check_widths(starts.widths)
     _check_memory(starts, 1, problem.dtype.itemsize)
-    verdict = default_verdict(problem, starts) if verdict is None else verdict
+    step = None
+    if isinstance(method, AbstractMethod):
+        method.check(problem, starts.widths)
+        step = method.descent_step
+    verdict = default_verdict(problem, starts, step) if verdict is None else verdict
     for name, value, kind in (
         ("method", method, AbstractMethod),
         ("verdict", verdict, AbstractVerdict),
@@ -381,6 +389,10 @@ def make_plan(
     riders = _as_riders(riders)
     if not isinstance(proof, bool):
         raise TypeError(f"proof is True or False, got {proof!r}")
+    if proof and method is not None and step is not None:
+        raise ValueError(
+            f"proofs are of the gradient flow, and the method is {method.name}: leave the proof or the method out"
+        )
     if proof:
         if not isinstance(verdict, AbstractLevelVerdict):
             raise ValueError("proofs are of verdicts by levels: leave the proof out; what is proved of limits found in a run "
@@ -399,12 +411,14 @@ def make_plan(
     if leveled is not None:
         _check_balance(leveled, starts, first_id)
     limits = Limits() if limits is None else limits
+    if step is not None and not limits.dwell and method is not None and problem.objective.smooth:
+        limits = dataclasses.replace(limits, dwell=_QUIET_STEPS * method.step_time)
     if limits.max_steps is None:
         longer = 1 if problem.objective.smooth else 3
         limits = dataclasses.replace(limits, max_steps=longer * _LONG if verdict.discovers else DEFAULT_STEPS)
     if leveled is None:
         limits = _natural_limits(problem, starts, first_id, limits, verdict.discovers)
-    elif verdict.discovers and not limits.gradient_tolerance:
+    elif (verdict.discovers or step is not None) and not limits.gradient_tolerance:
         limits = dataclasses.replace(_natural_limits(problem, starts, first_id, limits, True), largest=limits.largest)
     if leveled is not None and limits.largest is None:
         limits = dataclasses.replace(limits, largest=_LARGEST * max(1.0, _natural_size(leveled, starts.widths)))
@@ -499,7 +513,7 @@ def _as_riders(riders: Any) -> tuple[Any, ...]:
 
 def _check_riders(riders: tuple[Any, ...]) -> tuple[AbstractRider, ...]:
     """The riders; `TypeError` for what is none, `ValueError` for columns of a name that is taken."""
-    taken = {*schema().names, "attempt"}
+    taken = {*schema().names, "attempt", "distance", "period"}
     for rider in riders:
         if not isinstance(rider, AbstractRider):
             raise TypeError(f"riders are instances of AbstractRider, got {rider!r}")

@@ -31,6 +31,10 @@ _VANISHING = 1e-150
 #: A step shorter than this many units in the last place of `t` makes no progress.
 _SMALLEST_STEP = 8.0
 
+#: Iterates return to one if they come this close to it, in strides; strides are longer than this part of the size of the iterate;
+#: and they return so often in a row.
+_RETURNED, _STRIDE, _ROUNDS = 1e-8, 1e-6, 3
+
 #: Steps after which a start is given up by default.
 DEFAULT_STEPS = 10_000
 
@@ -108,6 +112,51 @@ class _Window(eqx.Module):
         return window, rate
 
 
+class _Cycle(eqx.Module):
+    """Whether the iterates of a descent repeat, after Brent: one iterate is kept until so many steps have passed again.
+
+    - `anchor`: the iterate; `since`: after how many steps it was.
+    - `period`: after how many more it was met again, `hits` times in a row at the same distance; 0 for never.
+    """
+
+    anchor: Any
+    since: Int[Array, " lanes"]
+    period: Int[Array, " lanes"]
+    hits: Int[Array, " lanes"]
+
+    @classmethod
+    def begin(cls, y: Any, like: Array) -> "_Cycle":
+        zero = jnp.zeros(like.shape, int)
+        return cls(y, zero, zero, zero)
+
+    def moved(
+        self, layout: AbstractLayout, moved: Array, old: Any, new: Any, steps: Array
+    ) -> tuple["_Cycle", Bool[Array, " lanes"]]:
+        """After a step, from `old` to `new`, of the lanes that `moved`; and which of them go round a cycle."""
+
+        def apart(a, b):
+            return layout.norm(jax.tree.map(jnp.subtract, a, b))
+
+        stride = apart(new, old)
+        # Around a limit everything returns, within round-off: only a stride that stands out from it tells.
+        back = (apart(new, self.anchor) <= _RETURNED * stride) & (stride > _STRIDE * layout.norm(new)) & moved
+        lag = steps - self.since
+        again = back & (self.hits > 0) & (lag == (self.hits + 1) * self.period)
+        hits = jnp.where(again, self.hits + 1, jnp.where(back & (self.hits == 0), 1, self.hits))
+        period = jnp.where(back & (self.hits == 0), lag, self.period)
+        found = hits >= _ROUNDS
+        late = moved & ~found & (steps >= 2 * self.since + 1)
+        return (
+            _Cycle(
+                layout.select(late, new, self.anchor),
+                jnp.where(late, steps, self.since),
+                jnp.where(late, 0, period),
+                jnp.where(late, 0, hits),
+            ),
+            found & moved,
+        )
+
+
 class _State(AbstractLaneState):
     """Lanes on their way. Once a lane is `done` nothing in it changes.
 
@@ -124,6 +173,7 @@ class _State(AbstractLaneState):
     steps: Int[Array, " lanes"]
     quiet_since: Float[Array, " lanes"]
     window: _Window | None
+    cycle: _Cycle | None
     status: Int[Array, " lanes"]
     done: Bool[Array, " lanes"]
 
@@ -190,9 +240,10 @@ class LaneProcess(AbstractProcess):
     def objective(self) -> Objective:
         return self.problem.objective
 
-    def draw(self, high: Array, low: Array) -> Any:
+    def draw(self, high: Array, low: Array) -> tuple[Any, tuple[Array, Array]]:
+        """The starts, packed, and their ids."""
         nets = self.problem.convert(self.starts.draw(high, low), self.source, self.problem.coordinates)
-        return self.layout.pack(nets)
+        return self.layout.pack(nets), (high, low)
 
     # -- what verdicts and riders see ----------------------------------------------------------------------------------
 
@@ -226,11 +277,12 @@ class LaneProcess(AbstractProcess):
 
     # -- the process ---------------------------------------------------------------------------------------------------
 
-    def init(self, starts: Any) -> _State:
+    def init(self, drawn: tuple[Any, tuple[Array, Array]]) -> _State:
         method, objective, limits = self.method, self.objective, self.limits
+        starts, ids = drawn
         loss, size = method.loss(objective, starts), self.layout.norm(starts)
         zero = jnp.zeros_like(loss)
-        memory, t_next, control = method.begin(objective, starts)
+        memory, t_next, control = method.begin_with(objective, starts, ids)
         # Where the start is critical the selection of the first step has nothing to go by and may return no number.
         t_next = jnp.minimum(jnp.where(jnp.isfinite(t_next) & (t_next > 0), t_next, _FIRST_STEP), limits.t1)
         here = Place(starts, memory, zero, t_next, loss)
@@ -256,6 +308,7 @@ class LaneProcess(AbstractProcess):
             steps=jnp.zeros(loss.shape, int),
             quiet_since=jnp.where(now.gradient_norm <= limits.gradient_tolerance, 0.0, jnp.inf),
             window=None if objective.smooth else _Window(zero, zero, jnp.full_like(zero, jnp.inf)),
+            cycle=None if method.descent_step is None else _Cycle.begin(starts, loss),
             status=_first_true(ends, jnp.full(loss.shape, Status.STEP_LIMIT)),
             done=functools.reduce(jnp.logical_or, ends.values()),
         )
@@ -307,10 +360,14 @@ class LaneProcess(AbstractProcess):
             converged = (rate <= limits.gradient_tolerance**2) & (limits.gradient_tolerance > 0)
         too_short = active & (t_next - t <= _SMALLEST_STEP * jnp.finfo(t.dtype).eps * t)
         steps = jnp.where(state.done, state.steps, state.steps + 1)
+        cycle, cycling = state.cycle, jnp.zeros_like(quiet)
+        if cycle is not None:
+            cycle, cycling = cycle.moved(self.layout, moved, here.y, step.y, steps)
         ends = {
             Status.CERTIFIED: finished,
             Status.STATIONARY: moved & (gradient_norm <= _VANISHING),
             Status.CONVERGED: converged,
+            Status.CYCLING: cycling,
             Status.DIVERGING: (moved & (self.layout.norm(step.y) > self.largest)) | (too_short & decision.finite),
             Status.NON_FINITE: too_short,
             Status.TIME_LIMIT: active & (t >= limits.t1),
@@ -336,6 +393,7 @@ class LaneProcess(AbstractProcess):
             steps=steps,
             quiet_since=quiet_since,
             window=window,
+            cycle=cycle,
             status=status,
             done=done,
         )
@@ -373,6 +431,12 @@ class LaneProcess(AbstractProcess):
         limit, highest = self.verdict.settle(objective, verdict, now, decided)
         limit = jnp.where(decided, limit, -1)
         status = jnp.where(decided & (limit < 0), Status.STRAYED, state.status)
+        resting = self.verdict.at_rest(objective, verdict, now)
+        if resting is not None:
+            place, certain = resting
+            rests = ((status == Status.CONVERGED) | (status == Status.STATIONARY)) & (place >= 0)
+            status = jnp.where(rests, jnp.where(certain, Status.CERTIFIED, Status.LOCATED), status)
+            limit, highest = jnp.where(rests, place, limit), jnp.where(rests, place, highest)
         table = dict(
             status=status,
             limit=limit,
@@ -382,6 +446,8 @@ class LaneProcess(AbstractProcess):
             loss=loss,
             gradient_norm=now.gradient_norm,
         )
+        if state.cycle is not None:
+            table["period"] = jnp.where(status == Status.CYCLING, state.cycle.period, jnp.nan)
         if self.verdict.discovers:
             table["point"] = jnp.concatenate([x.reshape(lanes, -1) for x in jax.tree.leaves(now.networks)], axis=1)
         rest = list(times[1:])

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from gdflow.basins.methods import AbstractMethod, Place, Step
 from gdflow.checks import check_number
-from gdflow.invariants import drift
+from gdflow.invariants import drift, imbalance
 from gdflow.network import LayerTuple
 from gdflow.objective import Objective
 from gdflow.problem import AbstractProblem
@@ -106,6 +106,21 @@ class Drift(AbstractRider):
 
     def rows(self, objective, state, now, times):
         return {"drift": jax.vmap(drift)(now.networks, state)}
+
+
+class Imbalance(AbstractRider):
+    """How far networks are from balanced, `max_j ‖C_j‖_F` (`gdflow.invariants.imbalance`), at the start and at the end."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        doc = "largest Frobenius norm of the conserved quantities C_j"
+        return {"imbalance_first": f"{doc} at the start", "imbalance": f"{doc} at the end"}
+
+    def begin(self, objective: Objective, now: Moment, place: Place) -> Float[Array, " lanes"]:
+        return jax.vmap(imbalance)(now.networks)[0]
+
+    def rows(self, objective, state, now, times):
+        return {"imbalance_first": state, "imbalance": jax.vmap(imbalance)(now.networks)[0]}
 
 
 def only_if(condition: Array, change: Callable[[Any, Any], Any], new: Any, old: Any) -> Any:

@@ -1,6 +1,8 @@
 """Flows and their trajectories."""
 
 from gdflow.dynamics import exact as exact
+from gdflow.dynamics.descent import Descent as Descent
+from gdflow.dynamics.descent import gradient_descent as gradient_descent
 from gdflow.dynamics.forms import AbstractForm as AbstractForm
 from gdflow.dynamics.forms import Factored as Factored
 from gdflow.dynamics.graded import Graded as Graded

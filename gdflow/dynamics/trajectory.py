@@ -29,7 +29,74 @@ def is_concrete(tree: object) -> bool:
     return bool(leaves) and all(eqx.is_array(x) and not isinstance(x, jax.core.Tracer) for x in leaves)
 
 
-class Trajectory(Printable, eqx.Module):
+class AbstractTrajectory(Printable, eqx.Module):
+    """Points along a path, and what is measured there; in a batch all arrays have a leading batch axis.
+
+    - `problem`, `start`.
+    - `ts`: times, `(T,)`; NaN after the end, as all that belongs to them.
+    - `networks`: the points at these times (leading axis `T`).
+    - `losses`, `gradient_norms`: effective loss and `‖∇L‖` there.
+    """
+
+    problem: eqx.AbstractVar[AbstractProblem]
+    start: eqx.AbstractVar[Any]
+    ts: eqx.AbstractVar[Float[Array, "*batch T"]]
+    networks: eqx.AbstractVar[Any]
+    losses: eqx.AbstractVar[Float[Array, "*batch T"]]
+    gradient_norms: eqx.AbstractVar[Float[Array, "*batch T"]]
+
+    @property
+    def time_label(self) -> str:
+        """What `ts` are, for the axis of a picture."""
+        return "flow time $t$"
+
+    def map_over_time(self, function: Callable[[Any], Any]) -> Any:
+        """Applies a traceable function of one network at every saved time (and in every trajectory of a batch)."""
+        for _ in self.ts.shape:
+            function = jax.vmap(function)
+        return jax.jit(function)(self.networks)
+
+    @property
+    def singular_values(self) -> Float[Array, "*batch T k"]:
+        """Singular values of the end-to-end matrix at the saved times."""
+        return self.map_over_time(lambda net: jnp.linalg.svd(net.end_to_end, compute_uv=False))
+
+    @property
+    def drift(self) -> Float[Array, "*batch T"]:
+        """Relative drift of the conserved quantities since the start: of the `C_j` of linear networks, see `gdflow.drift`; of
+        other ones by all laws that hold, see `gdflow.conservation`.
+
+        **Raises:** `ValueError` where no law holds, or none is known.
+        """
+
+        def measure(net, start, t):
+            return drift(net, start)
+
+        if not isinstance(self.problem.objective, LinearObjective):
+            laws = self._laws()
+
+            def measure(net, start, t):
+                return conservation.drift(laws, net, start, t)
+
+        along = jax.vmap(measure, in_axes=(0, None, 0))
+        for _ in self.ts.shape[:-1]:
+            along = jax.vmap(along)
+        return jax.jit(along)(self.networks, self.start, self.ts)
+
+    def _laws(self) -> conservation.ConservationLaws:
+        """The laws of a nonlinear network."""
+        if not isinstance(self.problem, Problem):
+            raise ValueError(
+                "conservation laws are known of networks that fit data: this problem has none to drift from"
+            )
+        laws = conservation.conservation_laws(self.problem, self.start.widths)
+        if not laws:
+            reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in laws.refused)
+            raise ValueError(f"this flow has no conservation law that is known, so nothing drifts ({reasons})")
+        return laws.without_refusals()
+
+
+class Trajectory(AbstractTrajectory):
     """A solution of the gradient flow, from `gdflow.simulate`.
 
     For a batch of starts every array has a leading batch axis and shorter trajectories are padded with NaN.
@@ -76,51 +143,6 @@ class Trajectory(Printable, eqx.Module):
         if solved:
             return "reached t1"
         return "step limit" if exhausted else "solver failed"
-
-    def map_over_time(self, function: Callable[[Any], Any]) -> Any:
-        """Applies a traceable function of one network at every saved time (and in every trajectory of a batch)."""
-        for _ in self.ts.shape:
-            function = jax.vmap(function)
-        return jax.jit(function)(self.networks)
-
-    @property
-    def singular_values(self) -> Float[Array, "*batch T k"]:
-        """Singular values of the end-to-end matrix at the saved times."""
-        return self.map_over_time(lambda net: jnp.linalg.svd(net.end_to_end, compute_uv=False))
-
-    @property
-    def drift(self) -> Float[Array, "*batch T"]:
-        """Relative drift of the conserved quantities since the start: of the `C_j` of linear networks, see `gdflow.drift`; of
-        other ones by all laws that hold, see `gdflow.conservation`.
-
-        **Raises:** `ValueError` where no law holds, or none is known.
-        """
-
-        def measure(net, start, t):
-            return drift(net, start)
-
-        if not isinstance(self.problem.objective, LinearObjective):
-            laws = self._laws()
-
-            def measure(net, start, t):
-                return conservation.drift(laws, net, start, t)
-
-        along = jax.vmap(measure, in_axes=(0, None, 0))
-        for _ in self.ts.shape[:-1]:
-            along = jax.vmap(along)
-        return jax.jit(along)(self.networks, self.start, self.ts)
-
-    def _laws(self) -> conservation.ConservationLaws:
-        """The laws of a nonlinear network."""
-        if not isinstance(self.problem, Problem):
-            raise ValueError(
-                "conservation laws are known of networks that fit data: this problem has none to drift from"
-            )
-        laws = conservation.conservation_laws(self.problem, self.start.widths)
-        if not laws:
-            reasons = "; ".join(f"{refusal.name}: {refusal.reason}" for refusal in laws.refused)
-            raise ValueError(f"this flow has no conservation law that is known, so nothing drifts ({reasons})")
-        return laws.without_refusals()
 
     def evaluate(self, t: Float[Array, ""] | float) -> Any:
         """The network at any time up to `final_time`, by the solver's own interpolant.

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gdflow.dynamics import Trajectory
+from gdflow.dynamics.trajectory import AbstractTrajectory
 from gdflow.levels import Level
 from gdflow.objective import LinearObjective
 from gdflow.plotting.style import COLORS, FONT, WIDE, draw_levels, hide_box, set_range, set_time
@@ -23,10 +23,11 @@ DEEP, CUT = 1e-6, 1e-3
 SMALLEST = 1e-20
 
 
-def plot_trajectory(trajectory: Trajectory) -> Figure:
+def plot_trajectory(trajectory: AbstractTrajectory) -> Figure:
     """Loss between the levels, singular values of the end-to-end map against the target's, gradient norm and drift.
 
-    Of what is no linear network loss and gradient norm alone.
+    Of a flow (`gdflow.simulate`) or a descent (`gdflow.gradient_descent`); of what is no linear network loss and gradient norm
+    alone.
 
     **Raises:** `ValueError` for a batch.
     """
@@ -44,20 +45,21 @@ def plot_trajectory(trajectory: Trajectory) -> Figure:
     return figure
 
 
-def _set_time(axes: Axes, trajectory: Trajectory) -> None:
+def _set_time(axes: Axes, trajectory: AbstractTrajectory) -> None:
     losses = np.asarray(trajectory.losses)
     levels = _levels(trajectory)
     values = [level.value for level in levels] if levels else 0.1 ** np.arange(1, 7) * losses[0]
     set_time(axes, np.asarray(trajectory.ts), losses[None], values)
+    axes.set_xlabel(trajectory.time_label)
 
 
-def _leveled(trajectory: Trajectory) -> Problem | None:
+def _leveled(trajectory: AbstractTrajectory) -> Problem | None:
     """The problem, if its critical values are known beforehand."""
     problem = trajectory.problem
     return problem if isinstance(problem, Problem) and problem.why_no_levels is None else None
 
 
-def _levels(trajectory: Trajectory) -> Sequence[Level]:
+def _levels(trajectory: AbstractTrajectory) -> Sequence[Level]:
     problem = _leveled(trajectory)
     if problem is None:
         return ()
@@ -65,7 +67,7 @@ def _levels(trajectory: Trajectory) -> Sequence[Level]:
     return tuple(critical_values(problem, problem.max_rank(widths), lowest=16, num_layers=len(widths) - 1))
 
 
-def _draw_loss(axes: Axes, trajectory: Trajectory) -> None:
+def _draw_loss(axes: Axes, trajectory: AbstractTrajectory) -> None:
     losses = np.asarray(trajectory.losses)
     axes.plot(trajectory.ts, np.maximum(losses, 1e-300), color=COLORS[0], label="$L(t)$")
     _set_time(axes, trajectory)
@@ -87,7 +89,7 @@ def _set_log_range(axes: Axes, low: float, high: float) -> None:
     set_range(axes, "y", low / room, high * room)
 
 
-def _draw_singular_values(axes: Axes, trajectory: Trajectory) -> None:
+def _draw_singular_values(axes: Axes, trajectory: AbstractTrajectory) -> None:
     """Effective singular values: those of `WD`, which converge to the `s_i` of the target."""
     problem, design = _leveled(trajectory), check_problem(trajectory.problem).design
     values = trajectory.map_over_time(lambda net: jnp.linalg.svd(net.end_to_end @ design, compute_uv=False))
@@ -110,7 +112,7 @@ def _draw_singular_values(axes: Axes, trajectory: Trajectory) -> None:
         set_range(axes, "y", 0.0, top, log=False)
 
 
-def _draw_norms(axes: Axes, trajectory: Trajectory) -> None:
+def _draw_norms(axes: Axes, trajectory: AbstractTrajectory) -> None:
     norms, drift = np.asarray(trajectory.gradient_norms), np.zeros(0)
     drawn = [(norms, COLORS[0], r"$\|\nabla L\|$")]
     with contextlib.suppress(ValueError):  # where no law holds there is nothing to drift

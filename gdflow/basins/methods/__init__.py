@@ -1,5 +1,6 @@
 """Methods: one step of every lane. Which one runs is a choice of `gdflow.basin_sizes`; others can be written."""
 
+from gdflow.basins.methods.descent import Descent as Descent
 from gdflow.basins.methods.diffrax_solver import DiffraxSolver as DiffraxSolver
 from gdflow.basins.methods.gradient_descent import GradientDescent as GradientDescent
 from gdflow.basins.methods.method import AbstractMethod as AbstractMethod

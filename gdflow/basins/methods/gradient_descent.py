@@ -45,6 +45,14 @@ class GradientDescent(AbstractMethod):
     def name(self) -> str:
         return f"gradient descent, step={self.step:g}"
 
+    @property
+    def descent_step(self) -> Any:
+        return self.step
+
+    @property
+    def step_time(self) -> Any:
+        return self.step
+
     def suited(self, widths: tuple[int, ...]) -> "GradientDescent":
         layout = suitable_layout(widths) if self.chosen_layout is None else self.chosen_layout
         return GradientDescent(self.step, layout)

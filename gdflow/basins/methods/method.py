@@ -80,6 +80,23 @@ class AbstractMethod(eqx.Module):
         return type(self).__name__
 
     @property
+    def descent_step(self) -> Any:
+        """What the steps make: `None` (the default) for the gradient flow, `η` for gradient descent with this fixed step,
+        infinite for other algorithms.
+
+        A certificate says where the flow goes from a state, or where gradient descent does. Of other algorithms none is known.
+        """
+        return None
+
+    @property
+    def step_time(self) -> Any:
+        """How much time passes in a step where steps are all alike (`descent_step`)."""
+        return 1.0
+
+    def check(self, problem: AbstractProblem, widths: tuple[int, ...]) -> None:
+        """`ValueError` or `TypeError` where the method cannot step this problem; by default it always can."""
+
+    @property
     def shortest(self) -> float:
         """The length of steps that are kept whatever their error; 0 if there are none."""
         return 0.0
@@ -87,6 +104,13 @@ class AbstractMethod(eqx.Module):
     @abstractmethod
     def begin(self, objective: Objective, y: Any) -> tuple[Any, Float[Array, " lanes"], Any]:
         """At starts `y`: the memory, the end of the first step (from time 0), and what controls the steps (packed trees)."""
+
+    def begin_with(
+        self, objective: Objective, y: Any, ids: tuple[Array, Array]
+    ) -> tuple[Any, Float[Array, " lanes"], Any]:
+        """`begin` of a method that draws numbers: `ids` are the high and low 32 bits of the starts' ids, of which these are to
+        depend, and of nothing else."""
+        return self.begin(objective, y)
 
     @abstractmethod
     def attempt(self, objective: Objective, place: Place) -> Step:

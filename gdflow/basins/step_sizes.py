@@ -1,0 +1,353 @@
+"""Basins as a function of the step: where the same starts end by gradient descent, or another optimizer, and by the flow."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pyarrow as pa
+import pyarrow.compute as pc
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Key
+from rich.console import Group, RenderableType
+
+from gdflow.basins.estimate import BasinEstimate
+from gdflow.basins.intervals import interval_text, verdict_interval
+from gdflow.basins.methods import AbstractMethod, Descent, GradientDescent
+from gdflow.basins.outcomes import Status, is_decided
+from gdflow.basins.plan import default_method
+from gdflow.basins.process import Limits
+from gdflow.basins.riders import Imbalance
+from gdflow.basins.running import basin_sizes
+from gdflow.basins.starts import as_starts
+from gdflow.checks import check_positive
+from gdflow.dynamics import AtGradientNorm, simulate
+from gdflow.landscape import balanced_minimum_spectrum
+from gdflow.minibatches import Minibatches
+from gdflow.objective import LinearObjective, Objective
+from gdflow.points import point_norm
+from gdflow.problem import AbstractProblem, Problem
+from gdflow.tables import Printable, column_table, key_value_table
+
+#: Steps looked at by default, as parts of the longest stable one.
+_SHARES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95, 1.1, 1.3, 1.6)
+#: Limits of two runs are one if their losses differ by less than this, relative to their size.
+_SAME = 1e-5
+#: Where a start ends, in this order.
+ENDS = ("lowest limit", "another limit", "cycle", "diverges", "undecided")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRow:
+    """What became of all starts with one step.
+
+    - `step`: `η`.
+    - `counts`: how many starts end where, in the order of `ENDS`.
+    - `intervals`: exact ones for the probability of each end; undecided starts may end anywhere.
+    - `compared`, `changed`: how many starts have a limit both here and by the flow, and how many of these limits differ.
+    - `changed_interval`: for the probability that a start has limits by both, and that they differ; starts without a limit by the
+      flow, or undecided, may be such.
+    - `imbalance`: quartiles of `max_j ‖C_j‖_F` at the limits over that at the start, of linear networks; else `None`.
+    - `mean_steps`: of all starts.
+    """
+
+    step: float
+    counts: tuple[int, ...]
+    intervals: tuple[tuple[float, float], ...]
+    compared: int
+    changed: int
+    changed_interval: tuple[float, float]
+    imbalance: tuple[float, float, float] | None
+    mean_steps: float
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class StepSizeBasins(Printable):
+    """Basins against the step, from `gdflow.step_size_basins`; prints as a table.
+
+    - `steps`: ascending; `estimates`: of every step a `gdflow.basins.BasinEstimate`.
+    - `flow`: that of the gradient flow from the same starts, `None` if it was left out.
+    - `confidence`: of the intervals.
+    """
+
+    steps: tuple[float, ...]
+    estimates: tuple[BasinEstimate, ...]
+    flow: BasinEstimate | None
+    confidence: float
+
+    @property
+    def num(self) -> int:
+        """Number of starts."""
+        return self.estimates[0].num
+
+    @property
+    def optimizer(self) -> str:
+        """Its name."""
+        return self.estimates[0].plan.method.name.split(", step=")[0]
+
+    @functools.cached_property
+    def losses(self) -> tuple[float, ...]:
+        """The losses of all limits, of all runs, from the lowest: limits of the same loss are one class."""
+        found: list[float] = []
+        for value in sorted(v for run in self._runs for v in _limit_losses(run)):
+            if not found or value - found[-1] > _SAME * max(1.0, abs(value)):
+                found.append(value)
+        return tuple(found)
+
+    @property
+    def _runs(self) -> tuple[BasinEstimate, ...]:
+        return (*self.estimates, *(() if self.flow is None else (self.flow,)))
+
+    def classes(self, estimate: BasinEstimate) -> np.ndarray:
+        """The class of the limit of every start of one of the runs, an index of `losses`; −1 where it has none."""
+        values = np.asarray(_limit_losses(estimate, every=True))
+        number = np.array([int(np.argmin(abs(np.asarray(self.losses) - v))) if self.losses else -1 for v in values])
+        limit = pc.fill_null(estimate.outcomes["limit"], -1).to_numpy()
+        decided = is_decided(estimate.outcomes) & (limit >= 0)
+        return np.where(decided, number[np.where(decided, limit, 0)] if len(number) else -1, -1)
+
+    @functools.cached_property
+    def rows(self) -> tuple[StepRow, ...]:
+        """One row per step."""
+        alpha = 1 - self.confidence
+        theirs = None if self.flow is None else self.classes(self.flow)
+        made = []
+        for step, estimate in zip(self.steps, self.estimates, strict=True):
+            ours, status = self.classes(estimate), estimate.outcomes["status"].cast(pa.string()).to_numpy(False)
+            cycle = status == Status.CYCLING.label
+            away = (status == Status.DIVERGING.label) | (status == Status.NON_FINITE.label)
+            ends = [ours == 0, ours > 0, cycle, away]
+            open_ = ~np.any(ends, axis=0)
+            counts = tuple(int(x.sum()) for x in (*ends, open_))
+            sure, num = counts[:-1], self.num
+            intervals = tuple(verdict_interval(n, n + counts[-1], num, alpha) for n in sure)
+            intervals += (verdict_interval(counts[-1], counts[-1], num, alpha),)
+            compared = changed = 0
+            possible = num
+            if theirs is not None:
+                both = (ours >= 0) & (theirs >= 0)
+                compared, changed = int(both.sum()), int(np.sum(both & (ours != theirs)))
+                unknown = open_ | ((ours >= 0) & (theirs < 0))
+                possible = changed + int(np.sum(unknown & ~both))
+            made.append(
+                StepRow(
+                    step, counts, intervals, compared, changed, verdict_interval(changed, possible, num, alpha),
+                    _imbalance(estimate, ours >= 0), estimate.tally.steps / num,
+                )
+            )  # fmt: skip
+        return tuple(made)
+
+    @functools.cached_property
+    def edges(self) -> tuple[tuple[str, float], ...]:
+        """Steps above which limits are unstable, `2/λ_max(∇²L)`, each with its name.
+
+        Of linear networks in whitened coordinates that of the flattest global minima, the balanced ones: above it no global
+        minimum of full rank is stable. Of limits that were found in a run those of the lowest few.
+        """
+        problem, widths = self.estimates[0].plan.problem, self.estimates[0].widths
+        if isinstance(problem, Problem) and isinstance(problem.objective, LinearObjective):
+            whitened = problem.coordinates == "whitened" and problem.why_no_levels is None
+            if not whitened or min(widths) < int(np.sum(np.asarray(problem.singular_values) > 0)):
+                return ()
+            spectrum = balanced_minimum_spectrum(
+                np.asarray(problem.singular_values, float), len(widths) - 1, (widths[-1], widths[0])
+            )
+            return (("balanced minimum", 2 / float(np.max(spectrum))),)
+        found: dict[float, float] = {}
+        for run in self._runs:
+            for limit in run.found or ():
+                if not limit.at_infinity and not limit.kinks:
+                    nearest = min(self.losses, key=lambda v: abs(v - limit.loss))
+                    found.setdefault(nearest, 2 / limit.largest)
+        return tuple((f"limit at {loss:.4g}", edge) for loss, edge in sorted(found.items())[:4])
+
+    def __rich__(self) -> RenderableType:
+        percent = f"{100 * self.confidence:g} %"
+        first = self.estimates[0]
+        widths = f"{'-'.join(map(str, first.widths))}, " if first.widths else ""
+        facts = [
+            ("starts", f"{self.num}, {widths}{first.plan.starts.name}"),
+            ("optimizer", self.optimizer),
+            ("limits", f"{len(self.losses)}, at losses " + ", ".join(f"{v:.6g}" for v in self.losses[:6])
+                + (", …" if len(self.losses) > 6 else "") if self.losses else "none found"),
+            *((f"stable below, {name}", f"η = {edge:.4g}") for name, edge in self.edges),
+        ]  # fmt: skip
+        rows = self.rows
+        shown = [k for k in range(len(ENDS)) if any(row.counts[k] for row in rows) or k == 0]
+        balanced = any(row.imbalance for row in rows)
+        columns = [name for k in shown for name in (ENDS[k], "interval")]
+        table = column_table(
+            f"Where {self.num} starts end, by step", "step", *columns,
+            *([] if self.flow is None else ["limit changed", "interval"]), *(["imbalance"] if balanced else []), "steps",
+            caption=f"Intervals ({percent}) are exact, for every step by itself; undecided starts may end anywhere."
+            + ("" if self.flow is None else " Limit changed: the flow from the same start has a limit with another loss.")
+            + (" Imbalance: median of ‖C_j‖ at the limit over that at the start." if balanced else ""),
+        )  # fmt: skip
+        for row in rows:
+            cells = [cell for k in shown for cell in (str(row.counts[k]), interval_text(row.intervals[k]))]
+            if self.flow is not None:
+                cells += [f"{row.changed} of {row.compared}", interval_text(row.changed_interval)]
+            if balanced:
+                cells.append("–" if row.imbalance is None else f"{row.imbalance[1]:.3f}")
+            table.add_row(f"{row.step:g}", *cells, f"{row.mean_steps:.0f}")
+        return Group(key_value_table("Basins against the step", facts), table)
+
+
+def step_size_basins(
+    problem: AbstractProblem,
+    starts: Any,
+    num: float | range | None = None,
+    *,
+    steps: Any = None,
+    key: Key[Array, ""] | None = None,
+    optimizer: Callable[..., Any] | None = None,
+    options: dict[str, Any] | None = None,
+    batches: Minibatches | None = None,
+    flow: bool = True,
+    limits: Limits | None = None,
+    confidence: float = 0.95,
+    folder: Any = None,
+    progress: bool = True,
+) -> StepSizeBasins:
+    """Where the same starts end with every one of some steps: at the minimum, at another limit, on a cycle, or nowhere.
+
+    **Arguments:**
+
+    - `problem`, `starts`, `num`, `key`, `limits`, `confidence`: as for `gdflow.basin_sizes`.
+    - `steps`: a sequence of `η`, at least one; by default `default_steps`.
+    - `optimizer`, `options`: the function that makes an optimizer of Optax of a step, and its other arguments, as for
+      `gdflow.basins.Descent`; by default gradient descent, whose limits are certified where that is proved.
+    - `batches`: a `gdflow.Minibatches`, by default all samples at once.
+    - `flow`: run the gradient flow from the same starts, too, and compare the limits.
+    - `folder`: where the rows of every run are written, in a folder of its own; runs that are there are opened, not repeated.
+    - `progress`: show a progress bar for every run.
+
+    **Returns:** a `StepSizeBasins`; `gdflow.plotting.plot_step_sizes` draws it.
+
+    **Raises:** as `gdflow.basin_sizes`, and `ValueError` for steps that are none, or not positive and finite.
+
+    ```python
+    >>> law = gf.initialization.Gaussian(problem.widths([5, 5]))
+    >>> print(gf.step_size_basins(problem, law, 1000, key=jax.random.key(0), steps=[0.05, 0.1, 0.15, 0.2]))
+    ```
+    """
+    if steps is None:
+        steps = default_steps(problem, starts, key)
+    values = sorted({check_positive("a step", step) for step in np.atleast_1d(np.asarray(steps, dtype=object))})
+    if not values:
+        raise ValueError("steps: at least one is needed")
+    if optimizer is None and options:
+        raise ValueError(f"options {sorted(options)} are of an optimizer, and none is given")
+    riders = (Imbalance(),) if isinstance(problem.objective, LinearObjective) else None
+
+    def run(method: AbstractMethod | None, name: str) -> BasinEstimate:
+        return basin_sizes(
+            problem,
+            starts,
+            num,
+            key=key,
+            method=method,
+            riders=riders,
+            limits=limits,
+            confidence=confidence,
+            audit=0,
+            folder=None if folder is None else pathlib.Path(folder) / name,
+            progress=progress,
+        )
+
+    def method(step: float) -> AbstractMethod:
+        if optimizer is None and batches is None:
+            return GradientDescent(step)
+        return Descent(optax.sgd if optimizer is None else optimizer, step, batches=batches, **(options or {}))
+
+    methods = [method(step) for step in values]
+    followed = run(None, "flow") if flow else None
+    estimates = tuple(run(some, f"step-{step:g}") for some, step in zip(methods, values, strict=True))
+    for estimate in estimates:
+        if len(estimate.outcomes) < estimate.num:
+            raise ValueError(f"steps are compared for at most {len(estimate.outcomes)} starts, got {estimate.num}")
+    return StepSizeBasins(tuple(values), estimates, followed, confidence)
+
+
+def default_steps(problem: AbstractProblem, starts: Any, key: Key[Array, ""] | None = None) -> tuple[float, ...]:
+    """Ten steps around the longest at which gradient descent is stable, `2/λ_max(∇²L)`: from a twentieth of it to 1.6 times.
+
+    `λ_max` is the median over the points to which the flow takes the first eight starts, until the gradient norm has fallen to
+    10⁻³ of its size: an estimate. Steps of optimizers that scale gradients (Adam) have nothing to do with it.
+
+    **Raises:** `ValueError` where none of these points has positive curvature.
+    """
+    given = as_starts(starts, key)
+    some = given.networks(range(8 if given.num is None else min(8, given.num)))
+    objective, method = problem.objective, default_method(problem, True)
+    stop = AtGradientNorm(1e-3 * float(jnp.median(jax.vmap(lambda w: point_norm(objective.gradient(w)))(some))))
+    values = []
+    for i in range(jax.tree.leaves(some)[0].shape[0]):
+        start = jax.tree.map(lambda x: x[i], some)  # noqa: B023 (called at once)
+        end = simulate(
+            problem,
+            start,
+            np.inf,
+            stop=stop,
+            solver=method.solver,
+            rtol=1e-4,
+            atol=1e-6,
+            dense=False,
+            ts=2,
+            max_steps=3000,
+        ).final
+        values.append(float(_largest_curvature(objective, end)))
+    positive = [v for v in values if np.isfinite(v) and v > 0]
+    if not positive:
+        raise ValueError(
+            "no limit of the flow has positive curvature, to which steps could be compared: give the steps"
+        )
+    edge = 2 / float(np.median(positive))
+    return tuple(float(f"{share * edge:.3g}") for share in _SHARES)
+
+
+@eqx.filter_jit
+def _largest_curvature(objective: Objective, point: Any) -> Array:
+    """The largest eigenvalue of the Hessian, by so many steps of the power method on `∇²L + ‖∇²L‖`: from below."""
+    flat, back = ravel_pytree(point)
+
+    def gradient(x):
+        return ravel_pytree(objective.gradient(back(x)))[0]
+
+    def product(v):
+        return jax.jvp(gradient, (flat,), (v,))[1]
+
+    def largest(apply):
+        def improve(_, v):
+            w = apply(v)
+            return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
+
+        v = jax.lax.fori_loop(0, 200, improve, jnp.cos(1.0 + jnp.arange(flat.size)) / jnp.sqrt(flat.size))
+        return jnp.dot(v, apply(v))
+
+    size = jnp.abs(largest(product))
+    return largest(lambda v: product(v) + size * v) - size
+
+
+def _limit_losses(estimate: BasinEstimate, every: bool = False) -> list[float]:
+    """The losses of the limits that starts were found at, or of `every` one that is possible, in the order of their numbers."""
+    if estimate.found is not None:
+        return [limit.loss for limit in estimate.found]
+    return [row.level.value for row in estimate.rows if row.level and (every or row.certified + row.located)]
+
+
+def _imbalance(estimate: BasinEstimate, settled: np.ndarray) -> tuple[float, float, float] | None:
+    if "imbalance" not in estimate.outcomes.column_names or not settled.any():
+        return None
+    first, last = (estimate.outcomes[name].to_numpy()[settled] for name in ("imbalance_first", "imbalance"))
+    if not np.all(first > 0) or not np.isfinite(last).all():
+        return None
+    low, median, high = np.quantile(last / first, [0.25, 0.5, 0.75])
+    return (float(low), float(median), float(high)) if math.isfinite(median) else None
