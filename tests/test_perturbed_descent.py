@@ -262,7 +262,7 @@ def test_it_leaves_a_saddle_that_is_barely_strict(tolerance, excess, d, gap, fai
         smoothness=1.0, hessian_lipschitz=1.0, gap=gap, c=c,
     )  # fmt: skip
     assert_rarely_fails(succeeds(found), failure)
-    assert (found.thresholds.chi == 12) == (gap < 1)
+    assert (found.thresholds.chi == 12) == (gap < 1 and c == 1)
     # A point of small gradient on the slope towards the minimum, and mostly very near it.
     gamma = excess * math.sqrt(tolerance)
     losses = np.asarray(found.loss)[succeeds(found)]
@@ -353,19 +353,25 @@ def test_it_leaves_the_strict_saddles_of_larger_linear_networks(s, hidden, subse
 
 
 @pytest.mark.slow
-def test_it_leaves_a_start_shot_at_a_saddle():
-    """Plain descent with a small step follows the flow past the saddle; from there on it takes long, but gets away too."""
+def test_it_leaves_a_saddle_that_a_start_was_shot_at():
+    """The flow from the start comes within 1e-6, plain descent with steps of 1e-3 within 3e-3: their stable manifolds differ.
+
+    Where the flow has come to, the gradient is below `g_thr`.
+    """
     problem = gf.Problem.from_singular_values([2.0, 1.0])
     saddle = gf.sample_critical_point(problem, (2, 2, 2), (2,), key=jax.random.key(3))
     shot = gf.shoot_at_saddle(problem, Gaussian((2, 2, 2)).sample(jax.random.key(5), 0), saddle)
     assert shot.reached
-    step = 1e-3
-    end = plain_descent(problem.objective, shot.start, step, round(shot.time / step))
-    assert float((end - saddle).norm()) < 0.01
-    found = perturbed_gradient_descent(problem, end, tolerance=0.02, key=KEY)
-    assert found.status == "returned"
-    assert bool(found.is_second_order)
-    assert float(found.loss) < 1e-6
+    passing = plain_descent(problem.objective, shot.start, 1e-3, 2662)
+    assert float((passing - saddle).norm()) < 3e-3
+    arrived = gf.simulate(problem, shot.start, shot.time, ts=2, rtol=1e-12, atol=1e-14).final
+    assert float((arrived - saddle).norm()) < 1e-6
+    for start, noises in ((shot.start, None), (passing, None), (arrived, 2)):
+        found = perturbed_gradient_descent(problem, start, tolerance=0.02, key=KEY)
+        assert found.status == "returned"
+        assert bool(found.is_second_order)
+        assert float(found.loss) < 1e-6
+        assert noises is None or int(found.num_perturbations) == noises
 
 
 def test_the_origin_of_three_layers_is_second_order_stationary_and_is_returned():
