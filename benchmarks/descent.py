@@ -191,7 +191,8 @@ def main() -> None:
     num, repeats = (2000, 1) if options.fast else (options.num, options.repeats)
     m = machine()
     lines = [
-        f"{m['date']}; {m['cpu']}, {m['cores']} cores, jax {m['versions']['jax']}; {num} starts of widths {'-'.join(map(str, WIDTHS))}, whitened, singular values {VALUES}",
+        f"{m['date']}; {m['cpu']}, {m['cores']} cores, jax {m['versions']['jax']}; {num} starts of widths "
+        f"{'-'.join(map(str, WIDTHS))}, whitened, singular values {VALUES}",
         "",
         "| | who | µs per start | × | first run adds, s | below the level | losses apart ≤ |",
         "|---|---|---|---|---|---|---|",

@@ -20,6 +20,7 @@ from gdflow.dynamics import GaussLegendre as GaussLegendre
 from gdflow.dynamics import Trajectory as Trajectory
 from gdflow.dynamics import gradient_descent as gradient_descent
 from gdflow.dynamics import limit as limit
+from gdflow.dynamics import perturbed_gradient_descent as perturbed_gradient_descent
 from gdflow.dynamics import riemannian_flow as riemannian_flow
 from gdflow.dynamics import shoot_at_saddle as shoot_at_saddle
 from gdflow.dynamics import simulate as simulate

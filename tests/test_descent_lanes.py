@@ -156,6 +156,20 @@ def test_found_limits_are_certified_for_short_steps_only(tanh):
             assert min(abs(limit.loss - v) for v in losses) < 1e-6
 
 
+def test_nothing_is_certified_at_infinity_nor_excluded():
+    """What is proved of separable data is about the flow; and steps may lead up again."""
+    X = np.array([[1.0, -1.0, 0.5], [0.3, -0.2, 1.0]])
+    problem = gf.Problem(X, np.array([[1.0, -1.0, 1.0]]), gf.losses.Logistic(), activations="relu")
+    law = gf.initialization.Gaussian(problem.widths([4]))
+    flow = gf.basin_sizes(problem, law, 16, key=KEY, audit=0, progress=False)
+    descent = sizes(problem, law, 16, GradientDescent(0.1))
+    assert flow.certified > 0
+    assert descent.certified == 0
+    assert descent.located > 0
+    undecided = ~np.isin(columns(descent)["status"], [Status.LOCATED.label])
+    assert np.all(columns(descent)["highest"][undecided] == max(len(descent.found) - 1, 0))
+
+
 def test_files_and_repeats(problem, law, tmp_path):
     method = Descent(optax.sgd, 0.02, momentum=0.8, nesterov=True)
     first = sizes(problem, law, 20, method, folder=tmp_path / "run")

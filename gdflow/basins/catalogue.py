@@ -109,7 +109,7 @@ class Catalogue:
         step: float | None = None,
     ):
         self.objective, self.same, self.shortest = objective, verdict.same, float(shortest)
-        self.step = 0.0 if step is None else float(step)
+        self.descends, self.step = step is not None, 0.0 if step is None else float(step)
         one = jax.tree.map(lambda x: np.asarray(x)[0], example)
         flat, self._unravel = ravel_pytree(one)
         self._size = flat.size
@@ -126,6 +126,8 @@ class Catalogue:
         distance = np.full(len(ids), np.nan)
         for i in np.flatnonzero(status == Status.CERTIFIED):
             limit[i] = self._at_infinity(int(ids[i]), points[i])
+            if self.descends:  # what is proved is about the flow
+                status[i] = Status.LOCATED
         waiting = np.flatnonzero((status == Status.CONVERGED) | (status == Status.STATIONARY))
         batch = min(_BATCH, max(1, _ENTRIES // self._size**2))
         for first in range(0, len(waiting), batch):
@@ -232,7 +234,8 @@ class Catalogue:
         limit = place[columns["limit"]]
         losses = np.array([found.loss for found in limits])
         above = np.searchsorted(losses, columns["loss"] + 1e-9 * (1 + abs(columns["loss"])), side="right") - 1
-        above = np.where(np.isfinite(columns["loss"]), above, len(limits) - 1)
+        # … of the flow: steps may lead up again.
+        above = np.where(np.isfinite(columns["loss"]) & (not self.descends), above, len(limits) - 1)
         highest = np.where(limit >= 0, limit, np.clip(above, 0, max(len(limits) - 1, 0)))
         return limits, columns | {"limit": limit, "highest": highest}
 

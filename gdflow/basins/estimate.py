@@ -22,8 +22,12 @@ from gdflow.problem import Problem, check_problem
 from gdflow.records import record
 from gdflow.tables import Printable, column_table, key_value_table, visible
 from gdflow.thresholds import certificate_levels
-from gdflow.verdicts import AbstractLevelVerdict
+from gdflow.verdicts import AbstractLevelVerdict, DescentLevel
 
+_DESCENT = (
+    "gradient descent from the computed state ends at the limit: the step is at most 1/β wherever it goes from the start, or it "
+    "settles near a minimum (gdflow.smoothness)"
+)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
@@ -148,7 +152,7 @@ class BasinEstimate(Printable):
 
     @property
     def located(self) -> int:
-        """Starts at a limit that was found in the run, without a proof that their flow ends there."""
+        """Starts that converged numerically, at a limit, without a proof that it is theirs."""
         return self.statuses[Status.LOCATED]
 
     @property
@@ -345,11 +349,15 @@ class BasinEstimate(Printable):
             shown = ", ".join(f"{q:.0%}: {self.time_quantile(q):.4g}" for q in (0.05, 0.5, 0.95))
             facts.append(
                 (
-                    "flow time to certificate" if self.found is None else "flow time to the limit",
+                    ("" if self.plan.descends else "flow ")
+                    + ("time to certificate" if self.found is None else "time to the limit"),
                     f"{shown}, longest: {self.time_quantile(1.0):.4g}",
                 )
             )
         facts.append(("steps", f"mean {self.tally.steps / self.num:.1f}, most {self.tally.most_steps}"))
+        if isinstance(self.plan.verdict, DescentLevel):
+            facts.append(("certified", _DESCENT if self.plan.verdict.certifies else "nothing: no theorem is known of "
+                "limits of this algorithm"))  # fmt: skip
         if "drift" in self.outcomes.column_names:
             facts.append(
                 ("largest drift of C_j", f"{self.tally.largest_drift:.1e} (relative; zero for the exact flow)")
@@ -371,7 +379,11 @@ class BasinEstimate(Printable):
         """What may help starts that are undecided."""
         hints = []
         if self.statuses[Status.STEP_LIMIT] and self.tally.most_steps >= self.plan.limits.most_steps:
-            if self.found is None:
+            if self.plan.descends:
+                hints.append("more steps (--max-steps), longer ones, or a schedule; with steps beyond 2/λ_max(∇²L) of every limit "
+                    "there is none to go to; with minibatches, or Adam, iterates stay restless at any fixed step, unless all "
+                    "samples are fitted")  # fmt: skip
+            elif self.found is None:
                 hints.append("where small singular values make the flow stiff, gdflow.RKC (--solver rkc) takes longer steps; or "
                     "more steps (--max-steps)")  # fmt: skip
             else:
@@ -404,7 +416,8 @@ class BasinEstimate(Printable):
                 if any(limit.at_infinity for limit in self.found or ())
                 else []
             )
-            facts.append(("certified", f"the flow from the computed state ends at the limit ({'; '.join(why)})"))
+            what = "descent" if self.plan.descends else "flow"
+            facts.append(("certified", f"the {what} from the computed state ends at the limit ({'; '.join(why)})"))
         return facts
 
     def _proof_text(self) -> str:

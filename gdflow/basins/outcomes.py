@@ -42,8 +42,8 @@ _MESSAGES = {
     Status.NON_FINITE: "the start or the integration is not finite",
     Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
     Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
-    Status.LOCATED: "at a limit that was found in the run, without a proof that the flow ends there",
-    Status.CYCLING: "the iterates of the descent repeat: they go round a cycle, not to a limit",
+    Status.LOCATED: "converged numerically, at a limit; without a proof that it is the limit of this start",
+    Status.CYCLING: "the iterates repeat: they go round a cycle, not to a limit",
     Status.STRAYED: "withdrawn: integration errors carried the start across det W = 0, which its exact flow does not cross",
 }
 

@@ -107,6 +107,11 @@ class Plan:
         return any(isinstance(rider, Tube) for rider in self.riders)
 
     @property
+    def descends(self) -> bool:
+        """Whether starts follow gradient descent, or another algorithm, and not the flow."""
+        return self.method.descent_step is not None
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Of the networks; `()` for starts that are none."""
         return self.starts.widths
@@ -133,7 +138,7 @@ class Plan:
         own = {"attempt": "which of the plan's methods the row comes from, 0 the first"} if self.again else {}
         if self.discovers:
             own |= {"distance": "from the state where the integration ended to the critical point nearby"}
-        if self.method.descent_step is not None:
+        if self.descends:
             own |= {"period": "of a cycle, in steps; no number where there is none"}
         return {name: doc for rider in self.riders for name, doc in rider.columns.items()} | own
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Key
 from rich.console import Group, RenderableType
 
 from gdflow.basins.estimate import BasinEstimate
-from gdflow.basins.intervals import interval_text, verdict_interval
+from gdflow.basins.intervals import verdict_interval
 from gdflow.basins.methods import AbstractMethod, Descent, GradientDescent
 from gdflow.basins.outcomes import Status, is_decided
 from gdflow.basins.plan import default_method
@@ -182,18 +182,17 @@ class StepSizeBasins(Printable):
         rows = self.rows
         shown = [k for k in range(len(ENDS)) if any(row.counts[k] for row in rows) or k == 0]
         balanced = any(row.imbalance for row in rows)
-        columns = [name for k in shown for name in (ENDS[k], "interval")]
         table = column_table(
-            f"Where {self.num} starts end, by step", "step", *columns,
-            *([] if self.flow is None else ["limit changed", "interval"]), *(["imbalance"] if balanced else []), "steps",
+            f"Where {self.num} starts end, by step, in %", "step", *(ENDS[k] for k in shown),
+            *([] if self.flow is None else ["limit changed"]), *(["imbalance"] if balanced else []), "steps",
             caption=f"Intervals ({percent}) are exact, for every step by itself; undecided starts may end anywhere."
             + ("" if self.flow is None else " Limit changed: the flow from the same start has a limit with another loss.")
             + (" Imbalance: median of ‖C_j‖ at the limit over that at the start." if balanced else ""),
         )  # fmt: skip
         for row in rows:
-            cells = [cell for k in shown for cell in (str(row.counts[k]), interval_text(row.intervals[k]))]
+            cells = [_percent(row.counts[k], self.num, row.intervals[k]) for k in shown]
             if self.flow is not None:
-                cells += [f"{row.changed} of {row.compared}", interval_text(row.changed_interval)]
+                cells.append(_percent(row.changed, self.num, row.changed_interval) if row.compared else "–")
             if balanced:
                 cells.append("–" if row.imbalance is None else f"{row.imbalance[1]:.3f}")
             table.add_row(f"{row.step:g}", *cells, f"{row.mean_steps:.0f}")
@@ -341,6 +340,12 @@ def _limit_losses(estimate: BasinEstimate, every: bool = False) -> list[float]:
     if estimate.found is not None:
         return [limit.loss for limit in estimate.found]
     return [row.level.value for row in estimate.rows if row.level and (every or row.certified + row.located)]
+
+
+def _percent(count: int, num: int, interval: tuple[float, float]) -> str:
+    """A share with its interval, in percent to a digit: wide enough to hold the exact one."""
+    low, high = 1000 * interval[0], 1000 * interval[1]
+    return f"{100 * count / num:.1f} [{math.floor(low + 1e-9) / 10:g}, {math.ceil(high - 1e-9) / 10:g}]"
 
 
 def _imbalance(estimate: BasinEstimate, settled: np.ndarray) -> tuple[float, float, float] | None:

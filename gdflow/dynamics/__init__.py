@@ -10,6 +10,8 @@ from gdflow.dynamics.gradient_flow import gradient_flow_field as gradient_flow_f
 from gdflow.dynamics.gradient_flow import simulate as simulate
 from gdflow.dynamics.limits import limit as limit
 from gdflow.dynamics.low_rank import LowRank as LowRank
+from gdflow.dynamics.perturbed_descent import PerturbedDescent as PerturbedDescent
+from gdflow.dynamics.perturbed_descent import perturbed_gradient_descent as perturbed_gradient_descent
 from gdflow.dynamics.riemannian_flow import riemannian_flow as riemannian_flow
 from gdflow.dynamics.riemannian_trajectory import RiemannianTrajectory as RiemannianTrajectory
 from gdflow.dynamics.runge_kutta import RK4 as RK4

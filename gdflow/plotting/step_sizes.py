@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gdflow.basins.step_sizes import ENDS, StepSizeBasins
-from gdflow.plotting.style import COLORS, FONT, hide_box, set_range
+from gdflow.plotting.style import COLORS, FONT, hide_box, say, set_range
 
 _MARKERS = ("o", "s", "^", "D", "v")
 
@@ -62,9 +62,12 @@ def _draw_shares(axes: Axes, steps, shares, intervals, k: int, name: str) -> Non
 
 
 def _draw_changed(axes: Axes, basins: StepSizeBasins) -> None:
-    shares = np.array([row.changed for row in basins.rows]) / basins.num
-    intervals = [row.changed_interval for row in basins.rows]
-    _draw_shares(axes, np.array(basins.steps), shares, intervals, 1, "limit is not the flow's")
+    rows = [row for row in basins.rows if row.compared]
+    if not rows:
+        say(axes, "no start has a limit\nby descent and by the flow")
+        return
+    shares, steps = np.array([row.changed for row in rows]) / basins.num, np.array([row.step for row in rows])
+    _draw_shares(axes, steps, shares, [row.changed_interval for row in rows], 1, "limit is not the flow's")
     axes.set_ylim(bottom=-0.03 * max(0.05, axes.get_ylim()[1]))
     axes.set_ylabel("share of starts")
 
