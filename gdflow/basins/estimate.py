@@ -380,7 +380,7 @@ class BasinEstimate(Printable):
         hints = []
         if self.statuses[Status.STEP_LIMIT] and self.tally.most_steps >= self.plan.limits.most_steps:
             if self.plan.descends:
-                hints.append("more steps (--max-steps), longer ones, or a schedule; with steps beyond 2/λ_max(∇²L) of every limit "
+                hints.append("more steps (--max-steps), longer ones, or a schedule; with steps beyond 2/λ_max(∇²L) of all limits "
                     "there is none to go to; with minibatches, or Adam, iterates stay restless at any fixed step, unless all "
                     "samples are fitted")  # fmt: skip
             elif self.found is None:

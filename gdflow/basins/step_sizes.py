@@ -25,7 +25,8 @@ from gdflow.basins.outcomes import Status, is_decided
 from gdflow.basins.plan import default_method
 from gdflow.basins.process import Limits
 from gdflow.basins.riders import Imbalance
-from gdflow.basins.running import basin_sizes
+from gdflow.basins.rows import MAX_ROWS
+from gdflow.basins.running import basin_sizes, check_ids
 from gdflow.basins.starts import as_starts
 from gdflow.checks import check_positive
 from gdflow.dynamics import AtGradientNorm, simulate
@@ -237,6 +238,11 @@ def step_size_basins(
     >>> print(gf.step_size_basins(problem, law, 1000, key=jax.random.key(0), steps=[0.05, 0.1, 0.15, 0.2]))
     ```
     """
+    given = as_starts(starts, key)
+    if len(check_ids(given, num)) > MAX_ROWS:
+        raise ValueError(f"steps are compared for at most {MAX_ROWS} starts, got {num}: run them in parts")
+    if batches is not None:
+        batches.check(problem, given.widths)
     if steps is None:
         steps = default_steps(problem, starts, key)
     values = sorted({check_positive("a step", step) for step in np.atleast_1d(np.asarray(steps, dtype=object))})
@@ -269,9 +275,6 @@ def step_size_basins(
     methods = [method(step) for step in values]
     followed = run(None, "flow") if flow else None
     estimates = tuple(run(some, f"step-{step:g}") for some, step in zip(methods, values, strict=True))
-    for estimate in estimates:
-        if len(estimate.outcomes) < estimate.num:
-            raise ValueError(f"steps are compared for at most {len(estimate.outcomes)} starts, got {estimate.num}")
     return StepSizeBasins(tuple(values), estimates, followed, confidence)
 
 
@@ -299,7 +302,6 @@ def default_steps(problem: AbstractProblem, starts: Any, key: Key[Array, ""] | N
             rtol=1e-4,
             atol=1e-6,
             dense=False,
-            ts=2,
             max_steps=3000,
         ).final
         values.append(float(_largest_curvature(objective, end)))
