@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from gdflow.layouts import One
-from gdflow.losses import AbstractLoss, Logistic, SoftmaxCrossEntropy, SquaredError
+from gdflow.losses import LOSS_BOUNDS
 from gdflow.network import LayerTuple
 from gdflow.objective import NetworkObjective, Objective
 
@@ -38,21 +38,12 @@ _MARGIN = 1e-9
 #: Third derivatives of more parameters than this are not computed (0.5 GB).
 MOST_PARAMETERS = 400
 
-#: Bounds of the second, third and fourth derivative of a loss of the output, as forms of Frobenius norm one.
-#: Logistic: `|σ''| ≤ 1/(6√3)`, `|σ'''| ≤ 1/8`. Softmax: cumulants of a variable with a range of at most `√2`: the variance is at
-#: most `range²/4`, the third at most `range³/(6√3)`, the fourth at most `range⁴/8`.
-_LOSS_BOUNDS: dict[type[AbstractLoss], tuple[float, float, float]] = {
-    SquaredError: (1.0, 0.0, 0.0),
-    Logistic: (0.25, 0.0963, 0.125),
-    SoftmaxCrossEntropy: (0.5, 0.2722, 0.5),
-}
-
 
 def can_bound(objective: Objective) -> bool:
     """Whether the fourth derivative can be bounded."""
     return (
         isinstance(objective, NetworkObjective)
-        and type(objective.loss) in _LOSS_BOUNDS
+        and type(objective.loss) in LOSS_BOUNDS
         and all(activation.bounds is not None for activation in objective.activations)
     )
 
@@ -143,7 +134,7 @@ def fourth_bound(objective: NetworkObjective, point: LayerTuple, R: float) -> fl
         value = np.asarray(inputs[j])
         c = [float(np.max(np.linalg.norm(value, axis=0))) + R * new_c[0], *new_c]
         B = [float(np.linalg.norm(value, 2)) + R * new_B[0], *new_B]
-    l2, l3, l4 = _LOSS_BOUNDS[type(objective.loss)]
+    l2, l3, l4 = LOSS_BOUNDS[type(objective.loss)]
     l1 = float(np.linalg.norm(np.asarray(objective.loss.gradient(inputs[-1], objective.target)))) + l2 * R * B[1]
     _, B1, B2, B3, B4 = B
     return l4 * B1**4 + 6 * l3 * B1**2 * B2 + l2 * (4 * B1 * B3 + 3 * B2**2) + l1 * B4

@@ -209,3 +209,13 @@ class Huber(AbstractLoss):
 NAMED: dict[str, type[AbstractLoss]] = {
     "squared": SquaredError, "logistic": Logistic, "softmax": SoftmaxCrossEntropy, "huber": Huber,
 }  # fmt: skip
+
+
+#: Bounds of the second, third and fourth derivative of a loss of the output, as forms of Frobenius norm one.
+#: Logistic: `|σ''| ≤ 1/(6√3)`, `|σ'''| ≤ 1/8`. Softmax: cumulants of a variable with a range of at most `√2`: the variance is at
+#: most `range²/4`, the third at most `range³/(6√3)`, the fourth at most `range⁴/8`.
+LOSS_BOUNDS: dict[type[AbstractLoss], tuple[float, float, float]] = {
+    SquaredError: (1.0, 0.0, 0.0),
+    Logistic: (0.25, 0.0963, 0.125),
+    SoftmaxCrossEntropy: (0.5, 0.2722, 0.5),
+}

@@ -34,12 +34,14 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gdflow.checks import check_number, is_traced
 from gdflow.invariants import conserved
+from gdflow.losses import LOSS_BOUNDS, SquaredError
 from gdflow.network import LayerTuple, check_layer_tuple, matmul
-from gdflow.objective import LinearObjective
+from gdflow.objective import LinearObjective, NetworkObjective
 from gdflow.problem import Problem, check_problem, critical_values
 
 #: Halvings of the interval, in logarithms, that holds the root `g`, and how far above the largest number in its equation it is
@@ -212,6 +214,33 @@ def _least_singular_value(W: Float[Array, "d e"]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.maximum(values[0] - _MARGIN * values[-1], 0.0))
 
 
+def sublevel_bound(objective: NetworkObjective, net: LayerTuple) -> float:
+    """`β ≥ ‖∇²L‖_2` on the whole sublevel set of a network with weight decay, `{L ≤ L(w)}`; infinite where none is known.
+
+    There `½κ‖w‖² ≤ L(w)`, so the norm of every layer is at most `r = √(2L(w)/κ)`. First and second derivatives of the outputs go
+    from layer to layer by product and chain rule, with the bounds of the activations' derivatives, as in `gdflow.attraction`. A
+    coarse bound: it grows like a power of `r`, twice the number of layers. On the host.
+    """
+    o, loss, kappa = objective, float(objective.effective_loss(net)), float(objective.decay)
+    known = type(o.loss) in LOSS_BOUNDS and all(activation.bounds is not None for activation in o.activations)
+    if not (kappa > 0 and known and np.isfinite(loss)):
+        return math.inf
+    r, X = math.sqrt(2 * loss / kappa), np.asarray(o.design, dtype=np.float64)
+    m = X.shape[1]
+    # Bounds of the k-th derivative of a layer's outputs as a form in the weights: B_k in the norm of all samples, c_k of any one.
+    B, c = [float(np.linalg.norm(X, 2)), 0.0, 0.0], [float(np.linalg.norm(X, axis=0).max()), 0.0, 0.0]
+    for w, activation in zip(net.weights, o.layer_activations(net.depth), strict=True):
+        assert activation.bounds is not None
+        s1, s2 = activation.bounds[:2]
+        z, b = ([r * a[0], r * a[1] + a[0], r * a[2] + 2 * a[1]] for a in (c, B))
+        rest = abs(float(activation.both(jnp.zeros((), float))[0])) * math.sqrt(w.shape[0]) + o.biases
+        c = [rest + s1 * z[0], s1 * z[1], s2 * z[1] ** 2 + s1 * z[2]]
+        B = [rest * math.sqrt(m) + s1 * b[0], s1 * b[1], s2 * z[1] * b[1] + s1 * b[2]]
+    slope = math.sqrt(2 * loss) if isinstance(o.loss, SquaredError) else math.sqrt(2 * m)
+    beta = LOSS_BOUNDS[type(o.loss)][0] * B[1] ** 2 + slope * B[2] + kappa
+    return (1 + _MARGIN) * beta
+
+
 @eqx.filter_jit
 def _bound_here(problem: Problem, sizes: DataSizes, net: LayerTuple, step: Array) -> Array:
     return hessian_bound(sizes, net, problem.effective_loss(net), step)
@@ -220,16 +249,17 @@ def _bound_here(problem: Problem, sizes: DataSizes, net: LayerTuple, step: Array
 def smoothness_bound(problem: Problem, net: LayerTuple, step: float = 0.0) -> float:
     """`β ≥ ‖∇²L‖_2` wherever gradient descent goes from a network, if its steps are at most `step` and at most `1/β`.
 
-    A bound in the sense of the module's first lines, for the squared error of linear networks. An estimate, for comparison, is
-    the sharpness at a network, `gdflow.landscape.sharpness`.
+    For the squared error of linear networks as the module's first lines say, for smooth networks with weight decay on the whole
+    sublevel set (`sublevel_bound`, far more coarse). An estimate, for comparison, is the sharpness at a network,
+    `gdflow.landscape.sharpness`.
 
     **Arguments:** `net`: one network in the problem's coordinates; `step`: by default 0, for the gradient flow; larger steps let
-    the conserved quantities drift, so that the bound grows with them.
+    the conserved quantities of linear networks drift, so that the bound grows with them.
 
     **Returns:** the bound; infinite where it overflows. On the host.
 
-    **Raises:** `ValueError` for losses without levels, networks that do not fit, steps below zero; `TypeError` where traced:
-    `gdflow.smoothness.hessian_bound` can be.
+    **Raises:** `ValueError` for problems of which no bound is known, networks that do not fit, steps below zero; `TypeError`
+    where traced: `gdflow.smoothness.hessian_bound` can be.
 
     ```python
     >>> problem = Problem.from_singular_values([3.0, 2.0])
@@ -237,10 +267,12 @@ def smoothness_bound(problem: Problem, net: LayerTuple, step: float = 0.0) -> fl
     6.0
     ```
     """
-    reduced, sizes, isometric = _prepared(problem, net)
     step = check_number("step", step)
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}")
+    if (beta := _of_sublevel_set(problem, net)) is not None:
+        return beta
+    reduced, sizes, isometric = _prepared(problem, net)
     return float(_bound_here(isometric, sizes, reduced, jnp.asarray(step, reduced.weights[0].dtype)))
 
 
@@ -252,6 +284,8 @@ def largest_safe_step(problem: Problem, net: LayerTuple) -> float:
 
     **Raises:** as `smoothness_bound`.
     """
+    if (known := _of_sublevel_set(problem, net)) is not None:
+        return 1 / known
     reduced, sizes, isometric = _prepared(problem, net)
     dtype = reduced.weights[0].dtype
 
@@ -266,6 +300,24 @@ def largest_safe_step(problem: Problem, net: LayerTuple) -> float:
         middle = 0.5 * (low + high)
         low, high = (middle, high) if middle * beta(middle) <= 1 else (low, middle)
     return low
+
+
+def _of_sublevel_set(problem: Problem, net: LayerTuple) -> float | None:
+    """`sublevel_bound`, of networks that are not linear; `None` for linear ones.
+
+    **Raises:** `ValueError` where no bound is known.
+    """
+    objective = check_problem(problem).objective
+    if not isinstance(objective, NetworkObjective) or is_traced(problem, net):
+        return None
+    problem.check_network(check_layer_tuple(net))
+    beta = sublevel_bound(objective, net)
+    if beta == math.inf:
+        raise ValueError(
+            "no bound of the Hessian is known here: of networks that are not linear one is for weight decay (without it sublevel "
+            "sets are unbounded), smooth activations and the squared, logistic or softmax loss"
+        )
+    return beta
 
 
 def _prepared(problem: Problem, net: LayerTuple) -> tuple[LayerTuple, DataSizes, Problem]:

@@ -144,6 +144,38 @@ def test_a_state_far_from_any_minimum_does_not_settle():
     assert not bool(settles(problem.objective, saddle, problem.effective_loss(saddle), 1e-6))
 
 
+@pytest.mark.parametrize(
+    ("loss", "activation", "biases"),
+    [
+        (gf.losses.SquaredError(), "tanh", False),
+        (gf.losses.Logistic(), "sigmoid", True),
+        (gf.losses.SquaredError(), "gelu", True),
+    ],
+)
+def test_with_weight_decay_whole_sublevel_sets_are_bounded(loss, activation, biases, rng):
+    """Hessians at many points of a sublevel set, drawn along descents and around them; and the loss falls with a step of 1/β."""
+    X, Y = rng.normal(size=(2, 6)), np.sign(rng.normal(size=(1, 6)))
+    problem = gf.Problem(X, Y, loss, activations=activation, weight_decay=0.5, biases=biases)
+    law = gf.initialization.Gaussian(problem.widths([3]))
+    objective = problem.objective
+
+    def hessian(w):
+        flat, back = ravel_pytree(w)
+        return jax.jacfwd(lambda x: ravel_pytree(objective.gradient(back(x)))[0])(flat)
+
+    start = law.sample(KEY, 0)
+    beta = smoothness_bound(problem, start)
+    some = law.sample_batch(KEY, range(200))
+    losses = jax.jit(jax.vmap(objective.effective_loss))(some)
+    inside = np.flatnonzero(np.asarray(losses) <= float(objective.effective_loss(start)))
+    assert len(inside) > 5
+    hessians = jax.jit(lambda nets: jax.lax.map(hessian, nets))(jax.tree.map(lambda w: w[inside], some))
+    largest = np.abs(np.linalg.eigvalsh(np.asarray(hessians))).max()
+    assert largest <= beta < 1e4 * largest
+    run = gf.gradient_descent(problem, start, largest_safe_step(problem, start), 200, every=1)
+    assert np.all(np.diff(run.losses) <= 1e-12)
+
+
 def test_bad_input():
     problem, widths = made("one hidden")
     net = gf.initialization.Gaussian(widths).sample(KEY, 0)
@@ -154,5 +186,5 @@ def test_bad_input():
     with pytest.raises(TypeError, match="hessian_bound can be traced"):
         jax.jit(lambda net: smoothness_bound(problem, net))(net)
     tanh = gf.Problem(np.eye(2), np.eye(2), activations="tanh")
-    with pytest.raises(ValueError, match="critical values"):
+    with pytest.raises(ValueError, match="without it sublevel sets are unbounded"):
         largest_safe_step(tanh, net)
