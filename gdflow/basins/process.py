@@ -231,6 +231,10 @@ class LaneProcess(AbstractProcess):
         # An array: it depends on the data, for which nothing is to be compiled anew.
         self.largest = jnp.asarray(np.inf if limits.largest is None else limits.largest, float)
         self.limits = dataclasses.replace(limits, largest=None)
+        for name in ("gradient_tolerance", "dwell"):
+            if getattr(limits, name):  # that of zero is simplified away
+                value = jnp.asarray(getattr(limits, name), float)
+                self.limits = eqx.tree_at(lambda some: getattr(some, name), self.limits, value)  # noqa: B023 (called at once)
 
     @property
     def layout(self) -> AbstractLayout:
