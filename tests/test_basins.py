@@ -254,6 +254,13 @@ def test_an_audit_is_by_another_method_with_more_of_everything(problem, law):
     assert (type(tighter.method.solver), tighter.limits.t1, tighter.limits.max_steps) == (diffrax.Dopri8, 50.0, 700)
     np.testing.assert_allclose([tighter.method.rtol, tighter.method.atol], [1e-6, 1e-8])
     assert type(tighter.audited().method.solver) is diffrax.Tsit5
+    # Where the gradient jumps the path chatters: shorter steps tell, no tolerance does.
+    kinks = gf.Problem(np.eye(2), np.eye(2), activations="relu")
+    plan = gf.basins.make_plan(kinks, Gaussian((2, 2, 2)), key=KEY)
+    again = plan.audited()
+    assert again.method.shortest == plan.method.shortest / 10
+    assert (again.limits.gradient_tolerance, again.limits.dwell) == (plan.limits.gradient_tolerance, plan.limits.dwell)
+    assert again.limits.max_steps == 10 * plan.limits.max_steps
 
 
 @pytest.mark.slow

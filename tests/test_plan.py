@@ -9,10 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import gdflow as gf
-from gdflow.basins import Crossings, Drift, Limits, Plan, make_plan
+from gdflow.basins import Crossings, Descent, Drift, GradientDescent, Limits, Plan, make_plan
 from gdflow.initialization import Around, Balanced, Gaussian, Orthogonal, Support
 from gdflow.records import digest, record, restore
 
@@ -33,6 +34,8 @@ def plans(problem):
         "default": make_plan(problem, law, key=KEY),
         "rkc": make_plan(problem, law, key=KEY, method=gf.integrator(gf.RKC(7), rtol=1e-4, atol=1e-7)),
         "implicit": make_plan(problem, law, key=KEY, method=gf.integrator(diffrax.Kvaerno5(), rtol=1e-4)),
+        "descent": make_plan(problem, law, key=KEY, method=GradientDescent(0.1)),
+        "adam": make_plan(problem, law, key=KEY, method=Descent(optax.adam, 0.1, b1=0.8)),
         "limits": make_plan(problem, law, key=KEY, limits=Limits(t1=3.0, max_steps=50, dwell=1.0)),
         "verdict": make_plan(problem, law, key=KEY, verdict=gf.verdicts.AlmostSure(problem, law.widths, num_levels=2)),
         "riders": make_plan(problem, law, key=KEY, riders=(Drift(), Crossings([3.0, 2.0]))),

@@ -24,6 +24,11 @@ rtol 1e-4, atol 1e-7 and an audit (`benchmarks/tolerance.py`).
 *Stiff problems.* Small singular values beside large ones make the way long, while the large ones bound the step.
 There `gdflow.RKC(stages)`, a stabilised explicit method, needs fewer steps (figures in `benchmarks/README.md`).
 
+*Descent.* With `GradientDescent(step)`, or `Descent(optax.adam, step)` for any optimizer of Optax, starts follow the iterates
+instead of the flow. A limit of gradient descent is certified if its step is proved short enough (`gdflow.smoothness`). Limits of
+other algorithms are located: the gradient has vanished, below the second-lowest critical value. Iterates that repeat go round a
+cycle. `step_size_basins` compares steps.
+
 *Memory* does not grow with the number of starts. With a folder, one row per start is streamed to `outcomes.parquet`.
 Without one, everything is counted, times go into a logarithmic histogram, and the first 10⁶ rows are kept.
 """

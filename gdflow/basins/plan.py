@@ -222,6 +222,11 @@ class Plan:
         """The same starts with another method, tighter tolerances, and more steps and time; `None` if the method knows none."""
         method = self.method.tighter(AUDIT_FACTOR)
         limits = self.limits.longer(_LONGER, AUDIT_FACTOR)
+        if not self.problem.objective.smooth:
+            # On kinks the path chatters, and its loss with it: it has converged when it has, with shorter steps.
+            limits = dataclasses.replace(
+                limits, gradient_tolerance=self.limits.gradient_tolerance, dwell=self.limits.dwell
+            )
         return None if method is None else dataclasses.replace(self, method=method, limits=limits, riders=(), again=())
 
     # -- on paper ------------------------------------------------------------------------------------------------------
