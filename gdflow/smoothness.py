@@ -34,12 +34,10 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gdflow.checks import check_number, is_traced
 from gdflow.invariants import conserved
-from gdflow.losses import LOSS_BOUNDS, SquaredError
 from gdflow.network import LayerTuple, check_layer_tuple, matmul
 from gdflow.objective import LinearObjective, NetworkObjective
 from gdflow.problem import Problem, check_problem, critical_values
@@ -168,11 +166,10 @@ def settles(
     for w in net.weights[:-1]:
         before.append(matmul(w, before[-1]))
     after = after[::-1]
-    r = [_largest_singular_value(w) for w in net.weights]
+    r = [_extreme_singular_values(w)[1] for w in net.weights]
     greatest = jnp.max(jnp.abs(jnp.diagonal(D)))
-    least_after = [_least_singular_value(w) for w in after]
-    least_before = [_least_singular_value(w.T) for w in before]
-    most_after, most_before = map(_largest_singular_value, after), map(_largest_singular_value, before)
+    least_after, most_after = zip(*map(_extreme_singular_values, after), strict=True)
+    least_before, most_before = zip(*(_extreme_singular_values(w.T) for w in before), strict=True)
     most = list(zip(most_after, most_before, strict=True))
 
     def product(factors):
@@ -201,17 +198,13 @@ def settles(
     return held
 
 
-def _largest_singular_value(W: Float[Array, "d e"]) -> Float[Array, ""]:
-    """A bound of the largest singular value, at most `d^{1/16}` times as large."""
-    return jnp.sqrt(_spectral_norm(matmul(W, W.T) if W.shape[0] <= W.shape[1] else matmul(W.T, W)))
-
-
-def _least_singular_value(W: Float[Array, "d e"]) -> Float[Array, ""]:
-    """Below the `d`-th singular value, by more than round-off; 0 if there is none."""
-    if W.shape[0] > W.shape[1]:
-        return jnp.zeros((), W.dtype)
-    values = jnp.linalg.eigvalsh(matmul(W, W.T))
-    return jnp.sqrt(jnp.maximum(values[0] - _MARGIN * values[-1], 0.0))
+def _extreme_singular_values(W: Float[Array, "d e"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Below the `d`-th singular value, 0 if there is none, and above the largest, both by more than round-off."""
+    wide = W.shape[0] <= W.shape[1]
+    values = jnp.linalg.eigvalsh(matmul(W, W.T) if wide else matmul(W.T, W))
+    most = values[-1]
+    least = jnp.maximum(values[0] - _MARGIN * most, 0.0) if wide else jnp.zeros_like(most)
+    return jnp.sqrt(least), jnp.sqrt((1 + _MARGIN) * jnp.maximum(most, 0.0))
 
 
 def sublevel_bound(objective: NetworkObjective, net: LayerTuple) -> float:

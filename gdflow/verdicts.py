@@ -96,6 +96,10 @@ class AbstractVerdict(eqx.Module):
     def check(self, problem: AbstractProblem, starts: Any) -> None:
         """`ValueError` where the verdict would mislead of such starts (`gdflow.basins.starts`); by default it never does."""
 
+    def check_step(self, step: float | None, name: str) -> None:
+        """`ValueError` where the verdict would mislead of a method with this `AbstractMethod.descent_step`; by default it never
+        does. `name`: of the method."""
+
     def without_info(self) -> "AbstractVerdict":
         """The same verdict without what only people read, for which programs would be compiled anew."""
         return self
@@ -121,6 +125,13 @@ class AbstractLevelVerdict(AbstractVerdict):
         copy = jax.tree.unflatten(jax.tree.structure(self), jax.tree.leaves(self))
         object.__setattr__(copy, "table", None)  # it is static: no leaf that eqx.tree_at could replace
         return copy
+
+    def check_step(self, step: float | None, name: str) -> None:
+        if step is not None:
+            raise ValueError(
+                f"{type(self).__name__} says where the gradient flow goes from a state, and the method is {name}: leave the "
+                "verdict out"
+            )
 
     @property
     def of_every_start(self) -> bool:
@@ -293,8 +304,9 @@ class DescentLevel(AbstractLevelVerdict):
 
     - below the second-lowest critical value, if from the start on `η ≤ 1/β`, `β` bounding `‖∇²L‖` wherever the descent goes: the
       loss falls, and the iterates converge (`gdflow.smoothness`);
-    - where the gradient has become small, if an inequality of Polyak and Łojasiewicz holds around the state and `η` is below
-      `2/‖∇²L‖` there.
+    - at the start, or where the gradient has become small, if an inequality of Polyak and Łojasiewicz holds around the state and
+      `η` is below `2/‖∇²L‖` there. That asks for a loss of zero at the minimum, and for hidden layers of which none is narrower
+      than both `d_y` and the rank of the data: at a bottleneck there is no such certificate.
 
     Else a state with a small gradient and a loss below the second-lowest critical value is *located* at a global minimum. Nothing
     is excluded of a start that is undecided: losses need not fall.
@@ -321,11 +333,15 @@ class DescentLevel(AbstractLevelVerdict):
         self.table = certificate_levels(problem, widths, num_levels=num_levels)
 
     def begin(self, objective: Objective, now: Moment) -> tuple[Any, Bool[Array, " lanes"]]:
-        safe = jnp.zeros(now.loss.shape, bool)
+        safe = near = jnp.zeros(now.loss.shape, bool)
         if self._applies(objective):
             beta = jax.vmap(lambda net, loss: hessian_bound(self.sizes, net, loss, self.step))(now.networks, now.loss)
-            safe = self.step * beta <= 1
-        return _Safe(safe), safe & self._low(now)
+            safe, near = self.step * beta <= 1, self._settles(objective, now)
+        return _Safe(safe), (safe | near) & self._low(now)
+
+    def _settles(self, objective: Objective, now: Moment) -> Bool[Array, " lanes"]:
+        linear = check_linear(objective)
+        return jax.vmap(lambda net, loss: settles(linear, net, loss, self.step))(now.networks, now.loss)
 
     def _applies(self, objective: Objective) -> bool:
         """Whether the bounds do: to gradient descent, and in coordinates with a diagonal design."""
@@ -344,15 +360,20 @@ class DescentLevel(AbstractLevelVerdict):
         return jnp.where(decided, 0, -1), jnp.where(decided, 0, self.thresholds.values.shape[0])
 
     def at_rest(self, objective, state, now):
-        low, certain = self._low(now), jnp.zeros(now.loss.shape, bool)
-        if self._applies(objective):
-            linear = check_linear(objective)
-            certain = jax.vmap(lambda net, loss: settles(linear, net, loss, self.step))(now.networks, now.loss)
+        low = self._low(now)
+        certain = self._settles(objective, now) if self._applies(objective) else jnp.zeros(now.loss.shape, bool)
         return jnp.where(low, 0, -1), low & certain
 
     def check(self, problem: AbstractProblem, starts: Any) -> None:
         if not float(self.step) > 0:
             raise ValueError(f"the step must be positive, got {float(self.step)}")
+
+    def check_step(self, step: float | None, name: str) -> None:
+        if step is None or not np.isclose(float(step), float(self.step), rtol=1e-6):
+            raise ValueError(
+                f"this verdict is about gradient descent with a step of {float(self.step):g}, and the method is {name}: leave "
+                "the verdict out"
+            )
 
 
 class Converged(AbstractVerdict):

@@ -95,6 +95,20 @@ def test_certificates_are_of_the_descent_itself(problem, law):
     assert min(early, late, located) > 0
 
 
+def test_starts_at_a_minimum_are_certified_at_once():
+    """A step of 0.98 of the edge `2/‖∇²L‖ = 1/3` from starts at distance 10⁻⁹: no gradient tolerance could be met."""
+    s = np.array([3.0, 2.0, 1.0])
+    problem, rng = gf.Problem.from_singular_values(s), np.random.default_rng(0)
+    nets = LayerTuple([np.diag(np.sqrt(s)) + 1e-9 * rng.normal(size=(6, 3, 3)) for _ in range(2)])
+    for share, certified in ((0.9, 6), (1.02, 0)):
+        estimate = gf.basin_sizes(problem, nets, method=GradientDescent(share / 3), audit=0, progress=False)
+        assert estimate.certified == certified
+    linear = gf.basin_sizes(
+        problem, gf.initialization.Gaussian((3, 3)), 8, key=KEY, method=GradientDescent(1.8), audit=0, progress=False
+    )
+    assert linear.certified == 8  # the Hessian is the identity
+
+
 def test_the_flow_is_certified_as_before(problem, law):
     assert isinstance(make_plan(problem, law, key=KEY).verdict, LevelVerdict)
     assert isinstance(make_plan(problem, law, key=KEY, method=Descent(optax.adam, 0.1)).verdict, DescentLevel)
@@ -110,7 +124,7 @@ def test_cycles_are_found_and_not_called_limits():
     rows = columns(estimate)
     assert set(rows["status"]) == {Status.CYCLING.label}
     assert set(rows["period"]) == {2.0}
-    assert estimate.rows[0].certified == estimate.rows[0].located == 0
+    assert estimate.rows[0].certified == estimate.rows[0].located == estimate.rows[0].possible == 0
     # Losses on the cycle, ½(1 − x²)², of either point.
     squares = np.roots([1.0, -(1 + 1 / 1.1), 1 / 1.1**2])
     for loss in rows["loss"]:
@@ -189,6 +203,26 @@ def test_bad_input(problem, law):
         (lambda: Descent(lambda step: 3, 0.1), TypeError, "makes no optimizer of Optax but 3"),
         (lambda: Descent(optax.sgd, lambda k: np.nan), ValueError, "schedule"),
         (lambda: Descent(optax.sgd, 0.1, batches=3), TypeError, "Minibatches"),
+        (
+            lambda: sizes(problem, law, 5, GradientDescent(0.1), verdict=DescentLevel(problem, WIDTHS, 0.01)),
+            ValueError,
+            "step of 0.01",
+        ),
+        (
+            lambda: sizes(problem, law, 5, None, verdict=DescentLevel(problem, WIDTHS, 0.01)),
+            ValueError,
+            "the flow's integration",
+        ),
+        (
+            lambda: sizes(problem, law, 5, Descent(optax.sgd, 0.1), verdict=LevelVerdict(problem, WIDTHS)),
+            ValueError,
+            "LevelVerdict says where the gradient flow goes",
+        ),
+        (
+            lambda: gf.basin_sizes(problem, law, 9, key=KEY, method=GradientDescent(0.1), audit=5, progress=False),
+            ValueError,
+            "knows no tighter method",
+        ),
         (lambda: DescentLevel(problem, WIDTHS, 0.0).check(problem, None), ValueError, "positive"),
         (
             lambda: sizes(problem, law, 5, GradientDescent(0.1), proof=True),

@@ -132,7 +132,7 @@ def test_what_settles_ends_at_loss_zero(rng):
             longest = max(longest, shares[certain].max())
             run = gf.gradient_descent(problem, near, step, 5000)
             assert float(run.losses[-1]) < 1e-20
-    assert longest >= 0.7  # of the edge: what was measured is 0.7 to 0.8
+    assert longest >= 0.8  # of the edge
 
 
 def test_a_state_far_from_any_minimum_does_not_settle():

@@ -355,9 +355,8 @@ class BasinEstimate(Printable):
                 )
             )
         facts.append(("steps", f"mean {self.tally.steps / self.num:.1f}, most {self.tally.most_steps}"))
-        if isinstance(self.plan.verdict, DescentLevel):
-            facts.append(("certified", _DESCENT if self.plan.verdict.certifies else "nothing: no theorem is known of "
-                "limits of this algorithm"))  # fmt: skip
+        if isinstance(self.plan.verdict, DescentLevel) and self.certified:
+            facts.append(("certified", _DESCENT))
         if "drift" in self.outcomes.column_names:
             facts.append(
                 ("largest drift of C_j", f"{self.tally.largest_drift:.1e} (relative; zero for the exact flow)")
@@ -426,6 +425,8 @@ class BasinEstimate(Printable):
         return (by or "none") + (f"; {rest} of {self.num} starts without a proof" if rest else "; every start")
 
     def _audit_text(self) -> str:
+        if self.audit is None and self.plan.audited() is None:
+            return "none: with other steps it would be another algorithm (labels are taken to be right)"
         if self.audit is None:
             return "none (labels are taken to be right; audit=n re-runs n starts at tighter tolerances)"
         audit, bound = self.audit, self.audit.flip_bound((1 - self.confidence) / 2)

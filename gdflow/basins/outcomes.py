@@ -43,7 +43,7 @@ _MESSAGES = {
     Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
     Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
     Status.LOCATED: "converged numerically, at a limit; without a proof that it is the limit of this start",
-    Status.CYCLING: "the iterates repeat: they go round a cycle, not to a limit",
+    Status.CYCLING: "the iterates repeat, to 10⁻⁸ of a step: they go round a cycle, not to a limit",
     Status.STRAYED: "withdrawn: integration errors carried the start across det W = 0, which its exact flow does not cross",
 }
 

@@ -418,6 +418,7 @@ def make_plan(
             f"are {starts.num_parameters}: narrower layers"
         )
     verdict.check(problem, starts)
+    verdict.check_step(step, "the flow's integration" if method is None else method.name)
     if leveled is not None:
         _check_balance(leveled, starts, first_id)
     limits = Limits() if limits is None else limits

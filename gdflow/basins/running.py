@@ -214,8 +214,9 @@ def _check_audit(plan: Plan, num: int, confidence: float, audit: float | None) -
     if audit is None:
         return default_audit(num, confidence) if possible else 0
     audit = check_count("audit", audit, 0)
-    check_audit(audit, num, confidence)
-    if audit and not possible:
+    if not audit or possible:
+        check_audit(audit, num, confidence)
+    else:
         raise ValueError(
             f"{plan.method.name} knows no tighter method to audit with (`AbstractMethod.tighter`): audit=0"
         )

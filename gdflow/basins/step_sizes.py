@@ -176,8 +176,8 @@ class StepSizeBasins(Printable):
         facts = [
             ("starts", f"{self.num}, {widths}{first.plan.starts.name}"),
             ("optimizer", self.optimizer),
-            ("limits", f"{len(self.losses)}, at losses " + ", ".join(f"{v:.6g}" for v in self.losses[:6])
-                + (", …" if len(self.losses) > 6 else "") if self.losses else "none found"),
+            ("limits", f"{len(self.losses)}, at effective losses " + ", ".join(f"{v:.6g}" for v in self.losses[:6])
+                + (", …" if len(self.losses) > 6 else "") if self.losses else "no start has one"),
             *((f"stable below, {name}", f"η = {edge:.4g}") for name, edge in self.edges),
         ]  # fmt: skip
         rows = self.rows

@@ -16,9 +16,9 @@ class Tally:
     **Arguments:** `num_limits`: how many limits the verdict tells apart; `num_methods`: by how many methods starts are tried.
 
     Fields: `num`, starts so far; `statuses`, counts by `Status`; `certified` and `located`, by limit, of the starts with one;
-    `undecided`, of the others by the highest limit that is not excluded; `steps`, their sum, and `most_steps`; `largest_drift`,
-    if drift is recorded; `proved`, by method and limit, if verdicts are proved; `times`, counts of the times of decision in
-    logarithmic bins between `edges()`.
+    `undecided`, of the others, but for those on a cycle, by the highest limit that is not excluded; `steps`, their sum, and
+    `most_steps`; `largest_drift`, if drift is recorded; `proved`, by method and limit, if verdicts are proved; `times`, counts of
+    the times of decision in logarithmic bins between `edges()`.
     """
 
     def __init__(self, num_limits: int, num_methods: int = 1):
@@ -42,7 +42,8 @@ class Tally:
         self.statuses += np.bincount(status, minlength=len(self.statuses))
         self.certified += np.bincount(columns["limit"][certified], minlength=len(self.certified))
         self.located += np.bincount(columns["limit"][located], minlength=len(self.located))
-        self.undecided += np.bincount(columns["highest"][~decided], minlength=len(self.undecided))
+        open_ = ~decided & (status != Status.CYCLING)  # a cycle is no limit
+        self.undecided += np.bincount(columns["highest"][open_], minlength=len(self.undecided))
         self.steps += int(columns["steps"].sum())
         self.most_steps = max(self.most_steps, int(columns["steps"].max()))
         if "proved" in columns:
