@@ -34,10 +34,12 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from gdflow.checks import check_number, is_traced
 from gdflow.invariants import conserved
+from gdflow.losses import LOSS_BOUNDS, SquaredError
 from gdflow.network import LayerTuple, check_layer_tuple, matmul
 from gdflow.objective import LinearObjective, NetworkObjective
 from gdflow.problem import Problem, check_problem, critical_values
