@@ -10,6 +10,7 @@ from lane_runs import columns
 import gdflow as gf
 from gdflow.basins import Descent, GradientDescent, Limits, Status, make_plan
 from gdflow.basins.methods import AbstractMethod
+from gdflow.basins.samples import sample_trajectories
 from gdflow.network import LayerTuple
 from gdflow.verdicts import Converged, DescentLevel, LevelVerdict
 
@@ -93,6 +94,26 @@ def test_certificates_are_of_the_descent_itself(problem, law):
             run = gf.gradient_descent(problem, nets, step, 20_000 if step < 0.01 else 3000, every=1000)
             assert float(jnp.max(run.losses[:, -1])) < 1e-12
     assert min(early, late, located) > 0
+
+
+def test_pictures_show_the_iterates(problem, law, rng, tmp_path):
+    """Losses in the picture are those of the very run, minibatches included."""
+    for method in (GradientDescent(0.1), Descent(optax.adam, 0.05)):
+        estimate = sizes(problem, law, 12, method)
+        samples = sample_trajectories(estimate, 4)
+        rows = columns(estimate)
+        for start, losses, time in zip(samples.ids, samples.losses, samples.times, strict=True):
+            at = int(np.argmin(abs(samples.ts - time)))
+            assert losses[at] == pytest.approx(rows["loss"][start], rel=1e-3, abs=1e-12)
+        gf.plotting.plot_basins(estimate).savefig(tmp_path / "descent.png")
+    X = rng.normal(size=(3, 12))
+    Y = rng.normal(size=(2, 3)) @ X
+    data, batches = gf.Problem(X, Y), gf.Minibatches(4, jax.random.key(2), (X, Y))
+    estimate = sizes(data, gf.initialization.Gaussian((3, 4, 2)), 6, Descent(optax.sgd, 0.02, batches=batches))
+    samples = sample_trajectories(estimate, 3)
+    for start, losses, time in zip(samples.ids, samples.losses, samples.times, strict=True):
+        at = int(np.argmin(abs(samples.ts - time)))
+        assert losses[at] == pytest.approx(columns(estimate)["loss"][start], rel=1e-3, abs=1e-12)
 
 
 def test_starts_at_a_minimum_are_certified_at_once():

@@ -1,6 +1,7 @@
 """Trajectories of some of an estimate's starts, for pictures: chosen, integrated anew, with what was found out of them."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from gdflow.basins.estimate import BasinEstimate
+from gdflow.basins.methods import Descent, GradientDescent
 from gdflow.basins.outcomes import is_decided
-from gdflow.dynamics import simulate
+from gdflow.dynamics import gradient_descent, simulate
 from gdflow.network import LayerTuple
 from gdflow.problem import AbstractProblem
 
@@ -17,6 +19,8 @@ from gdflow.problem import AbstractProblem
 LONGER = 1.25
 #: … at so many equidistant times, and as many in a geometric sequence that begins at this part of the end.
 NUM_TIMES, FIRST_TIME = 300, 1e-6
+#: Of a descent about so many iterates are drawn.
+_ITERATES = 3000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,31 @@ def _losses(problem: AbstractProblem, starts: Any, end: float, ts: np.ndarray, o
     return np.stack([np.pad(losses, (0, longest - len(losses)), constant_values=np.nan) for losses in one])
 
 
+def _descents(estimate: BasinEstimate, starts: Any, ids: np.ndarray, end: float, ts: np.ndarray) -> np.ndarray:
+    """Losses at these times by the estimate's descent, on straight lines between the iterates; NaN after the last finite one."""
+    method = estimate.plan.method
+    assert isinstance(method, GradientDescent | Descent)
+    unit = float(method.step_time)
+    steps = max(1, math.ceil(end / unit))
+    optimizer = method.step if isinstance(method, GradientDescent) else method.made()
+    batches = method.batches if isinstance(method, Descent) else None
+    batch = isinstance(starts, LayerTuple)
+    groups = [(starts, ids)]
+    if not batch:
+        groups = [(jax.tree.map(lambda x: x[i], starts), ids[i : i + 1]) for i in range(len(ids))]  # noqa: B023
+    rows = []
+    for some, own in groups:
+        run = gradient_descent(
+            estimate.plan.problem, some, optimizer, steps, every=max(1, steps // _ITERATES), batches=batches, ids=own
+        )
+        for counts, losses in zip(np.atleast_2d(run.steps), np.atleast_2d(run.losses), strict=True):
+            there = counts >= 0
+            rows.append(np.interp(ts, unit * counts[there], losses[there], right=np.nan))
+            if counts[there][-1] >= steps:  # the last step may lead a little beyond the last time
+                rows[-1] = np.interp(ts, unit * counts[there], losses[there])
+    return np.array(rows)
+
+
 def _lowest_values(estimate: BasinEstimate) -> Float[np.ndarray, " K"]:
     """Losses of the limits, from the lowest."""
     if estimate.found is None:
@@ -103,7 +132,10 @@ def sample_trajectories(estimate: BasinEstimate, num: int) -> SampleTrajectories
     # Where the gradient jumps steps have to be as short as those of the run, and as many.
     shortest = float(estimate.plan.method.shortest)
     options: dict[str, Any] = dict(shortest=shortest, max_steps=estimate.plan.limits.most_steps) if shortest else {}
-    losses = np.array(_losses(problem, starts, end, ts, options))
+    if estimate.plan.descends:
+        losses = _descents(estimate, starts, ids, end, ts)
+    else:
+        losses = np.array(_losses(problem, starts, end, ts, options))
     if losses.shape[1] < len(ts):  # NaN after the last step of all of them is cut off
         losses = np.pad(losses, ((0, 0), (0, len(ts) - losses.shape[1])), constant_values=np.nan)
     values = _lowest_values(estimate)

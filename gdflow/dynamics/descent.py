@@ -14,7 +14,7 @@ from rich.text import Text
 from gdflow.checks import check_count, check_number, is_traced
 from gdflow.dynamics.gradient_flow import simulate
 from gdflow.dynamics.trajectory import AbstractTrajectory, is_concrete
-from gdflow.ids import fold_id
+from gdflow.ids import fold_id, split_ids
 from gdflow.minibatches import Minibatches
 from gdflow.network import LayerTuple, check_layer_tuple
 from gdflow.objective import Objective
@@ -145,6 +145,7 @@ def gradient_descent(
     every: float | None = None,
     batches: Any = None,
     tolerance: float = 0.0,
+    ids: Any = None,
 ) -> Descent:
     """Gradient descent `w ← w − η∇L(w)`, or another optimizer, from a start, or from a batch of starts.
 
@@ -158,7 +159,8 @@ def gradient_descent(
       as `optax.adam(0.01)`.
     - `steps`: how many, at most.
     - `every`: which are saved; by default so that about a thousand are. The start and the last one are in any case.
-    - `batches`: a `gdflow.Minibatches`; by default all samples at once. In a batch of starts the `i`-th has the id `i`.
+    - `batches`: a `gdflow.Minibatches`; by default all samples at once.
+    - `ids`: of the starts, a sequence: minibatches depend on them as they do in `gdflow.basin_sizes`. By default 0, 1, ….
     - `tolerance`: stop once `‖∇L‖` (of all samples) is at or below it; by default never.
 
     **Returns:** a `Descent`. It never raises for what happens on the way: see its `status`. Inside `jax.jit`, `grad` or `vmap`
@@ -202,9 +204,14 @@ def gradient_descent(
         )
     check_optimizer(made, jax.tree.map(lambda x: x[0], net) if batch else net)
     number = step is not None and not callable(step)
+    count = batch[0] if batch else 1
+    high, low = split_ids(range(count) if ids is None else ids)
+    if len(low) != count:
+        raise ValueError(f"ids: one for each of the {count} starts, got {len(low)}")
     parts = _run(
         problem.objective,
         net,
+        (jnp.asarray(high), jnp.asarray(low)),
         jnp.asarray(step, jnp.result_type(float)) if number else None,
         None if number else made,
         steps,
@@ -221,6 +228,7 @@ def gradient_descent(
 def _run(
     objective: Objective,
     nets: Any,
+    ids: tuple[Array, Array],
     step: Array | None,
     optimizer: Any,
     steps: int,
@@ -232,8 +240,8 @@ def _run(
     """The fields of a descent. A step that is a number is an argument of the program, so that others share it."""
     made: Any = optax.sgd(step) if optimizer is None else optimizer
 
-    def one(net, i):
-        key: Any = None if batches is None else fold_id(batches.key, jnp.uint32(0), i)
+    def one(net, high, low):
+        key: Any = None if batches is None else fold_id(batches.key, high, low)
 
         def measure(w):
             return objective.effective_loss(w), objective.gradient(w)
@@ -290,8 +298,8 @@ def _run(
         )
 
     if not batched:
-        return one(nets, jnp.uint32(0))
-    return jax.vmap(one)(nets, jnp.arange(jax.tree.leaves(nets)[0].shape[0], dtype=jnp.uint32))
+        return one(nets, ids[0][0], ids[1][0])
+    return jax.vmap(one)(nets, *ids)
 
 
 def _trim(descent: Descent) -> Descent:

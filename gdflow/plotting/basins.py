@@ -110,8 +110,11 @@ def _draw_staircases(axes: Axes, estimate: BasinEstimate, samples: SampleTraject
             samples.ts[at], losses[at], marker, color=color, zorder=3, clip_on=losses[at] < floor, **_edge(marker)
         )
     axes.set_ylabel("effective loss $L(t)$")
+    if estimate.plan.descends:
+        axes.set_xlabel("time $t$, all steps together")
     draw_levels(axes, estimate.levels)
-    where = "certified" if samples.decided.all() else "certified or given up" if samples.decided.any() else "given up"
+    how = _how(estimate)
+    where = how if samples.decided.all() else f"{how} or given up" if samples.decided.any() else "given up"
     order = ", fast to slow" if len(samples.ids) > 1 else ""
     axes.set_title(f"{len(samples.ids)} of {estimate.num:,} starts{order}\nmarked where {where}", fontsize=10)
 
@@ -166,23 +169,38 @@ def _draw_times(axes: Axes, estimate: BasinEstimate, histogram: TimeHistogram) -
     if median:
         axes.axvline(median, color="black", lw=1.2, ls=":")
     set_counts(axes)
-    axes.set(xlabel="flow time to certificate", ylabel="starts")
+    flow = "" if estimate.plan.descends else "flow "
+    axes.set(xlabel=f"{flow}time to " + ("the limit" if estimate.located else "certificate"), ylabel="starts")
 
 
 def _only_color(estimate: BasinEstimate) -> str:
-    return EITHER if estimate.certified > estimate.rows[0].certified else MINIMUM[0]
+    return EITHER if _decided(estimate) > _decided(estimate, 0) else MINIMUM[0]
+
+
+def _decided(estimate: BasinEstimate, limit: int | None = None) -> int:
+    """How many starts have a limit, or this one; by descent limits are located as well as certified."""
+    rows = estimate.rows if limit is None else [estimate.rows[limit]]
+    return sum(row.certified + row.located for row in rows)
+
+
+def _how(estimate: BasinEstimate) -> str:
+    """How limits are known."""
+    if not estimate.located:
+        return "certified"
+    return "certified or located" if estimate.certified else "located"
 
 
 def _lower_label(estimate: BasinEstimate) -> str:
-    found = [row.label for row in estimate.rows[1:] if row.certified]
+    found = [row.label for row in estimate.rows[1:] if row.certified + row.located]
     return found[0] if len(found) == 1 else "other limits"
 
 
 def _legend(estimate: BasinEstimate, histogram: TimeHistogram) -> list[Artist]:
-    minimum, lower = estimate.rows[0].certified, estimate.certified - estimate.rows[0].certified
+    minimum, how = _decided(estimate, 0), _how(estimate)
+    lower = _decided(estimate) - minimum
     entries = [
-        (minimum, f"{estimate.labels[0]} certified: {minimum:,}", MINIMUM, "-"),
-        (lower, f"{_lower_label(estimate)} certified: {lower:,}", LOWER, "-"),
+        (minimum, f"{estimate.labels[0]} {how}: {minimum:,}", MINIMUM, "-"),
+        (lower, f"{_lower_label(estimate)} {how}: {lower:,}", LOWER, "-"),
         (estimate.undecided, f"undecided: {estimate.undecided:,}", UNDECIDED, "--"),
     ]
     handles: list[Artist] = [
@@ -228,12 +246,12 @@ def draw_basins(estimate: BasinEstimate, samples: SampleTrajectories) -> Figure:
         say(left, "no start is finite" if not samples.ids else "nothing to draw")
     if histogram.edges.size:
         _draw_times(right, estimate, histogram)
-    elif estimate.certified:
-        say(right, f"all {estimate.certified:,} certified starts\nwere certified at t = 0")
+    elif _decided(estimate):
+        say(right, f"all {_decided(estimate):,} {_how(estimate)} starts\nwere {_how(estimate)} at t = 0")
     else:
         ends = [f"{status.label}: {count:,}" for status, count in estimate.statuses.items() if count]
         say(right, "no start is certified\n" + "\n".join(ends))
-    minimum = estimate.rows[0].certified
+    minimum = _decided(estimate, 0)
     what = textwrap.fill(f"{estimate.labels[0]}: {minimum:,} of {estimate.num:,}", TITLE)
     interval = f"{100 * estimate.confidence:g} % interval {interval_text(estimate.interval)}"
     right.set_title(f"{what}\n{interval}", fontsize=10)
