@@ -99,6 +99,19 @@ def test_large_steps_balance_linear_networks():
     assert "imbalance" in text
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_edge_with_momentum(nesterov):
+    """A parabola of curvature 3: below the edge all starts converge, above it none does."""
+    bowl, mu = gf.Potential(lambda x: 1.5 * x**2), 0.6
+    edge = 2 * (1 + mu) / (1 + 2 * mu * nesterov) / 3
+    basins = gf.step_size_basins(
+        bowl, lambda key: 1 + jax.random.uniform(key), 10, key=KEY, steps=[0.98 * edge, 1.02 * edge], optimizer=optax.sgd,
+        options=dict(momentum=mu, nesterov=nesterov), flow=False, progress=False,
+    )  # fmt: skip
+    assert [row.counts[0] for row in basins.rows] == [10, 0]
+    assert dict(basins.edges) == {"limit at 0": pytest.approx(edge, rel=1e-6)}
+
+
 def test_pictures_and_other_optimizers(well, tmp_path):
     figure = gf.plotting.plot_step_sizes(well)
     figure.savefig(tmp_path / "well.png")
@@ -118,6 +131,7 @@ def test_pictures_and_other_optimizers(well, tmp_path):
     assert adam.optimizer == "adam"
     assert adam.flow is None
     assert adam.rows[0].counts[0] == 20
+    assert adam.edges == ()  # nothing is known of it
     assert (tmp_path / "adam" / "step-0.05" / "summary.json").exists()
     gf.plotting.plot_step_sizes(adam).savefig(tmp_path / "adam.png")
 

@@ -147,11 +147,15 @@ class StepSizeBasins(Printable):
 
     @functools.cached_property
     def edges(self) -> tuple[tuple[str, float], ...]:
-        """Steps above which limits are unstable, `2/λ_max(∇²L)`, each with its name.
+        """Steps above which limits are unstable, each with its name: `a/λ_max(∇²L)`, `a` being 2 for gradient descent.
 
-        Of linear networks in whitened coordinates that of the flattest global minima, the balanced ones: above it no global
-        minimum of full rank is stable. Of limits that were found in a run those of the lowest few.
+        With momentum `μ` it is `2(1 + μ)`, with Nesterov's `2(1 + μ)/(1 + 2μ)`; of other optimizers, and with minibatches, none
+        is known. Of linear networks in whitened coordinates the step is that of the flattest global minima, the balanced ones:
+        above it no global minimum of full rank is stable. Of limits that were found in a run those of the lowest few.
         """
+        factor = _stable_factor(self.estimates[0].plan.method)
+        if factor is None:
+            return ()
         problem, widths = self.estimates[0].plan.problem, self.estimates[0].widths
         if isinstance(problem, Problem) and isinstance(problem.objective, LinearObjective):
             whitened = problem.coordinates == "whitened" and problem.why_no_levels is None
@@ -160,13 +164,13 @@ class StepSizeBasins(Printable):
             spectrum = balanced_minimum_spectrum(
                 np.asarray(problem.singular_values, float), len(widths) - 1, (widths[-1], widths[0])
             )
-            return (("balanced minimum", 2 / float(np.max(spectrum))),)
+            return (("balanced minimum", factor / float(np.max(spectrum))),)
         found: dict[float, float] = {}
         for run in self._runs:
             for limit in run.found or ():
                 if not limit.at_infinity and not limit.kinks:
                     nearest = min(self.losses, key=lambda v: abs(v - limit.loss))
-                    found.setdefault(nearest, 2 / limit.largest)
+                    found.setdefault(nearest, factor / limit.largest)
         return tuple((f"limit at {loss:.4g}", edge) for loss, edge in sorted(found.items())[:4])
 
     def __rich__(self) -> RenderableType:
@@ -335,6 +339,17 @@ def _largest_curvature(objective: Objective, point: Any) -> Array:
 
     size = jnp.abs(largest(product))
     return largest(lambda v: product(v) + size * v) - size
+
+
+def _stable_factor(method: AbstractMethod) -> float | None:
+    """Minima are stable for steps below this over the largest curvature; `None` where that is not known."""
+    if isinstance(method, GradientDescent):
+        return 2.0
+    if not isinstance(method, Descent) or method.optimizer is not optax.sgd or method.batches is not None:
+        return None
+    options = dict(method.options)
+    mu = float(options.get("momentum") or 0.0)
+    return 2 * (1 + mu) / (1 + 2 * mu if options.get("nesterov") else 1)
 
 
 def _limit_losses(estimate: BasinEstimate, every: bool = False) -> list[float]:

@@ -40,7 +40,7 @@ def _draw_edges(axes: Axes, basins: StepSizeBasins, low: float, high: float) -> 
     styles = ("--", "-.", ":", (0, (1, 3)))
     for (name, edge), style in zip(basins.edges, styles, strict=False):
         if low < edge < high:
-            axes.axvline(edge, color="0.5", lw=0.9, ls=style, label=rf"$2/\lambda_{{\max}}$, {name}")
+            axes.axvline(edge, color="0.5", lw=0.9, ls=style, label=f"edge of stability, {name}")
 
 
 def _draw_ends(axes: Axes, basins: StepSizeBasins) -> None:
