@@ -61,7 +61,7 @@ def test_plans_are_read_back_as_they_were(problem):
         assert back.method.name == plan.method.name
         assert back.digest == plan.digest
         digests.add(plan.digest)
-    assert len(digests) == 13
+    assert len(digests) == 15
 
 
 def test_equal_arguments_give_equal_plans(problem):
