@@ -84,6 +84,11 @@ class Columns:
         except TypeError as error:  # of the data
             raise ValueError(str(error)) from error
 
+    def standardized(self, path: pathlib.Path | None) -> tuple[bool, bool]:
+        """Whether columns are centred and scaled: by default those of a table are."""
+        default = not _is_npz(path)
+        return default if self.center is None else self.center, default if self.scale is None else self.scale
+
 
 def _is_npz(path: pathlib.Path | None) -> bool:
     return path is not None and path.suffix.lower() == ".npz"
@@ -171,8 +176,7 @@ class Network:
         from gdflow.losses import NAMED
         from gdflow.problem import Problem
 
-        standardised = not _is_npz(path)
-        center, scale = (standardised if chosen is None else chosen for chosen in (columns.center, columns.scale))
+        center, scale = columns.standardized(path)
         problem = Problem.from_table(
             columns.table(path), NAMED[self.loss](), coordinates=columns.coordinates, center=center, scale=scale,
             activations=self.activation or None, weight_decay=self.weight_decay, biases=self.biases,
@@ -361,8 +365,7 @@ class Optimizer:
         table = columns.table(path)
         if not isinstance(problem.objective, LinearObjective):  # such a problem keeps its samples
             return Minibatches(self.batch_size, jax.random.key(0))
-        standardised = not _is_npz(path)
-        center, scale = (standardised if chosen is None else chosen for chosen in (columns.center, columns.scale))
+        center, scale = columns.standardized(path)
         X, Y, _ = prepare(table.X, table.Y, jnp.result_type(float), center=center, scale=scale)
         return Minibatches(self.batch_size, jax.random.key(0), (X, Y))
 

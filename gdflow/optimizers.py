@@ -9,6 +9,7 @@ import optax
 
 from gdflow.checks import check_positive, is_traced
 from gdflow.objective import Objective
+from gdflow.points import point_norm
 
 #: A schedule is looked at after so many steps.
 _COUNTS = (0, 1, 2, 10, 100, 1_000, 10_000, 100_000)
@@ -48,7 +49,7 @@ def check_optimizer(optimizer: Any, point: Any) -> None:
         )
 
     def step(point):
-        known = _known(optimizer, value=0.0, grad=point, value_fn=lambda _: 0.0 * _sum(point))
+        known = _known(optimizer, value=0.0, grad=point, value_fn=point_norm)
         return optimizer.update(point, optimizer.init(point), point, **known)
 
     try:
@@ -57,10 +58,6 @@ def check_optimizer(optimizer: Any, point: Any) -> None:
         raise TypeError(
             f"the optimizer needs more than the gradient, the point, the loss (`value`) and its function (`value_fn`): {error}"
         ) from None
-
-
-def _sum(point: Any) -> Any:
-    return sum(x.sum() for x in jax.tree.leaves(point))
 
 
 def _known(optimizer: optax.GradientTransformation, **arguments: Any) -> dict[str, Any]:

@@ -291,12 +291,6 @@ class Balanced(AbstractLevelVerdict):
         check_problem(problem).check_full_row_rank()
 
 
-class _Safe(eqx.Module):
-    """Whether the step is safe wherever the descent from a start goes."""
-
-    safe: Bool[Array, " lanes"]
-
-
 class DescentLevel(AbstractLevelVerdict):
     """For gradient descent with a fixed step `η`, and for other algorithms (`step` infinite), on problems with critical values.
 
@@ -337,7 +331,7 @@ class DescentLevel(AbstractLevelVerdict):
         if self._applies(objective):
             beta = jax.vmap(lambda net, loss: hessian_bound(self.sizes, net, loss, self.step))(now.networks, now.loss)
             safe, near = self.step * beta <= 1, self._settles(objective, now)
-        return _Safe(safe), (safe | near) & self._low(now)
+        return safe, (safe | near) & self._low(now)
 
     def _settles(self, objective: Objective, now: Moment) -> Bool[Array, " lanes"]:
         linear = check_linear(objective)
@@ -348,7 +342,7 @@ class DescentLevel(AbstractLevelVerdict):
         return self.certifies and check_linear(objective).diagonal
 
     def look(self, objective, state, now, kept):
-        return state, kept & state.safe & self._low(now)
+        return state, kept & state & self._low(now)  # the state: whether the step is safe all the way from the start
 
     def _low(self, now: Moment) -> Bool[Array, " lanes"]:
         return self.thresholds.certified(now.loss, now.residual_error)

@@ -473,7 +473,7 @@ def default_method(problem: AbstractProblem, discovers: bool) -> AbstractIntegra
 
 
 @eqx.filter_jit
-def _measure(objective: Any, points: Any) -> tuple[Array, Array, Array]:
+def measure(objective: Any, points: Any) -> tuple[Array, Array, Array]:
     """Losses, gradient norms and sizes of a batch of points."""
 
     def one(point):
@@ -492,7 +492,7 @@ def _natural_limits(
     count = _MEASURED if starts.num is None else min(_MEASURED, starts.num)
     some = starts.networks(range(first_id, min(first_id + count, 2**64)) if starts.num is None else range(count))
     problem.check_start(some, batch=True)
-    losses, slopes, sizes = map(np.asarray, _measure(problem.objective, some))
+    losses, slopes, sizes = map(np.asarray, measure(problem.objective, some))
     good = np.isfinite(losses) & np.isfinite(slopes)
     if not good.any():
         raise ValueError(

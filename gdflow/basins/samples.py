@@ -91,9 +91,10 @@ def _descents(estimate: BasinEstimate, starts: Any, ids: np.ndarray, end: float,
         )
         for counts, losses in zip(np.atleast_2d(run.steps), np.atleast_2d(run.losses), strict=True):
             there = counts >= 0
-            rows.append(np.interp(ts, unit * counts[there], losses[there], right=np.nan))
-            if counts[there][-1] >= steps:  # the last step may lead a little beyond the last time
-                rows[-1] = np.interp(ts, unit * counts[there], losses[there])
+            counts, losses = counts[there], losses[there]
+            # All steps lead to the last time, but for round-off.
+            beyond = losses[-1] if counts[-1] >= steps else np.nan
+            rows.append(np.interp(ts, unit * counts, losses, right=beyond))
     return np.array(rows)
 
 

@@ -22,7 +22,7 @@ from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import verdict_interval
 from gdflow.basins.methods import AbstractMethod, Descent, GradientDescent
 from gdflow.basins.outcomes import Status, is_decided
-from gdflow.basins.plan import default_method
+from gdflow.basins.plan import default_method, measure
 from gdflow.basins.process import Limits
 from gdflow.basins.riders import Imbalance
 from gdflow.basins.rows import MAX_ROWS
@@ -33,7 +33,6 @@ from gdflow.dynamics import AtGradientNorm, simulate
 from gdflow.landscape import balanced_minimum_spectrum
 from gdflow.minibatches import Minibatches
 from gdflow.objective import LinearObjective, Objective
-from gdflow.points import point_norm
 from gdflow.problem import AbstractProblem, Problem
 from gdflow.tables import Printable, column_table, key_value_table
 
@@ -293,7 +292,7 @@ def default_steps(problem: AbstractProblem, starts: Any, key: Key[Array, ""] | N
     given = as_starts(starts, key)
     some = given.networks(range(8 if given.num is None else min(8, given.num)))
     objective, method = problem.objective, default_method(problem, True)
-    stop = AtGradientNorm(1e-3 * float(jnp.median(jax.vmap(lambda w: point_norm(objective.gradient(w)))(some))))
+    stop = AtGradientNorm(1e-3 * float(jnp.median(measure(objective, some)[1])))
     values = []
     for i in range(jax.tree.leaves(some)[0].shape[0]):
         start = jax.tree.map(lambda x: x[i], some)  # noqa: B023 (called at once)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from gdflow.basins.methods.method import AbstractMethod, Decision, Place, Step
+from gdflow.basins.methods.gradient_descent import AbstractDescent
+from gdflow.basins.methods.method import Place, Step
 from gdflow.ids import fold_id
 from gdflow.layouts import AbstractLayout, LanesFirst, suitable_layout
 from gdflow.minibatches import Minibatches
@@ -19,7 +20,7 @@ from gdflow.optimizers import check_optimizer, check_step, update
 from gdflow.problem import AbstractProblem
 
 
-class Descent(AbstractMethod):
+class Descent(AbstractDescent):
     """An optimizer of Optax: `memory` is its state with the gradient at the point, `control` counts steps.
 
     It works in the coordinates of the problem: few optimizers (gradient descent and momentum) make the same iterates in all
@@ -46,7 +47,7 @@ class Descent(AbstractMethod):
     step: Any
     batches: Minibatches | None
     options: tuple[tuple[str, Any], ...] = eqx.field(static=True)
-    chosen_layout: AbstractLayout | None = None
+    chosen_layout: AbstractLayout | None
 
     def __init__(
         self,
@@ -77,10 +78,6 @@ class Descent(AbstractMethod):
         if not isinstance(made, optax.GradientTransformation):
             raise TypeError(f"{_name(self.optimizer)} makes no optimizer of Optax but {made!r}")
         return made
-
-    @property
-    def layout(self) -> AbstractLayout:
-        return LanesFirst() if self.chosen_layout is None else self.chosen_layout
 
     @property
     def name(self) -> str:
@@ -135,9 +132,8 @@ class Descent(AbstractMethod):
         if self.batches is not None:
             key = self.batches.key
             keys = jax.vmap(lambda high, low: jax.random.key_data(fold_id(key, high, low)))(*ids)
-        loss = self.loss(objective, y)
-        count = jnp.zeros(loss.shape, int)
-        some, gradient, _ = self._gradients(objective, y, self._keys(keys), count)
+        count = jnp.zeros(ids[0].shape, int)
+        some, gradient, loss = self._gradients(objective, y, self._keys(keys), count)
         return (some, gradient, state, keys, count), jnp.full_like(loss, self.step_time), count
 
     def _keys(self, data: Array | None) -> Any:
@@ -156,12 +152,6 @@ class Descent(AbstractMethod):
         y, state = jax.vmap(one, in_axes=(axis, axis, axis, 0), out_axes=axis)(some, state, place.y, place.loss)
         some, gradient, loss = self._gradients(objective, y, self._keys(keys), count + 1)
         return Step(y, (some, gradient, state, keys, count + 1), loss)
-
-    def accept(self, objective: Objective, place: Place, step: Step, control: Any) -> Decision:
-        decision = super().accept(objective, place, step, control)
-        count = jnp.where(decision.keep, control + 1, control)
-        t_next = jnp.where(decision.keep, (count + 1) * self.step_time, decision.t)
-        return Decision(decision.keep, decision.t, t_next, count, decision.finite)
 
     def gradient_norm(self, objective: Objective, y: Any, memory: Any) -> Float[Array, " lanes"]:
         return self.layout.norm(memory[1])

@@ -18,7 +18,25 @@ from gdflow.problem import AbstractProblem
 _CUT = 1e-6
 
 
-class GradientDescent(AbstractMethod):
+class AbstractDescent(AbstractMethod):
+    """What descents have in common: steps that are all alike, of which `control` counts those that were made."""
+
+    step: eqx.AbstractVar[Any]
+    chosen_layout: eqx.AbstractVar[AbstractLayout | None]
+
+    @property
+    def layout(self) -> AbstractLayout:
+        return LanesFirst() if self.chosen_layout is None else self.chosen_layout
+
+    def accept(self, objective: Objective, place: Place, step: Step, control: Any) -> Decision:
+        decision = super().accept(objective, place, step, control)
+        count = jnp.where(decision.keep, control + 1, control)
+        # Of the number of steps, so that rounding does not add up.
+        t_next = jnp.where(decision.keep, (count + 1) * self.step_time, decision.t)
+        return Decision(decision.keep, decision.t, t_next, count, decision.finite)
+
+
+class GradientDescent(AbstractDescent):
     """`y ← y − η∇L(y)`, explicit Euler with a fixed step; `memory` is the gradient at the point, `control` counts steps.
 
     Time advances by `η` a step, so that it compares with that of the flow. A step that would pass the end of the time allowed
@@ -36,10 +54,6 @@ class GradientDescent(AbstractMethod):
 
     step: float = eqx.field(converter=functools.partial(check_positive, "step"))
     chosen_layout: AbstractLayout | None = None
-
-    @property
-    def layout(self) -> AbstractLayout:
-        return LanesFirst() if self.chosen_layout is None else self.chosen_layout
 
     @property
     def name(self) -> str:
@@ -74,13 +88,6 @@ class GradientDescent(AbstractMethod):
         y = jax.tree.map(lambda w, g: w - self.layout.spread(h, w) * g, place.y, place.memory)
         gradient, loss = objective.lane_gradients(self.layout, y)
         return Step(y, gradient, loss)
-
-    def accept(self, objective: Objective, place: Place, step: Step, control: Any) -> Decision:
-        decision = super().accept(objective, place, step, control)
-        count = jnp.where(decision.keep, control + 1, control)
-        # Of the number of steps, so that rounding does not add up.
-        t_next = jnp.where(decision.keep, (count + 1) * self.step, decision.t)
-        return Decision(decision.keep, decision.t, t_next, count, decision.finite)
 
     def gradient_norm(self, objective: Objective, y: Any, memory: Any) -> Float[Array, " lanes"]:
         return self.layout.norm(memory)
