@@ -8,6 +8,7 @@ from gdflow.basins import basin_sizes as basin_sizes
 from gdflow.basins import integrator as integrator
 from gdflow.basins import load as load
 from gdflow.basins import repeat as repeat
+from gdflow.basins import resume as resume
 from gdflow.basins import step_size_basins as step_size_basins
 from gdflow.certificates import certify as certify
 from gdflow.conservation import conservation_laws as conservation_laws

@@ -181,3 +181,27 @@ def is_known(record: Any) -> bool:
 def digest(record: Any) -> str:
     """A fingerprint of a record: SHA-256, in hexadecimal digits."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def differences(there: Any, here: Any, where: str = "") -> list[str]:
+    """Where two records differ, and how, in words: `limits.max_steps: 100 there, 200 here`."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        if there.get("type") == here.get("type"):
+            found = []
+            for name in dict.fromkeys((*there, *here)):
+                inner = where if name == "fields" else f"{where}.{name}" if where else name
+                found += differences(there.get(name), here.get(name), inner)
+            return found
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        return [
+            line for k, pair in enumerate(zip(there, here, strict=True)) for line in differences(*pair, f"{where}[{k}]")
+        ]
+    return [] if there == here else [f"{where}: {_brief(there)} there, {_brief(here)} here"]
+
+
+def _brief(x: Any) -> str:
+    """A record in a few characters."""
+    if isinstance(x, dict) and "type" in x:
+        return str(x["type"]).rpartition(":")[2]
+    text = json.dumps(x)
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -29,10 +29,16 @@ instead of the flow. A limit of gradient descent is certified if its step is pro
 other algorithms are located: the gradient has vanished, below the second-lowest critical value. Iterates that repeat go round a
 cycle. `step_size_basins` compares steps.
 
-*Memory* does not grow with the number of starts. With a folder, one row per start is streamed to `outcomes.parquet`.
-Without one, everything is counted, times go into a logarithmic histogram, and the first 10⁶ rows are kept.
+*Memory* does not grow with the number of starts. Everything is counted, times go into a logarithmic histogram, and the first 10⁶
+rows are kept. With a folder all rows are written there, as units of consecutive starts (`gdflow.basins.campaign`): whatever ends a
+run, the same one in the same folder goes on where it was, and a larger number adds starts. With a `distributed.Client` units are
+computed by its workers.
+
+*How many starts?* A number, or until a rule is met (`Until`): intervals of the width that is wanted, or a time. Intervals then hold
+for any number of starts.
 """
 
+from gdflow.basins.campaign import FolderBusy as FolderBusy
 from gdflow.basins.estimate import BasinEstimate as BasinEstimate
 from gdflow.basins.methods import AbstractMethod as AbstractMethod
 from gdflow.basins.methods import Descent as Descent
@@ -42,16 +48,21 @@ from gdflow.basins.outcomes import Status as Status
 from gdflow.basins.plan import Plan as Plan
 from gdflow.basins.plan import make_plan as make_plan
 from gdflow.basins.process import Limits as Limits
+from gdflow.basins.reading import CampaignStatus as CampaignStatus
+from gdflow.basins.reading import campaign_status as campaign_status
+from gdflow.basins.reading import export as export
+from gdflow.basins.reading import load as load
 from gdflow.basins.riders import AbstractRider as AbstractRider
 from gdflow.basins.riders import Crossings as Crossings
 from gdflow.basins.riders import Drift as Drift
 from gdflow.basins.riders import Imbalance as Imbalance
 from gdflow.basins.running import basin_sizes as basin_sizes
-from gdflow.basins.running import load as load
 from gdflow.basins.running import repeat as repeat
+from gdflow.basins.running import resume as resume
 from gdflow.basins.starts import Drawn as Drawn
 from gdflow.basins.starts import Listed as Listed
 from gdflow.basins.starts import Sampled as Sampled
 from gdflow.basins.step_sizes import StepSizeBasins as StepSizeBasins
 from gdflow.basins.step_sizes import step_size_basins as step_size_basins
+from gdflow.basins.stopping import Until as Until
 from gdflow.basins.storage import StorageWarning as StorageWarning

@@ -23,6 +23,12 @@ class Watch:
         self.labels: dict[int, tuple[int, int]] = {}
         self.ids_array = np.sort(np.asarray(self.ids, dtype=np.uint64))
 
+    def first(self, num: int) -> "Watch":
+        """The labels of the first `num` of the watched ids alone."""
+        some = Watch(self.ids[:num])
+        some.labels = {i: self.labels[i] for i in some.ids}
+        return some
+
     def add(self, ids: np.ndarray, columns: dict[str, np.ndarray]) -> None:
         """Takes in some rows."""
         found = np.isin(ids, self.ids_array)

@@ -5,7 +5,7 @@ their losses, and so do not.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -221,23 +221,62 @@ class Catalogue:
     # -- in the end ----------------------------------------------------------------------------------------------------
 
     def sorted(self, columns: dict[str, np.ndarray]) -> tuple[tuple[FoundLimit, ...], dict[str, np.ndarray]]:
-        """The limits in the order of their losses, and the rows renumbered; limits without a row are left out.
+        """The limits in the order of their losses, and the rows renumbered; limits without a row are left out."""
+        used = np.unique(columns["limit"][columns["limit"] >= 0])
+        for k in used:
+            entry = self._entries[k]
+            first = int(columns["id"][columns["limit"] == k].min())
+            entry.limit = dataclasses.replace(entry.limit, first_id=first)
+        limits, place = self._ordered(used.tolist())
+        return limits, self.renumbered(columns, place, limits)
+
+    def merged(self, groups: Sequence[Sequence[FoundLimit]]) -> tuple[tuple[FoundLimit, ...], list[np.ndarray]]:
+        """The limits of several catalogues (units of a run) as one list, in the order of their losses; this one then has them so.
+
+        **Returns:** the list; and for every group the numbers that its limits have there.
+        """
+        numbers = [[self._take_in(limit) for limit in group] for group in groups]
+        limits, place = self._ordered(range(len(self._entries)))
+        self._entries = [self._entries[k] for k in np.argsort(place)]
+        self._infinity = None if self._infinity is None else int(place[self._infinity])
+        return limits, [place[np.array(some, int)] for some in numbers]
+
+    def renumbered(
+        self, columns: dict[str, np.ndarray], place: np.ndarray, limits: Sequence[FoundLimit]
+    ) -> dict[str, np.ndarray]:
+        """Rows whose limits are numbers in another list, of which `place` says what they are in this one.
 
         The loss falls along the flow: what is undecided can end at the limits whose loss is below its own.
         """
-        used = np.unique(columns["limit"][columns["limit"] >= 0])
-        order = sorted(used, key=lambda k: (self._entries[k].limit.loss, self._entries[k].limit.first_id))
-        first = {k: int(columns["id"][columns["limit"] == k].min()) for k in order}
-        limits = tuple(dataclasses.replace(self._entries[k].limit, first_id=first[k]) for k in order)
-        place = np.full(len(self._entries) + 1, -1)
-        place[order] = np.arange(len(order))
-        limit = place[columns["limit"]]
+        limit = np.append(place, -1)[columns["limit"]]
         losses = np.array([found.loss for found in limits])
         above = np.searchsorted(losses, columns["loss"] + 1e-9 * (1 + abs(columns["loss"])), side="right") - 1
         # … of the flow: steps may lead up again.
         above = np.where(np.isfinite(columns["loss"]) & (not self.descends), above, len(limits) - 1)
         highest = np.where(limit >= 0, limit, np.clip(above, 0, max(len(limits) - 1, 0)))
-        return limits, columns | {"limit": limit, "highest": highest}
+        return columns | {"limit": limit, "highest": highest}
+
+    def _ordered(self, used: Iterable[int]) -> tuple[tuple[FoundLimit, ...], np.ndarray]:
+        """Limits in the order of their losses, and the place of each number there."""
+        order = sorted(used, key=lambda k: (self._entries[k].limit.loss, self._entries[k].limit.first_id))
+        place = np.full(len(self._entries), -1)
+        place[order] = np.arange(len(order))
+        return tuple(self._entries[k].limit for k in order), place
+
+    def _take_in(self, limit: FoundLimit) -> int:
+        """The number that a limit from elsewhere has here: the one that it has already, or a new one."""
+        number, fingerprint, features = self._infinity, np.zeros(0), np.zeros(0)
+        if not limit.at_infinity:
+            found = polish(self.objective, jax.tree.map(lambda x: jnp.asarray(x)[None], limit.point), self.shortest)
+            fingerprint, features = np.asarray(found.fingerprints[0]), np.asarray(found.features[0])
+            number = self._same(limit.loss, fingerprint, features, limit.zero)
+        if number is None:
+            number = len(self._entries)
+            self._entries.append(_Entry(limit, fingerprint, features))
+            if limit.at_infinity:
+                self._infinity = number
+        self._seen(number, limit)
+        return number
 
 
 def _on_surface(H: Any, normals: Any) -> np.ndarray:

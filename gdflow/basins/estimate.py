@@ -47,7 +47,8 @@ class BasinRow:
     - `certified`, `located`, `proved`, `possible`: how many starts; `proved` is `None` in runs without proofs. Possible are those
       for which the limit is not excluded, in runs with proofs by a proof.
     - `interval` and `simultaneous` (over all rows) include the audit's bound on wrong labels; `unaudited` is the interval with
-      labels taken to be right.
+      labels taken to be right. `fixed` is the interval if the number of starts was fixed in advance, `anytime` the one for any
+      number, of which `interval` is that one which holds (`BasinEstimate.anytime`).
     """
 
     limit: int
@@ -61,6 +62,8 @@ class BasinRow:
     interval: tuple[float, float]
     simultaneous: tuple[float, float]
     unaudited: tuple[float, float]
+    fixed: tuple[float, float]
+    anytime: tuple[float, float]
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -87,6 +90,7 @@ class BasinEstimate(Printable):
     - `lanes`: starts that were in flight at once per thread.
     - `seconds`: wall time, compilation included.
     - `found`: the limits that were found, in the order of their losses; `None` if they were known beforehand.
+    - `anytime`: why the number of starts was not fixed in advance, in words; intervals then hold for any number. `None` if it was.
     - `opened_from`: the folder, if these are results of an earlier run.
     """
 
@@ -99,6 +103,7 @@ class BasinEstimate(Printable):
     lanes: int
     seconds: float
     found: tuple[FoundLimit, ...] | None = None
+    anytime: str | None = None
     opened_from: str | None = None
 
     @property
@@ -189,20 +194,17 @@ class BasinEstimate(Printable):
                 proved, possible = int(self.tally.proved[:, k].sum()), self.tally.possible_by_proof(k)
             located = int(self.tally.located[k])
             sure = certified + located if proved is None else proved
-            intervals = [
-                verdict_interval(sure, possible, self.num, a, audit)
-                for a, audit in ((alpha, self.audit), (alpha / len(self.labels), self.audit), (alpha, None))
-            ]
             level = self.levels[k] if self._by_level else None
             limit = None if self.found is None else self.found[k]
+            interval, shared = functools.partial(verdict_interval, sure, possible, self.num), alpha / len(self.labels)
             if limit is not None:
                 before = limit.first_id - self.ids.start
-                intervals = [
-                    found_interval(sure, possible, self.num, before, a, audit)
-                    for a, audit in (
-                        (alpha, self.audit), (shared_error(alpha, self._discovery_ranks[k]), self.audit), (alpha, None)
-                    )
-                ]  # fmt: skip
+                interval = functools.partial(found_interval, sure, possible, self.num, before)
+                shared = shared_error(alpha, self._discovery_ranks[k])
+            anytime = self.anytime is not None
+            kinds = ((alpha, self.audit, anytime), (shared, self.audit, anytime), (alpha, None, anytime),
+                (alpha, self.audit, False), (alpha, self.audit, True))  # fmt: skip
+            intervals = [interval(a, audit, anytime=any_number) for a, audit, any_number in kinds]
             rows.append(BasinRow(k, label, level, limit, certified, located, proved, possible, *intervals))
         return tuple(rows)
 
@@ -221,7 +223,7 @@ class BasinEstimate(Printable):
         if self.found is None:
             return None
         limits = pc.fill_null(self.outcomes["limit"], -1).to_numpy()
-        return unseen_bound(limits, 1 - self.confidence)
+        return unseen_bound(limits, 1 - self.confidence, anytime=self.anytime is not None)
 
     @property
     def certificate_times(self) -> np.ndarray:
@@ -252,6 +254,7 @@ class BasinEstimate(Printable):
             "fraction": self.fraction,
             "confidence": self.confidence,
             "interval": self.interval,
+            "anytime": self.anytime,
             "statuses": {status.label: n for status, n in self.statuses.items()},
             "limits": [_row_record(row) for row in self.rows],
             "found": None if self.found is None else [record(limit) for limit in self.found],
@@ -313,7 +316,8 @@ class BasinEstimate(Printable):
             f"Basins of {self.num} starts",
             "limit", *columns, "certified", *(["located"] if located else []), *(["proved"] if proves else []), "possible",
             f"{percent} interval", "simultaneous", *(["without audit"] if audited else []),
-            caption="possible: not excluded" + (" by a proof" if proves else "") + ". Intervals are exact (Clopper–Pearson); "
+            caption="possible: not excluded" + (" by a proof" if proves else "") + ". Intervals are exact ("
+            + ("Clopper–Pearson" if self.anytime is None else "beta-binomial mixture, for any number of starts") + "); "
             + ("all they leave open is sampling, and starts without a proof" if proves else "undecided starts widen them")
             + (", and so does the audit's bound on wrong labels." if audited else ".")
             + (" Only starts after the first with a limit count." if found else ""),
@@ -367,6 +371,8 @@ class BasinEstimate(Printable):
             facts += [("proved", self._proof_text()), ("about", _THEOREM.format(starts))]
         else:
             facts.append(("audit", self._audit_text()))
+        if self.rows:
+            facts.append(("number of starts", self._number_text()))
         facts.append(("wall time", f"{self.seconds:.1f} s, compilation included"))
         if self.opened_from is not None:
             facts.append(
@@ -419,6 +425,13 @@ class BasinEstimate(Printable):
             facts.append(("certified", f"the {what} from the computed state ends at the limit ({'; '.join(why)})"))
         return facts
 
+    def _number_text(self) -> str:
+        """What the intervals owe to how the number of starts came about."""
+        row = self.rows[0]
+        if self.anytime is None:
+            return f"fixed in advance; for any number the interval of {row.label} is {interval_text(row.anytime)}"
+        return f"not fixed in advance ({self.anytime}); if it were, the interval of {row.label} would be {interval_text(row.fixed)}"
+
     def _proof_text(self) -> str:
         by = ", ".join(f"{n} by {method.name}" for method, n in self._proved_by if n)
         rest = self.num - int(self.tally.proved.sum())
@@ -429,7 +442,7 @@ class BasinEstimate(Printable):
             return "none: with other steps it would be another algorithm (labels are taken to be right)"
         if self.audit is None:
             return "none (labels are taken to be right; audit=n re-runs n starts at tighter tolerances)"
-        audit, bound = self.audit, self.audit.flip_bound((1 - self.confidence) / 2)
+        audit, bound = self.audit, self.audit.flip_bound((1 - self.confidence) / 2, self.anytime is not None)
         decided = f"; {audit.newly_decided} undecided ones it certified" if audit.newly_decided else ""
         what = "; of errors of the integration: limits are tested alike" if self.found is not None else ""
         return f"contradicts {audit.flips} of {audit.num} labels ({audit.method}); wrong labels ≤ {bound:.2e}{decided}{what}"

@@ -16,6 +16,11 @@ already. Given that the new run decides such a start rightly, flips are independ
 *Coverage.* Three one-sided exact (Clopper–Pearson) bounds, for `P(certified)` from below and `P(not excluded)` from above, each
 failing with probability at most `α/4`, and for `q` from above, with `α/2`, hold together with probability at least `1 − α`,
 whatever their dependence: the audited starts are among the others. `tests/test_intervals.py` simulates it.
+
+*Numbers not fixed in advance.* Clopper and Pearson's bounds hold for a number of starts that does not depend on what was seen. Where
+a run ends by a rule, or is extended after a look, the same bounds are taken from `gdflow.binomial.anytime_lower` and `anytime_upper`:
+they hold for all numbers of starts at once. The audit then takes the first starts, as many as there is need of, so that more starts
+never exchange them.
 """
 
 import dataclasses
@@ -24,7 +29,7 @@ import math
 import numpy as np
 from jaxtyping import Int
 
-from gdflow.binomial import clopper_pearson_lower, clopper_pearson_upper
+from gdflow.binomial import anytime_lower, anytime_upper, clopper_pearson_lower, clopper_pearson_upper
 
 
 def smallest_audit(confidence: float) -> int:
@@ -77,13 +82,13 @@ class Audit:
     flipped_ids: tuple[int, ...]
     newly_decided: int = 0
 
-    def flip_bound(self, alpha: float) -> float:
-        """One-sided exact upper bound on the probability that a label is wrong."""
-        return clopper_pearson_upper(self.flips, self.num, alpha)
+    def flip_bound(self, alpha: float, anytime: bool = False) -> float:
+        """One-sided exact upper bound on the probability that a label is wrong; `anytime`: for all numbers of starts at once."""
+        return (anytime_upper if anytime else clopper_pearson_upper)(self.flips, self.num, alpha)
 
 
 def verdict_interval(
-    certified: int, possible: int, num: int, alpha: float, audit: Audit | None = None
+    certified: int, possible: int, num: int, alpha: float, audit: Audit | None = None, *, anytime: bool = False
 ) -> tuple[float, float]:
     """Interval for the probability that a start has a verdict, covering with probability at least `1 − alpha`.
 
@@ -94,14 +99,21 @@ def verdict_interval(
     """
     if not 0 <= certified <= possible <= num or num < 1:
         raise ValueError(f"need 0 ≤ certified ≤ possible ≤ num, got {certified}, {possible}, {num}")
-    tail, u = (alpha / 2, 0.0) if audit is None else (alpha / 4, audit.flip_bound(alpha / 2))
-    low = clopper_pearson_lower(certified, num, tail) - u
-    high = clopper_pearson_upper(possible, num, tail) + u
+    tail, u = (alpha / 2, 0.0) if audit is None else (alpha / 4, audit.flip_bound(alpha / 2, anytime))
+    lower, upper = (anytime_lower, anytime_upper) if anytime else (clopper_pearson_lower, clopper_pearson_upper)
+    low, high = lower(certified, num, tail) - u, upper(possible, num, tail) + u
     return max(low, 0.0), min(high, 1.0)
 
 
 def found_interval(
-    decided: int, possible: int, num: int, before: int, alpha: float, audit: Audit | None = None
+    decided: int,
+    possible: int,
+    num: int,
+    before: int,
+    alpha: float,
+    audit: Audit | None = None,
+    *,
+    anytime: bool = False,
 ) -> tuple[float, float]:
     """Interval for the probability of a limit that the run found, covering with probability at least `1 − alpha`.
 
@@ -118,7 +130,7 @@ def found_interval(
     if after < 1:
         return (0.0, 1.0)
     count = decided - 1
-    return verdict_interval(count, min(possible - 1, after), after, alpha, audit)
+    return verdict_interval(count, min(possible - 1, after), after, alpha, audit, anytime=anytime)
 
 
 def shared_error(alpha: float, rank: int) -> float:
@@ -126,17 +138,22 @@ def shared_error(alpha: float, rank: int) -> float:
     return alpha / (rank * (rank + 1))
 
 
-def unseen_bound(limits: Int[np.ndarray, " num"], alpha: float) -> float:
+def unseen_bound(limits: Int[np.ndarray, " num"], alpha: float, *, anytime: bool = False) -> float:
     """Upper bound, at confidence `1 − alpha`, of the probability of all limits together that none of the starts has.
 
     The limits of the first half of the starts are fixed when the second half is looked at. A start of the second half has
     another limit, or none, with a probability that is at least the one in question; it is bounded exactly (Clopper–Pearson).
 
-    **Arguments:** `limits`: of the starts, in an order fixed beforehand; −1 where there is none.
+    **Arguments:** `limits`: of the starts, in an order fixed beforehand; −1 where there is none; `anytime`: for all numbers of starts
+    at once. The limits are then those of the first `2^k` starts, with `2^k` the largest power up to half of the number, and the bound
+    for this `k` has the `k`-th share of the error.
     """
-    half = len(limits) // 2
+    half, bound = len(limits) // 2, clopper_pearson_upper
+    if anytime and half:
+        k = half.bit_length()
+        half, alpha, bound = 2 ** (k - 1), shared_error(alpha, k), anytime_upper
     others = int(np.sum(~np.isin(limits[half:], limits[:half][limits[:half] >= 0])))
-    return clopper_pearson_upper(others, len(limits) - half, alpha)
+    return bound(others, len(limits) - half, alpha)
 
 
 def interval_text(bounds: tuple[float, float]) -> str:

@@ -170,6 +170,7 @@ def run_lanes(
     lanes: int,
     pool: int,
     threads: int,
+    halted: Callable[[], bool] = lambda: False,
 ) -> None:
     """Runs the starts with the given ids, each until it is done, and hands on their rows as they come.
 
@@ -181,6 +182,7 @@ def run_lanes(
     - `lanes`: how many starts are in flight at once, per thread.
     - `pool`: how many starts are drawn and handed to the device at once.
     - `threads`: how many host threads feed independent sets of lanes; with several devices they take turns.
+    - `halted`: whether no more starts shall be begun; those that are in flight, and all before them, go on to their ends.
 
     An exception in one thread, an interrupt included, ends the others after their current pool.
     """
@@ -198,7 +200,7 @@ def run_lanes(
         draining = False
         while not draining and not stop.is_set():
             with lock:
-                first = next(queue, None)
+                first = None if halted() else next(queue, None)
             draining = first is None or first + pool >= len(ids)
             part = np.asarray(ids[:0] if first is None else ids[first : first + pool], dtype=np.uint64)
             # The last pool is padded to full size, so that nothing compiles anew.

@@ -164,11 +164,13 @@ class Plan:
         lanes: int | None = None,
         threads: int | None = None,
         catalogue: Catalogue | None = None,
+        halted: Callable[[], bool] = lambda: False,
     ) -> None:
         """Runs the starts with given ids; rows go to `sink(ids, columns)` as they come, see `gdflow.basins.lanes.run_lanes`.
 
         **Arguments:** `lanes`: starts in flight at once per thread; results do not depend on it; `catalogue`: of the limits that
-        are found, whose numbers the rows have.
+        are found, whose numbers the rows have; `halted`: whether no more starts shall be begun. Those that were begun are the first
+        ones then, and all of them have their rows.
         """
         catalogue = self.catalogue() if catalogue is None else catalogue
         lanes = self.check_lanes(len(ids), lanes)
@@ -180,11 +182,14 @@ class Plan:
         pool = default_pool(min(len(ids), block), min(most, _SMALL_POOL) if self.again else most, threads)
         for first in range(0, len(ids), block):
             waiting: Any = ids[first : first + block]
+            if halted():
+                break
             for attempt, process in enumerate(self.processes):
                 again = _Sieve(self, attempt, sink, catalogue)
                 run_lanes(
-                    process, waiting, again, lanes=lanes, pool=pool, threads=min(threads, -(-len(waiting) // pool))
-                )
+                    process, waiting, again, lanes=lanes, pool=pool, threads=min(threads, -(-len(waiting) // pool)),
+                    **({} if self.again else {"halted": halted}),
+                )  # fmt: skip
                 waiting = again.ids
                 if not len(waiting):
                     break
@@ -235,12 +240,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """All that fixes the rows as JSON can hold it, the versions of what computes them included."""
         parts = {field.name: record(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
-        return parts | {
-            "backend": jax.default_backend(),
-            "x64": bool(jax.config.read("jax_enable_x64")),
-            "versions": versions,
-        }
+        return parts | machine_record()
 
     @functools.cached_property
     def digest(self) -> str:
@@ -325,6 +325,12 @@ def _check_memory(starts: AbstractStarts, lanes: int, itemsize: int) -> None:
             f"{lanes} network{'s' if lanes > 1 else ''} of widths {starts.widths} ({parameters:.2g} parameters each) would need "
             f"{needed / 2**30:.0f} GiB: {many}"
         )
+
+
+def machine_record() -> dict[str, Any]:
+    """What else than a plan's parts rows may depend on: the kind of device, precision, and versions."""
+    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return {"backend": jax.default_backend(), "x64": bool(jax.config.read("jax_enable_x64")), "versions": versions}
 
 
 def default_lanes(widths: tuple[int, ...], numbers: int | None = None) -> int:

@@ -1,34 +1,36 @@
-"""Runs of plans over many starts: counted, kept, audited, written down; opened again, and repeated."""
+"""Runs of plans over many starts: counted, kept, audited, written down; opened again, gone on with, and repeated."""
 
+import contextlib
+import dataclasses
 import os
-import pathlib
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import rich.progress
 from jaxtyping import Array, Key
 
+from gdflow.basins import cluster, units
 from gdflow.basins.audit import Watch, chosen_ids, compare
-from gdflow.basins.catalogue import Catalogue, FoundLimit, limit_labels
+from gdflow.basins.campaign import Campaign, read_campaign
+from gdflow.basins.catalogue import Catalogue
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import Audit, check_audit, default_audit
+from gdflow.basins.ledger import Ledger
 from gdflow.basins.methods import AbstractMethod
-from gdflow.basins.outcomes import outcome_columns
 from gdflow.basins.plan import Plan, make_plan
 from gdflow.basins.process import Limits
+from gdflow.basins.reading import stored_audit, stored_request
 from gdflow.basins.riders import AbstractRider
-from gdflow.basins.rows import MAX_ROWS, Rows
+from gdflow.basins.rows import MAX_ROWS, Columns, Gathering
 from gdflow.basins.starts import AbstractStarts
-from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, keep_results, prepare_folder, read_summary
-from gdflow.basins.tally import Tally
+from gdflow.basins.stopping import Request, Until
+from gdflow.basins.storage import SUMMARY, StorageWarning, read_summary, write_json
 from gdflow.checks import check_count, check_number
 from gdflow.ids import id_range
 from gdflow.problem import AbstractProblem
-from gdflow.records import restore
 from gdflow.verdicts import AbstractVerdict
 
 
@@ -45,7 +47,9 @@ def basin_sizes(
     confidence: float = 0.95,
     audit: float | None = None,
     proof: bool = False,
+    until: Until | None = None,
     lanes: float | None = None,
+    client: Any = None,
     folder: str | os.PathLike | None = None,
     overwrite: bool = False,
     progress: bool = True,
@@ -85,19 +89,22 @@ def basin_sizes(
     - `proof`: prove each verdict for the exact flow from the start, see `gdflow.basins.tube`: a start goes on until its proof
       closes; where it fails it is run again at tighter tolerances. Intervals then count proved starts only and need no audit.
     - `lanes`: starts in flight at once per thread; memory grows with them, results do not depend on them.
-    - `folder`: write all rows to `outcomes.parquet`, as they come, and numbers and plan to `summary.json`. Memory does not grow
-      with `num`; without a folder the rows beyond the first 10^6 are counted only. Results of the very same plan that are there
-      are opened instead of run again; not so those of plans with code of your own, of which it is not known what it did then. If
-      rows can't be written in the end, a `gdflow.basins.StorageWarning` says why and where they are, and the estimate is
-      returned all the same.
-    - `overwrite`: run in any case, and replace results that are in the folder.
+    - `until`: a `gf.basins.Until`: end earlier, by a rule. Intervals then hold for any number of starts.
+    - `client`: a `distributed.Client`: its workers compute the units, see `gdflow.basins.cluster`.
+    - `folder`: keep all rows there, see `gdflow.basins.campaign`: Parquet files of consecutive starts in `outcomes/`, plan in
+      `campaign.json`, numbers in `summary.json`. What is there of the same plan is not run again: after a crash or an interrupt the
+      same call goes on where it was, with a larger `num` it adds starts. Plans with code of your own are gone on with by
+      `gf.resume` alone: it is not known whether that code has changed. Without a folder the rows beyond the first 10^6 are counted
+      only.
+    - `overwrite`: replace what is in the folder.
     - `progress`: show a progress bar.
 
     **Returns:** a `gdflow.basins.BasinEstimate`.
 
     **Raises:** `ValueError` or `TypeError` for options out of range, widths that do not fit the problem, float32, and verdicts
-    that would mislead of such starts; `FileExistsError` for a folder with other results; all before anything is run. What
-    happens to single starts never raises.
+    that would mislead of such starts; `FileExistsError` for a folder with other results, `FolderBusy` for one where another process
+    is at work; all before anything is run. `OSError` where units cannot be written: those that were are kept. What happens to single
+    starts never raises.
 
     ```python
     >>> law = gf.initialization.Gaussian(problem.widths([5, 5]))
@@ -117,71 +124,119 @@ def basin_sizes(
         proof=proof,
     )
     ids = check_ids(plan.starts, num)
-    return _run_plan(plan, ids, confidence, audit, lanes, folder, overwrite, progress)
+    return _run(plan, ids, Request(confidence, audit, until, lanes), client, folder, overwrite, progress)
 
 
-def _run_plan(
+def _run(
     plan: Plan,
     ids: range,
-    confidence: float,
-    audit: float | None,
-    lanes: float | None,
+    options: Request,
+    client: Any,
     folder: str | os.PathLike | None,
     overwrite: bool,
     progress: bool,
+    *,
+    trusted: bool = False,
 ) -> BasinEstimate:
-    """Runs a plan and keeps its results: the arguments are those of `basin_sizes`."""
-    begin = time.perf_counter()
-    audit = _check_audit(plan, len(ids), confidence, audit)
-    lanes = plan.check_lanes(len(ids), lanes)
-    if folder is not None:
-        if not overwrite and (same := _same_run(folder, plan, ids, confidence, audit)):
-            return same
-        folder = prepare_folder(folder, (OUTCOMES, SUMMARY), overwrite=overwrite)
+    """Runs of a plan what is not there yet, and makes an estimate of all: the arguments are those of `basin_sizes`.
 
-    catalogue = plan.catalogue()
-    if catalogue is not None and len(ids) > MAX_ROWS:
+    **Arguments:** `trusted`: code of the user's own is taken to be what it was.
+    """
+    begin = time.perf_counter()
+    num_audited = _check_audit(plan, len(ids), options.confidence, options.audit)
+    lanes, until = plan.check_lanes(len(ids), options.lanes), options.until
+    if plan.discovers and len(ids) > MAX_ROWS:
         raise ValueError(
             f"limits are found among at most {MAX_ROWS} starts at a time, got {len(ids)}: run them in parts"
         )
-    tally = Tally(len(plan.verdict.labels), len(plan.methods))
-    rows = Rows(plan, ids, None if folder is None else folder / PARTIAL)
-    watched = Watch(chosen_ids(plan.starts, ids, audit))
-    found: tuple[FoundLimit, ...] | None = None
-
-    def sink(some, columns):
-        if catalogue is None:
-            tally.add(columns)
-        rows.add(some, columns)
-        watched.add(some, columns)
-
-    with _progress(progress) as bar:
-        try:
-            _run(plan, ids, sink, lanes, bar, "integrating", catalogue)
-        finally:
-            rows.close()
-        result = _audit(plan, watched, lanes, bar, catalogue) if audit else None
-    labels = None
-    if catalogue is not None:
-        found, columns = catalogue.sorted(rows.columns)
-        labels, tally = limit_labels(found), Tally(len(found), len(plan.methods))
-        tally.add(columns)
-        rows.columns.update(columns)
-    estimate = BasinEstimate(
-        plan=plan,
-        ids=ids,
-        tally=tally,
-        outcomes=rows.table(labels),
-        confidence=confidence,
-        audit=result,
-        lanes=lanes,
-        seconds=time.perf_counter() - begin,
-        found=found,
-    )
-    if folder is not None:
-        in_file = rows.written if len(ids) > rows.kept else None
-        keep_results(folder, estimate.outcomes, estimate.summary(), rows_in_file=in_file, failure=rows.failure)
+    if until is not None and until.half_width is not None and plan.discovers:
+        raise ValueError(
+            "a run whose limits are not known beforehand cannot end by half_width: leave it out, or use seconds"
+        )
+    if client is not None:
+        plan = cluster.prepared(client, plan)
+    with contextlib.ExitStack() as stack:
+        campaign, looks = None, []
+        if folder is not None:
+            opened = Campaign(folder, plan, ids.start, overwrite=overwrite, trusted=trusted)
+            campaign = stack.enter_context(opened)
+            campaign.request(num=len(ids), **options.record)
+            looks = campaign.looks
+        bar = stack.enter_context(_progress(progress))
+        reason = _why_anytime(until, looks, len(ids))
+        old = None if campaign is None else _last_summary(campaign)
+        watched = chosen_ids(plan.starts, ids, num_audited) if num_audited and reason is None else ids[:num_audited]
+        ledger = Ledger(plan, ids, campaign, watched, 1 - options.confidence)
+        if campaign is not None:
+            task = bar.add_task("checking", total=None)
+            for unit in campaign.check():
+                ledger.open(unit)
+                bar.advance(task, len(unit.ids))
+            bar.remove_task(task)
+        before = ledger.num
+        _complete(plan, ids, ledger, until, lanes, client, bar)
+        if not ledger.num:
+            raise ValueError("no start was run: the time was over before the first")
+        ids = ids[: ledger.num]
+        if until is not None and num_audited:
+            num_audited = min(
+                len(ids), default_audit(len(ids), options.confidence) if options.audit is None else num_audited
+            )
+        known = ledger.settle()
+        same = old is not None and (old["num"], old["confidence"], old["anytime"], (old["audit"] or {"num": 0})["num"]) == (
+            len(ids), options.confidence, reason, num_audited)  # fmt: skip
+        if same and ledger.num == before:
+            assert old is not None and campaign is not None
+            audit, seconds, opened_from = stored_audit(old), old["seconds"], os.fspath(campaign.folder)
+        else:
+            audit = _audit(plan, ledger.watch.first(num_audited), lanes, bar, known) if num_audited else None
+            seconds, opened_from = time.perf_counter() - begin, None
+        estimate = BasinEstimate(
+            plan=plan,
+            ids=ids,
+            tally=ledger.tally,
+            outcomes=ledger.table,
+            confidence=options.confidence,
+            audit=audit,
+            lanes=lanes,
+            seconds=seconds,
+            found=ledger.found,
+            anytime=reason,
+            opened_from=opened_from,
+        )
+        if campaign is not None and opened_from is None:
+            _keep(campaign, estimate)
     return estimate
+
+
+def _why_anytime(until: Until | None, looks: Sequence[int], num: int) -> str | None:
+    """Why the number of starts is not one that was fixed in advance, in words; `None` if it is."""
+    if until is not None:
+        return f"a run that ends at {until.text}"
+    others = sorted({look for look in looks if look != num})
+    return f"{others[0]} starts were looked at before" if others else None
+
+
+def _keep(campaign: Campaign, estimate: BasinEstimate) -> None:
+    """Writes the summary; rows are in their units already."""
+    try:
+        campaign.looked(estimate.num)
+        write_json(estimate.summary(), campaign.folder / SUMMARY)
+    except OSError as error:
+        warnings.warn(
+            f"{SUMMARY} could not be written to {campaign.shown}: {error.strerror}. All rows are in {campaign.outcomes}; the same "
+            "run in this folder makes the summary of them",
+            StorageWarning,
+            stacklevel=4,
+        )
+
+
+def _last_summary(campaign: Campaign) -> dict[str, Any] | None:
+    try:
+        summary = read_summary(campaign.folder)
+    except (OSError, ValueError):
+        return None
+    return summary if summary["digest"] == campaign.plan.digest else None
 
 
 def check_ids(starts: AbstractStarts, num: float | range | None) -> range:
@@ -234,132 +289,130 @@ def _progress(show: bool) -> rich.progress.Progress:
     )
 
 
-def _run(
-    plan: Plan,
-    ids: Any,
-    sink: Any,
-    lanes: int,
-    bar: rich.progress.Progress,
-    description: str,
-    catalogue: Catalogue | None,
+# -- what is missing ---------------------------------------------------------------------------------------------------
+
+
+def _complete(
+    plan: Plan, ids: range, ledger: Ledger, until: Until | None, lanes: int, client: Any, bar: rich.progress.Progress
 ) -> None:
-    task = bar.add_task(description, total=len(ids))
+    """Runs what is in no unit yet, until the rule is met."""
+    begin, arrived = time.monotonic(), ledger.num > 0
+    task = bar.add_task("integrating", total=len(ids), completed=ledger.seen)
 
-    def count(some, columns):
-        sink(some, columns)
-        bar.advance(task, len(some))
+    def count(num: int) -> None:
+        nonlocal arrived
+        arrived = True
+        bar.advance(task, num)
 
-    plan.run(ids, count, lanes=lanes, catalogue=catalogue)
+    def halted() -> bool:
+        if until is None or not arrived:
+            return False
+        if until.seconds is not None and time.monotonic() - begin >= until.seconds:
+            return True
+        return until.half_width is not None and ledger.half_width <= until.half_width
+
+    pieces = ledger.missing()
+    if client is not None:
+        cluster.run_units(client, plan, pieces, ledger, lanes, count, halted)
+        return
+    # What is run again, or finds limits, is finished piece by piece; else lanes go on from piece to piece.
+    together = not (plan.again or plan.discovers)
+    for stretch in _stretches(pieces) if together else [[piece] for piece in pieces]:
+        if halted():
+            return
+        _run_stretch(plan, stretch, ledger, lanes, count, halted)
+
+
+def _stretches(pieces: Sequence[range]) -> Iterator[list[range]]:
+    """The pieces in groups without gaps."""
+    group: list[range] = []
+    for piece in pieces:
+        if group and piece.start != group[-1].stop:
+            yield group
+            group = []
+        group.append(piece)
+    if group:
+        yield group
+
+
+def _run_stretch(
+    plan: Plan,
+    pieces: list[range],
+    ledger: Ledger,
+    lanes: int,
+    count: Callable[[int], None],
+    halted: Callable[[], bool],
+) -> None:
+    """Runs pieces without a gap between them; what is whole when it is interrupted is kept."""
+    catalogue = plan.catalogue()
+
+    def done(ids: range, columns: Columns) -> None:
+        limits = None
+        if catalogue is not None:
+            limits, columns = catalogue.sorted({"id": units.ids_array(ids), **columns})
+            del columns["id"]
+        ledger.take(ids, columns, limits)
+
+    gathering = Gathering(pieces, done)
+
+    def sink(some: np.ndarray, columns: Columns) -> None:
+        gathering.add(some, columns)
+        count(len(some))
+
+    try:
+        plan.run(range(pieces[0].start, pieces[-1].stop), sink, lanes=lanes, catalogue=catalogue, halted=halted)
+    except KeyboardInterrupt:
+        gathering.finish()
+        raise
+    gathering.finish()
 
 
 def _audit(plan: Plan, watched: Watch, lanes: int, bar: rich.progress.Progress, catalogue: Catalogue | None) -> Audit:
     tighter = plan.audited()
     assert tighter is not None
     again = Watch(watched.ids)
-    _run(tighter, again.ids_array, again.add, lanes, bar, "auditing", catalogue)
+    task = bar.add_task("auditing", total=len(watched.ids))
+
+    def sink(some: np.ndarray, columns: Columns) -> None:
+        again.add(some, columns)
+        bar.advance(task, len(some))
+
+    tighter.run(again.ids_array, sink, lanes=lanes, catalogue=catalogue)
     return compare(watched, again, tighter.method.name)
 
 
-# -- results on disk ---------------------------------------------------------------------------------------------------
+def resume(
+    folder: str | os.PathLike,
+    num: float | None = None,
+    *,
+    until: Until | None = None,
+    client: Any = None,
+    progress: bool = True,
+) -> BasinEstimate:
+    """Goes on with the run in a folder, with what it was asked for, whatever ended it.
 
+    Code of your own that its plan names is taken to be what it was: its modules have to be imported.
 
-def _same_run(folder: str | os.PathLike, plan: Plan, ids: range, confidence: float, audit: int) -> BasinEstimate | None:
-    """The results in the folder, if they are of this very run."""
-    try:
-        summary = read_summary(folder)
-    except (OSError, ValueError):
-        return None
-    audited = (summary["audit"] or {}).get("num", 0)
-    found = (summary["digest"], summary["first_id"], summary["num"], summary["confidence"], audited)
-    if found != (plan.digest, ids.start, len(ids), confidence, audit) or not plan.is_known:
-        return None
-    return _opened(folder, summary)
+    **Arguments:** `num`: another number of starts; `until`: another rule; `client`, `progress`: as for `gdflow.basin_sizes`.
 
-
-def load(folder: str | os.PathLike) -> BasinEstimate:
-    """Opens the results that a run has left in a folder.
-
-    **Raises:** `FileNotFoundError` where there are none; `ValueError` for files that are damaged or do not belong together, and
-    for plans that name classes which are not there: import the modules of your own ones first.
+    **Raises:** as `gdflow.load` and `gdflow.basin_sizes`; `FileExistsError` if versions have changed since.
 
     ```python
-    >>> estimate = gf.load("gdflow-out")
+    >>> estimate = gf.resume("gdflow-out", 10**6)
     ```
     """
-    return _opened(folder, read_summary(folder))
-
-
-def _opened(folder: str | os.PathLike, summary: dict[str, Any]) -> BasinEstimate:
-    plan = Plan.from_record(summary["plan"])
-    # What was computed by other versions, or elsewhere, keeps its record.
-    object.__setattr__(plan, "record", summary["plan"])
-    if plan.digest != summary["digest"]:
-        raise ValueError(f"the plan in {SUMMARY} has been changed: its fingerprint is another one")
-    ids, audit = id_range(summary["first_id"], summary["num"]), _stored_audit(summary)
-    apart = f"{OUTCOMES} and {SUMMARY} do not belong together"
-    found = _stored_limits(summary) if plan.discovers else None
-    labels = plan.verdict.labels if found is None else limit_labels(found)
-    tally = Tally(len(labels), len(plan.methods))
-    rows = Rows(plan, ids)
-    seen = np.zeros(len(ids), bool)
-    for columns in _stored_columns(folder, plan.digest):
-        some = columns.pop("id")
-        position = some - np.uint64(ids.start)  # modulo 2⁶⁴: ids below the first are beyond the last
-        if some.size and (position.max() >= len(ids) or seen[position].any()):
-            raise ValueError(f"{apart}: there are ids that are not of this run, or twice")
-        seen[position] = True
-        tally.add(columns)
-        rows.add(some, columns)
-    if not seen.all():
-        raise ValueError(f"{apart}: {OUTCOMES} has {tally.num} rows, and the run had {len(ids)} starts")
-    return BasinEstimate(
-        plan=plan,
-        ids=ids,
-        tally=tally,
-        outcomes=rows.table(labels),
-        confidence=summary["confidence"],
-        audit=audit,
-        lanes=summary["lanes"],
-        seconds=summary["seconds"],
-        found=found,
-        opened_from=os.fspath(folder),
-    )
-
-
-def _stored_limits(summary: dict[str, Any]) -> tuple[FoundLimit, ...]:
-    try:
-        found = tuple(restore(limit) for limit in summary["found"])
-    except Exception as error:  # of whatever the damage leads to
-        raise ValueError(f"{SUMMARY} is damaged: its limits cannot be read ({type(error).__name__}: {error})") from None
-    if not all(isinstance(limit, FoundLimit) for limit in found):
-        raise ValueError(f"{SUMMARY} is damaged: its limits are none")
-    return found
-
-
-def _stored_audit(summary: dict[str, Any]) -> Audit | None:
-    stored = summary["audit"]
-    try:
-        audit = None if stored is None else Audit(**stored | {"flipped_ids": tuple(stored["flipped_ids"])})
-        sound = audit is None or 0 <= audit.flips == len(audit.flipped_ids) <= audit.num <= summary["num"]
-    except (TypeError, KeyError):
-        sound = False
-    if not sound or not 0 < summary["confidence"] < 1:
-        raise ValueError(f"{SUMMARY} is damaged: its audit or its confidence cannot be")
-    return audit
-
-
-def _stored_columns(folder: str | os.PathLike, digest: str) -> Iterator[dict[str, Any]]:
-    path = pathlib.Path(folder) / OUTCOMES
-    try:
-        with pq.ParquetFile(path) as file:
-            if (file.schema_arrow.metadata or {}).get(b"plan") != digest.encode():
-                raise ValueError(f"it is of another plan than {SUMMARY}: they do not belong together")
-            for batch in file.iter_batches(MAX_ROWS // 16):
-                yield outcome_columns(pa.Table.from_batches([batch]))
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"there is no {OUTCOMES} in {os.fspath(folder)}") from None
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    stored = read_campaign(folder)
+    plan, request = Plan.from_record(stored["plan"]), stored_request(stored)
+    if num is None and request is None:
+        raise ValueError("it is not known how many starts were asked for: give num")
+    options = Request(0.95, None, None, None) if request is None else Request.from_record(request)
+    if until is not None:
+        options = dataclasses.replace(options, until=until)
+    count = check_count("num", (request or {})["num"] if num is None else num)
+    if num is not None and options.audit is not None and options.audit > 0:
+        options = dataclasses.replace(options, audit=None)
+    ids = check_ids(plan.starts, range(stored["first_id"], stored["first_id"] + count))
+    return _run(plan, ids, options, client, folder, False, progress, trusted=True)
 
 
 def repeat(
@@ -381,13 +434,14 @@ def repeat(
     >>> again = gf.repeat("gdflow-out/summary.json", folder="again")
     ```
     """
+    audit: int | None
     if isinstance(results, BasinEstimate):
         plan, ids, confidence, lanes = results.plan, results.ids, results.confidence, results.lanes
         audit = 0 if results.audit is None else results.audit.num
     else:
         summary = read_summary(results)
         plan, confidence, lanes = Plan.from_record(summary["plan"]), summary["confidence"], summary["lanes"]
-        ids, stored = id_range(summary["first_id"], summary["num"]), _stored_audit(summary)
+        ids, stored = id_range(summary["first_id"], summary["num"]), stored_audit(summary)
         audit = 0 if stored is None else stored.num
     if num is not None:
         ids = check_ids(plan.starts, num)
@@ -402,4 +456,4 @@ def repeat(
         first_id=ids.start,
         again=plan.again,
     )
-    return _run_plan(checked, ids, confidence, audit, lanes, folder, overwrite, progress)
+    return _run(checked, ids, Request(confidence, audit, None, lanes), None, folder, overwrite, progress)

@@ -1,28 +1,14 @@
-"""Results on disk: `outcomes.parquet` (one row per start) and `summary.json` (numbers and all it takes to repeat them).
+"""Folders for results, and JSON files in them, each complete or not at all."""
 
-What was computed is worth more than where it was to go: a disk that fills up or a folder that is removed while a computation
-runs does not end it, and rows that were written stay readable.
-"""
-
-import contextlib
-import errno
 import json
 import os
 import pathlib
 import tempfile
-import warnings
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gdflow.tables import shortened, visible
 
-OUTCOMES, SUMMARY = "outcomes.parquet", "summary.json"
-#: Rows on their way; left behind, readable, by a run that was interrupted.
-PARTIAL = OUTCOMES + ".partial"
-#: Bytes kept free for the directory of a Parquet file, which comes last: so many, and so many per group and column.
-_DIRECTORY = (2**16, 2**9)
+SUMMARY = "summary.json"
 
 
 class StorageWarning(UserWarning):
@@ -63,53 +49,28 @@ def prepare_folder(folder: str | os.PathLike, names: tuple[str, ...], *, overwri
     return folder
 
 
-class RowFile:
-    """A Parquet file that grows by groups of rows and is readable whenever it is closed, even if the disk is full.
+def read_json(path: pathlib.Path, what: str) -> dict[str, Any]:
+    """What a JSON file says. **Arguments:** `what`: the file is of, for messages.
 
-    Parquet's directory comes last, and without it nothing can be read. So before a group is written, room is taken for it
-    and for the directory of all groups; without that room `append` raises `OSError` and writes nothing.
+    **Raises:** `FileNotFoundError` if there is none, `ValueError` if it cannot be read as one.
     """
-
-    def __init__(self, path: str | os.PathLike, schema: pa.Schema):
-        self.rows = 0
-        self._directory, self._per_group = _DIRECTORY[0], _DIRECTORY[1] * len(schema)
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by `close`)
-        try:
-            self._reserve(0)
-        except OSError:
-            self._file.close()
-            raise
-        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
-
-    def _reserve(self, size: int) -> None:
-        if not hasattr(os, "posix_fallocate"):
-            return  # here a disk that is full may leave a file without a directory
-        try:
-            os.posix_fallocate(self._file.fileno(), self._file.tell(), size + self._directory)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
-                raise OSError(error.errno, error.strerror, self._file.name) from None
-
-    def append(self, table: pa.Table) -> None:
-        """Writes a group of rows; raises `OSError`, and leaves the file as it is, if there is no room for it."""
-        self._directory += self._per_group
-        # What does not compress gets longer by a header for every page and column.
-        self._reserve(table.nbytes + table.nbytes // 8 + self._per_group)
-        self._writer.write_table(table)
-        self.rows += len(table)
-
-    def close(self) -> None:
-        """Finishes the file; raises `OSError` if that fails."""
-        with contextlib.closing(self._file):
-            self._writer.close()
-            self._file.truncate(self._file.tell())
+    shown = visible(shortened(str(path)))
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"there are no results of {what}: {shown} does not exist") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shown} is not a file of {what}: {shortened(str(error))}") from None
+    if not isinstance(said, dict):
+        raise ValueError(f"{shown} is not a file of {what}: it holds no names")
+    return said
 
 
-def write_table(table: pa.Table, folder: pathlib.Path) -> None:
-    """Writes `outcomes.parquet`, complete or not at all."""
-    partial = folder / PARTIAL
-    pq.write_table(table, partial, compression="zstd")
-    os.replace(partial, folder / OUTCOMES)
+def write_json(what: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes a JSON file, complete or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(what, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def read_summary(where: str | os.PathLike) -> dict[str, Any]:
@@ -122,63 +83,14 @@ def read_summary(where: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(where)
     path = path / SUMMARY if path.is_dir() else path
     shown = visible(shortened(str(path)))
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"there are no results of a run: {shown} does not exist") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{shown} is not a summary of a run: {shortened(str(error))}") from None
+    summary = read_json(path, "a run")
     number = (int, float)
     needed: dict[str, Any] = dict(num=int, first_id=int, confidence=number, audit=(dict, type(None)), lanes=int,
-        seconds=number, plan=dict, digest=str)  # fmt: skip
-    missing = [name for name in needed if name not in summary] if isinstance(summary, dict) else list(needed)
+        seconds=number, anytime=(str, type(None)), plan=dict, digest=str)  # fmt: skip
+    missing = [name for name in needed if name not in summary]
     if missing:
         raise ValueError(f"{shown} is not a summary of a run: it has no {', '.join(missing)}")
     for name, kind in needed.items():
         if not isinstance(summary[name], kind) or isinstance(summary[name], bool):
             raise ValueError(f"{shown} is not a summary of a run: {name} is {shortened(repr(summary[name]))}")
     return summary
-
-
-def write_summary(summary: dict[str, Any], folder: pathlib.Path) -> None:
-    """Writes `summary.json`, complete or not at all."""
-    partial = folder / (SUMMARY + ".partial")
-    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / SUMMARY)
-
-
-def keep_results(
-    folder: pathlib.Path, table: pa.Table, summary: dict[str, Any], *, rows_in_file: int | None, failure: OSError | None
-) -> None:
-    """Writes the results into their folder or, if that fails, into a new temporary one, with a `StorageWarning`.
-
-    **Arguments:**
-
-    - `table`: the rows in memory. If they are not all, `rows_in_file` says how many are in the folder's file of rows on their
-      way, which then becomes `outcomes.parquet`; `None` if `table` holds them all.
-    - `failure`: why that file is not complete, if it is not.
-    """
-    rows = folder / PARTIAL
-    try:
-        if failure is not None:
-            raise failure
-        if rows_in_file is not None:
-            rows = rows.replace(folder / OUTCOMES)
-        else:
-            write_table(table, folder)
-        write_summary(summary, folder)
-        return
-    except OSError as error:
-        why = error.strerror or visible(shortened(str(error)))
-    message = f"the results could not be written to {visible(str(folder))}{os.sep}: {why}."
-    try:
-        rescue = pathlib.Path(tempfile.mkdtemp(prefix="gdflow-"))
-        write_summary(summary, rescue)
-        write_table(table, rescue)
-        some = "all rows" if rows_in_file is None else f"the first {len(table)} rows"
-        message += f" The estimate is complete; its summary and {some} are in {rescue}{os.sep} instead"
-    except OSError as error:
-        message += f" The estimate is complete but held in memory alone: no temporary folder either ({error})"
-    if rows_in_file and rows.exists():
-        message += f"; {rows_in_file} rows are in {visible(str(rows))}"
-    warnings.warn(message + ".", StorageWarning, stacklevel=3)

@@ -1,5 +1,7 @@
 """What is counted of a stream of outcomes, so that memory does not grow with their number; tallies of disjoint ids add up."""
 
+from typing import Any
+
 import numpy as np
 
 from gdflow.basins.outcomes import DECIDED, Status
@@ -8,6 +10,8 @@ from gdflow.basins.outcomes import DECIDED, Status
 BINS_PER_DECADE = 64
 #: … between these powers of ten; what lies outside is counted in the first or the last bin.
 DECADES = (-12, 18)
+_NUMBERS = ("num", "steps", "most_steps", "largest_drift")
+_ARRAYS = ("statuses", "certified", "located", "undecided", "proved")
 
 
 class Tally:
@@ -67,6 +71,31 @@ class Tally:
         for name in ("most_steps", "largest_drift"):
             setattr(both, name, max(getattr(self, name), getattr(other, name)))
         return both
+
+    def record(self) -> dict[str, Any]:
+        """The tally as JSON can hold it."""
+        used = np.flatnonzero(self.times).tolist()
+        arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        return (
+            {name: getattr(self, name) for name in _NUMBERS}
+            | arrays
+            | {"times": [[k, int(self.times[k])] for k in used]}
+        )
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], num_limits: int, num_methods: int = 1) -> "Tally":
+        """The tally that was recorded; `ValueError` if it is of other limits or methods, or cannot be."""
+        tally = cls(num_limits, num_methods)
+        for name in _NUMBERS:
+            setattr(tally, name, type(getattr(tally, name))(record[name]))
+        for name in _ARRAYS:
+            array = np.array(record[name], dtype=np.int64).reshape(np.shape(getattr(tally, name)))
+            setattr(tally, name, array)
+        for k, count in record["times"]:
+            tally.times[k] = count
+        if tally.statuses.sum() != tally.num or any((getattr(tally, name) < 0).any() for name in (*_ARRAYS, "times")):
+            raise ValueError("counts that do not add up")
+        return tally
 
     def possible(self, limit: int) -> int:
         """For how many starts a limit is not excluded."""

@@ -1,0 +1,323 @@
+"""Campaigns: a plan, and a folder of units of its rows, to which runs add what is missing.
+
+    FOLDER/campaign.json   the plan, written before anything is run
+    FOLDER/outcomes/       units: Parquet files of consecutive starts (`gdflow.basins.units`)
+    FOLDER/summary.json    numbers of the last estimate
+    FOLDER/set-aside/      what was found in outcomes/ and is no whole unit of the plan
+
+The plan fixes every row, so it does not matter who computes a unit, when, or how often. A run that was killed has lost the units it
+was at; the next one computes these. Every file is written beside and renamed.
+"""
+
+import bisect
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import secrets
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gdflow.basins import units
+from gdflow.basins.catalogue import FoundLimit
+from gdflow.basins.plan import Plan
+from gdflow.basins.storage import SUMMARY, StorageWarning, prepare_folder, read_json, write_json
+from gdflow.basins.units import DamagedUnit, Unit
+from gdflow.ids import id_range
+from gdflow.records import differences
+from gdflow.tables import shortened, visible
+
+CAMPAIGN, OUTCOMES, SET_ASIDE, LOCK = "campaign.json", "outcomes", "set-aside", ".lock"
+#: Of plans that differ so many differences are named.
+_NAMED = 6
+#: Units are checked by so many threads: reading and hashing leave Python's lock.
+_READERS = 4
+
+
+class FolderBusy(OSError):
+    """Another process is at work in the folder."""
+
+
+class Campaign:
+    """The units of a plan in a folder. A context manager: meanwhile no other process can be at work there.
+
+    **Arguments:**
+
+    - `folder`: is made if it does not exist.
+    - `plan`: what is run; `first_id`: of the first start.
+    - `overwrite`: remove what another campaign has left in the folder.
+    - `trusted`: go on although the plan holds code of your own, of which it is not known whether it has changed.
+
+    **Raises:** `FileExistsError` for folders with units of another plan (the message says what differs), or results of
+    something else; `FolderBusy`; those of `prepare_folder`.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        plan: Plan,
+        first_id: int = 0,
+        *,
+        overwrite: bool = False,
+        trusted: bool = False,
+    ):
+        self.folder = prepare_folder(folder, (CAMPAIGN,), overwrite=True)
+        self.plan, self.first_id = plan, first_id
+        self.shown = visible(shortened(str(self.folder)))
+        self._lock = _Lock(self.folder / LOCK, self.shown)
+        try:
+            stored = None if overwrite else self._stored()
+            if stored is None:
+                self._begin(overwrite)
+            else:
+                self._belongs(stored, trusted)
+                self._record = stored
+            units.clean(self.outcomes)
+        except BaseException:
+            self._lock.release()
+            raise
+        #: The ids of the units that are there, in order.
+        self.spans: list[range] = []
+
+    def __enter__(self) -> "Campaign":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lock.release()
+
+    # -- the folder ----------------------------------------------------------------------------------------------------
+
+    @property
+    def outcomes(self) -> pathlib.Path:
+        """The folder of units."""
+        return self.folder / OUTCOMES
+
+    def _stored(self) -> dict[str, Any] | None:
+        if not (self.folder / CAMPAIGN).exists():
+            present = [name for name in (OUTCOMES, SUMMARY) if (self.folder / name).exists()]
+            if present:
+                raise FileExistsError(
+                    f"{self.shown} already holds {', '.join(present)}, but no {CAMPAIGN}: choose another folder, or replace them "
+                    "with overwrite=True (--overwrite)"
+                )
+            return None
+        return read_campaign(self.folder)
+
+    def _belongs(self, stored: dict[str, Any], trusted: bool) -> None:
+        rest = "choose another folder, or replace them with overwrite=True (--overwrite)"
+        apart = differences(stored["plan"], self.plan.record)
+        if stored["first_id"] != self.first_id:
+            apart.append(f"first id: {stored['first_id']} there, {self.first_id} here")
+        if apart or stored["digest"] != self.plan.digest:
+            shown = "; ".join(apart[:_NAMED]) + (f"; and {len(apart) - _NAMED} more" if len(apart) > _NAMED else "")
+            raise FileExistsError(f"{self.shown} already holds results of another run: {shown}. Please {rest}")
+        if not (trusted or self.plan.is_known):
+            raise FileExistsError(
+                f"{self.shown} holds results of a plan with code of your own, which may have changed since: if it has not, "
+                f"gf.resume({str(self.folder)!r}) goes on; else {rest}"
+            )
+
+    def _begin(self, overwrite: bool) -> None:
+        if overwrite:
+            self._remove()
+        self.outcomes.mkdir(exist_ok=True)
+        self._record = {
+            "digest": self.plan.digest,
+            "first_id": self.first_id,
+            "unit": units.default_size(self.plan),
+            "token": secrets.token_hex(8),
+            "request": None,
+            "looks": [],
+            "plan": self.plan.record,
+        }
+        self._write()
+
+    def _remove(self) -> None:
+        """What campaigns leave, and nothing else: files of the user's stay."""
+        for name in (CAMPAIGN, SUMMARY):
+            (self.folder / name).unlink(missing_ok=True)
+        if self.outcomes.is_dir():
+            units.clean(self.outcomes)
+            for path in units.listed(self.outcomes):
+                if units.is_name(path.name):
+                    path.unlink()
+
+    def _write(self) -> None:
+        write_json(self._record, self.folder / CAMPAIGN)
+
+    @property
+    def size(self) -> int:
+        """Starts of a unit."""
+        return self._record["unit"]
+
+    @property
+    def token(self) -> str:
+        """By which a process elsewhere recognises the folder."""
+        return self._record["token"]
+
+    def request(self, **options: Any) -> None:
+        """Notes what was asked for, so that `resume` can go on."""
+        if self._record["request"] != options:
+            self._record["request"] = options
+            self._write()
+
+    @property
+    def looks(self) -> list[int]:
+        """At how many starts estimates were made."""
+        return self._record["looks"]
+
+    def looked(self, num: int) -> None:
+        """Notes that an estimate from so many starts was made."""
+        if num not in self.looks:
+            self.looks.append(num)
+            self._write()
+
+    # -- units ---------------------------------------------------------------------------------------------------------
+
+    def check(self) -> Iterator[Unit]:
+        """The units that are there, after a look at every byte of them; what is no whole unit of the plan is set aside, with a
+        `StorageWarning`."""
+        paths = units.listed(self.outcomes)
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
+            for path, found in zip(paths, executor.map(lambda path: _checked(path, self.plan), paths), strict=True):
+                if isinstance(found, Unit) and self.spans and found.ids.start < self.spans[-1].stop:
+                    found = DamagedUnit("its starts are in another unit, too")
+                if isinstance(found, DamagedUnit):
+                    self._set_aside(path, str(found))
+                else:
+                    self.spans.append(found.ids)
+                    yield found
+
+    def _set_aside(self, path: pathlib.Path, why: str) -> None:
+        aside = self.folder / SET_ASIDE
+        aside.mkdir(exist_ok=True)
+        target = aside / path.name
+        while target.exists():
+            target = aside / f"{path.name}.{secrets.token_hex(4)}"
+        shutil.move(path, target)
+        warnings.warn(
+            f"{visible(shortened(str(path)))} was set aside, into {SET_ASIDE}{os.sep}: {why}. Its starts are run again",
+            StorageWarning,
+            stacklevel=2,
+        )
+
+    def missing(self, ids: range) -> list[range]:
+        """Which of the ids are in no unit, in pieces of at most the size of a unit."""
+        pieces: list[range] = []
+        first = ids.start
+        for span in self.spans:
+            if first < span.start < ids.stop:
+                pieces += units.cut(range(first, span.start), self.size)
+            first = max(first, span.stop)
+        return pieces + list(units.cut(range(first, ids.stop), self.size)) if first < ids.stop else pieces
+
+    def add(self, ids: range, columns: dict[str, np.ndarray], limits: Sequence[FoundLimit] | None) -> Unit:
+        """Writes the rows of some ids as a unit; raises `OSError` if that fails."""
+        return self.add_encoded(ids, units.encode(self.plan, ids, columns, limits))
+
+    def add_encoded(self, ids: range, data: bytes) -> Unit:
+        """Writes a unit that was encoded elsewhere."""
+        try:
+            path = units.write(self.outcomes, ids, data)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the starts {ids[0]} … {ids[-1]} could not be written ({error.strerror}). What was written before is whole: the "
+                "same run in this folder goes on there",
+                str(self.outcomes),
+            ) from None
+        return self.take_in(path)
+
+    def take_in(self, path: pathlib.Path) -> Unit:
+        """A unit whose file was just written."""
+        unit = units.peek(path, self.plan)
+        bisect.insort(self.spans, unit.ids, key=lambda span: span.start)
+        return unit
+
+    def renumber(self, ids: range, columns: dict[str, np.ndarray], limits: Sequence[FoundLimit]) -> None:
+        """Writes a unit anew, whose rows now count other limits."""
+        units.write(self.outcomes, ids, units.encode(self.plan, ids, columns, limits))
+
+
+def _checked(path: pathlib.Path, plan: Plan) -> Unit | DamagedUnit:
+    try:
+        return units.check(path, plan)
+    except DamagedUnit as damaged:
+        return damaged
+
+
+def read_campaign(folder: str | os.PathLike) -> dict[str, Any]:
+    """What `campaign.json` says.
+
+    **Raises:** `FileNotFoundError` if there is none; `ValueError` if it is damaged.
+    """
+    path = pathlib.Path(folder) / CAMPAIGN
+    stored = read_json(path, "a campaign")
+    needed: dict[str, Any] = dict(digest=str, first_id=int, unit=int, token=str, looks=list, plan=dict,
+        request=(dict, type(None)))  # fmt: skip
+    for name, kind in needed.items():
+        if not isinstance(stored.get(name), kind) or isinstance(stored.get(name), bool):
+            raise ValueError(
+                f"{visible(shortened(str(path)))} is damaged: {name} is {shortened(repr(stored.get(name)))}"
+            )
+    if stored["unit"] < 1 or not all(isinstance(look, int) for look in stored["looks"]):
+        raise ValueError(f"{visible(shortened(str(path)))} is damaged: its unit or its looks cannot be")
+    id_range(stored["first_id"], 1)
+    return stored
+
+
+def who_is_at_work(folder: str | os.PathLike) -> str | None:
+    """The process that is at work in a folder, in words; `None` if none is."""
+    path = pathlib.Path(folder) / LOCK
+    try:
+        with open(path, "r+", encoding="utf-8") as file:
+            try:
+                _take(file)
+            except OSError:
+                return file.read().strip() or "unknown"
+    except OSError:
+        return None
+    return None
+
+
+class _Lock:
+    """A lock on a file, which the system releases when the process ends, however that comes about."""
+
+    def __init__(self, path: pathlib.Path, shown: str):
+        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed by `release`)
+        try:
+            _take(self._file)
+        except OSError:
+            self._file.seek(0)
+            who = visible(shortened(self._file.read().strip())) or "unknown"
+            self._file.close()
+            raise FolderBusy(
+                f"another process ({who}) is at work in {shown}: wait for it, or choose another folder"
+            ) from None
+        self._file.seek(0)
+        self._file.truncate()
+        with contextlib.suppress(OSError):  # of a full disk
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _take(file: Any) -> None:
+    """Locks a file, or raises `OSError` at once."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
