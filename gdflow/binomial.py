@@ -1,13 +1,13 @@
 """Exact one-sided bounds for the probability of success of independent trials.
 
-For a number of trials that was fixed in advance those of Clopper and Pearson (1934). For numbers that may depend on what was seen,
-the mixture of Robbins (1970): with `S` successes in `n` trials the ratio
+For a number of trials that was fixed in advance those of Clopper and Pearson (1934). For numbers that may depend on what was
+seen, the mixture of Robbins (1970): with `S` successes in `n` trials the ratio
 
     B(1 + S, 1 + n − S) / (p^S (1 − p)^(n−S))
 
-of the likelihood under a uniformly distributed probability to that under `p` is a martingale of mean 1 if `p` is the true one. It ever
-reaches `1/α` with probability at most `α` (Ville), so all `p` at which it is below make a set that holds the true one for all `n` at
-once with probability at least `1 − α` (Howard, Ramdas, McAuliffe, Sekhon 2021; MATH.md, section 19).
+of the likelihood under a uniformly distributed probability to that under `p` is a martingale of mean 1 if `p` is the true one.
+It ever reaches `1/α` with probability at most `α` (Ville), so all `p` at which it is below make a set that holds the true one
+for all `n` at once with probability at least `1 − α` (Howard, Ramdas, McAuliffe, Sekhon 2021; MATH.md, section 19).
 """
 
 import math

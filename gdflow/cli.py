@@ -1,4 +1,5 @@
-"""The command line: `gdflow basins`, `repeat`, `report`, `simulate`, `descent` and `experiment`, thin over the library."""
+"""The command line: `gdflow basins`, `repeat`, `report`, `simulate`, `descent`, `experiment` and `campaign`, thin over the
+library."""
 
 import importlib.metadata
 import io
@@ -7,17 +8,29 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
-from gdflow.console import complain, ended_by_interrupts, failures, kept, save_picture, say, say_written
+from gdflow.console import (
+    complain,
+    ended_by_interrupts,
+    ended_cleanly,
+    exit_code,
+    failures,
+    kept,
+    save_picture,
+    say,
+    say_written,
+)
 
 with ended_by_interrupts():
     import cyclopts
 
+    from gdflow import campaign_commands
+    from gdflow.campaign_commands import DEFAULT_OUT, prepare_for_basins, say_basins
     from gdflow.command_options import (
         Columns,
         Count,
+        Ending,
         Folder,
         Network,
         Optimizer,
@@ -31,7 +44,7 @@ with ended_by_interrupts():
 
 # What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
 
-BASINS_PICTURE, TRAJECTORY_PICTURE, DESCENT_PICTURE = "basins.png", "trajectory.png", "descent.png"
+TRAJECTORY_PICTURE, DESCENT_PICTURE = "trajectory.png", "descent.png"
 #: Trajectories without a certificate end where the norm of the gradient is this part of its size at the start.
 GRADIENT_FALL = 1e-6
 
@@ -44,12 +57,12 @@ app = cyclopts.App(
     ),
     version=importlib.metadata.version("gdflow"),
 )
+app.command(campaign_commands.app)
 app.register_install_completion_command(
     help="Install completion of commands and options for your shell; the shell's startup file may get a line for it."
 )
 
-COLUMNS, NETWORK, STARTS, RUNNING, OPTIMIZER = Columns(), Network(), Starts(), Running(), Optimizer()
-DEFAULT_OUT = pathlib.Path("gdflow-out")
+COLUMNS, NETWORK, STARTS, RUNNING, OPTIMIZER, ENDING = Columns(), Network(), Starts(), Running(), Optimizer(), Ending()
 
 
 @app.command
@@ -60,11 +73,12 @@ def basins(
     columns: Columns = COLUMNS,
     network: Network = NETWORK,
     starts: Starts = STARTS,
-    num: Count = 10_000,
+    num: Count | None = None,
     running: Running = RUNNING,
     confidence: float = 0.95,
     proof: bool | None = None,
     audit: int | None = None,
+    ending: Ending = ENDING,
     lanes: int | None = None,
     out: Folder = DEFAULT_OUT,
     overwrite: bool = False,
@@ -72,14 +86,14 @@ def basins(
 ) -> None:
     """How likely does a random start converge where, a global minimum for instance? As table, picture and files.
 
-    Where the folder holds the results of this very run they are opened; `--overwrite` runs it again.
+    Rows are kept in the folder as they come: the same command goes on where it was, and with a larger --num it adds starts.
 
     Parameters
     ----------
     data
         CSV file with a header, NPZ file with arrays X (d_x, m) and Y (d_y, m), or bundled data: linnerud (the default) or iris.
     num
-        Number of random starts.
+        Number of random starts, by default 10000; with --half-width or --seconds the most, by default a billion.
     confidence
         Confidence of the intervals.
     proof
@@ -91,9 +105,9 @@ def basins(
     lanes
         Starts in flight at once, per core. Results do not depend on it.
     out
-        Folder for outcomes.parquet, summary.json and basins.png.
+        Folder for outcomes/ (Parquet files), campaign.json, summary.json and basins.png.
     overwrite
-        Run in any case, and replace results that are in the folder.
+        Replace results that are in the folder.
     progress
         Show a progress bar.
     """
@@ -103,15 +117,16 @@ def basins(
     law, key = starts.law(widths), starts.key()
     options = running.options(problem, widths)
     proof = proves(problem, law, options, proof, audit)
-    _prepare_for_basins(out, overwrite)
+    prepare_for_basins(out, overwrite)
     say(problem.report(widths, lowest=16))
-    _say_basins(
-        lambda: basin_sizes(
-            problem, law, num, key=key, **options, confidence=confidence, proof=proof, audit=audit, lanes=lanes, folder=out,
-            overwrite=overwrite, progress=progress,
-        ),
-        out,
-    )  # fmt: skip
+    with ending.client() as client:
+        say_basins(
+            lambda: basin_sizes(
+                problem, law, ending.most(num), key=key, **options, confidence=confidence, proof=proof, audit=audit,
+                until=ending.until, lanes=lanes, client=client, folder=out, overwrite=overwrite, progress=progress,
+            ),
+            out,
+        )  # fmt: skip
 
 
 @app.command
@@ -133,44 +148,19 @@ def repeat(
     num
         Number of starts, if not those of the run.
     out
-        Folder for outcomes.parquet, summary.json and basins.png.
+        Folder for outcomes/ (Parquet files), campaign.json, summary.json and basins.png.
     overwrite
-        Run in any case, and replace results that are in the folder.
+        Replace results that are in the folder.
     progress
         Show a progress bar.
     """
     from gdflow import basins as library
 
-    _prepare_for_basins(out, overwrite)
-    _say_basins(
+    prepare_for_basins(out, overwrite)
+    say_basins(
         lambda: library.repeat(results, num, folder=out, overwrite=overwrite, progress=progress),
         out,
     )
-
-
-def _prepare_for_basins(folder: pathlib.Path, overwrite: bool) -> None:
-    """Makes the folder; results of a run in it are left to the library, which knows whose they are."""
-    from gdflow.basins.storage import OUTCOMES, PARTIAL, SUMMARY, prepare_folder
-
-    if not os.path.exists(folder / SUMMARY):
-        prepare_folder(folder, (OUTCOMES, SUMMARY, BASINS_PICTURE), overwrite=overwrite)
-    kept.append(f"the rows of the starts that had finished are in {folder / PARTIAL}, a Parquet file")
-
-
-def _say_basins(run: Callable[[], Any], folder: pathlib.Path) -> None:
-    """Runs, shows the table, draws the picture."""
-    from gdflow import plotting
-    from gdflow.basins.storage import OUTCOMES, SUMMARY
-
-    estimate = run()
-    say(estimate)
-    if estimate.opened_from is not None and (folder / BASINS_PICTURE).exists():
-        return  # nothing to write
-    written = () if failures or estimate.opened_from is not None else (OUTCOMES, SUMMARY)
-    if save_picture(lambda: plotting.plot_basins(estimate), folder / BASINS_PICTURE):
-        written = (*written, BASINS_PICTURE)
-    if written:
-        say_written(written, folder)
 
 
 @app.command
@@ -218,7 +208,7 @@ def simulate_command(
     data
         CSV file with a header, NPZ file with arrays X (d_x, m) and Y (d_y, m), or bundled data: linnerud (the default) or iris.
     start
-        Id of the start, as in outcomes.parquet.
+        Id of the start, as in the column id of outcomes/.
     t1
         Flow time to integrate to. By default four times the time at which a global minimum is certified; where no critical
         values are known, until the norm of the gradient has fallen to 1e-6 of its size at the start.
@@ -366,7 +356,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
 
 def _run(arguments: list[str]) -> None:
     command, bound, _ = app.parse_args(arguments, print_error=False, exit_on_error=False)
-    if command.__module__ == __name__:  # neither help nor version
+    if command.__module__ in (__name__, campaign_commands.__name__):  # neither help nor version
         bound.apply_defaults()
         if "columns" in bound.arguments:  # bad data are told of at once
             table = bound.arguments["columns"].table(bound.arguments["data"])
@@ -395,7 +385,7 @@ def main() -> None:
     kept.clear()
     read.cache_clear()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), ended_cleanly():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _warn  # type: ignore[assignment]
             _run(sys.argv[1:])
@@ -403,7 +393,7 @@ def main() -> None:
         failures.append(str(error) or type(error).__name__)
     except KeyboardInterrupt:
         complain("interrupted" + "".join(f"; {note}" for note in kept))
-        sys.exit(130)
+        sys.exit(exit_code())
     for message in failures:
         complain(message)
     if failures:

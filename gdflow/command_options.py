@@ -1,11 +1,12 @@
 """The options that commands share: columns of the data, networks, laws of starts, how starts are stepped and decided."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 from gdflow.console import ended_by_interrupts
@@ -309,6 +310,66 @@ class Running:
             verdict=None if self.verdict is None else named[self.verdict](problem, widths),
             riders=(Drift(),) if self.staircase is False else None,
         )
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """When a run has enough starts, and who computes them.
+
+    Parameters
+    ----------
+    half_width
+        End as soon as half the width of every limit's interval is at most this (audits left out). Intervals then hold for any
+        number of starts.
+    seconds
+        Begin no more starts after so much time.
+    scheduler
+        Address of a Dask scheduler, for instance tcp://HOST:8786, whose workers compute the starts.
+    """
+
+    half_width: float | None = None
+    seconds: float | None = None
+    scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("half_width", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive and finite, got {value:g}")
+
+    @property
+    def until(self) -> Any:
+        """The rule, a `gdflow.basins.Until`, if there is one."""
+        from gdflow.basins import Until
+
+        return None if self.half_width is self.seconds is None else Until(self.half_width, self.seconds)
+
+    def most(self, num: int | None) -> int:
+        """The number of starts."""
+        if num is not None:
+            return num
+        return 10_000 if self.half_width is self.seconds is None else 10**9
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Any]:
+        """The client of the scheduler, if one is named.
+
+        **Raises:** `ConnectionError` if there is none at the address; `ValueError` without Dask.
+        """
+        if self.scheduler is None:
+            yield None
+            return
+        try:
+            import distributed
+        except ImportError:
+            raise ValueError("--scheduler needs Dask: pip install 'gdflow[cluster]'") from None
+        try:
+            client = distributed.Client(self.scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"there is no Dask scheduler at {self.scheduler!r}: {error}") from None
+        with client:
+            yield client
 
 
 @Parameter(name="*")

@@ -25,6 +25,33 @@ def ended_by_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+#: The signal that ended the command, if it was asked to end.
+_signals: list[int] = []
+
+
+@contextlib.contextmanager
+def ended_cleanly() -> Iterator[None]:
+    """Lets a request to end the process (SIGTERM, as of schedulers of clusters) do what an interrupt does: end it in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _: object) -> None:
+        _signals.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_code() -> int:
+    """Of a command that was interrupted, as shells have it: 128 and the number of the signal."""
+    return 128 + (_signals.pop() if _signals else signal.SIGINT)
+
+
 with ended_by_interrupts():
     import rich.console
     from rich.text import Text

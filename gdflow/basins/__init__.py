@@ -30,12 +30,12 @@ other algorithms are located: the gradient has vanished, below the second-lowest
 cycle. `step_size_basins` compares steps.
 
 *Memory* does not grow with the number of starts. Everything is counted, times go into a logarithmic histogram, and the first 10⁶
-rows are kept. With a folder all rows are written there, as units of consecutive starts (`gdflow.basins.campaign`): whatever ends a
-run, the same one in the same folder goes on where it was, and a larger number adds starts. With a `distributed.Client` units are
-computed by its workers.
+rows are kept. With a folder all rows are written there, as units of consecutive starts (`gdflow.basins.campaign`): whatever ends
+a run, the same one in the same folder goes on where it was, and a larger number adds starts. With a `distributed.Client` units
+are computed by its workers.
 
-*How many starts?* A number, or until a rule is met (`Until`): intervals of the width that is wanted, or a time. Intervals then hold
-for any number of starts.
+*How many starts?* A number, or until a rule is met (`Until`): intervals of the width that is wanted, or a time. Intervals then
+hold for any number of starts.
 """
 
 from gdflow.basins.campaign import FolderBusy as FolderBusy

@@ -5,8 +5,8 @@
     FOLDER/summary.json    numbers of the last estimate
     FOLDER/set-aside/      what was found in outcomes/ and is no whole unit of the plan
 
-The plan fixes every row, so it does not matter who computes a unit, when, or how often. A run that was killed has lost the units it
-was at; the next one computes these. Every file is written beside and renamed.
+The plan fixes every row, so it does not matter who computes a unit, when, or how often. A run that was killed has lost the units
+it was at; the next one computes these. Every file is written beside and renamed.
 """
 
 import bisect

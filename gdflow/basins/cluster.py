@@ -4,8 +4,8 @@
     gf.basin_sizes(problem, law, 10**9, key=key, folder="big", client=client)
 
 A worker gets the record of the plan, once, and ids. It computes the unit in as many threads as Dask gives it, writes it into the
-folder if it sees that, and else sends the bytes back. Rows do not depend on who computed them. A worker that dies costs the units it
-was at: Dask gives them to another. If the scheduler is lost, what was written stays, and the same run goes on there.
+folder if it sees that, and else sends the bytes back. Rows do not depend on who computed them. A worker that dies costs the
+units it was at: Dask gives them to another. If the scheduler is lost, what was written stays, and the same run goes on there.
 """
 
 import dataclasses
@@ -95,14 +95,10 @@ def run_units(
             ledger.receive(piece, future.result())
             count(len(piece))
             submit()
-    except (OSError, distributed.CancelledError, distributed.client.FutureCancelledError) as error:
-        if isinstance(error, OSError) and not isinstance(
-            error, ConnectionError | TimeoutError | distributed.CommClosedError
-        ):
-            raise  # of the folder
+    except (distributed.CancelledError, distributed.comm.CommClosedError, TimeoutError) as error:
         raise ConnectionError(
-            f"the cluster was lost ({type(error).__name__}: {error}). The units that were finished are kept: the same run in this "
-            "folder goes on there"
+            f"the cluster was lost ({type(error).__name__}). The units that were finished are kept: the same run in this folder "
+            "goes on there"
         ) from None
     except distributed.KilledWorker as error:
         raise RuntimeError(

@@ -90,7 +90,8 @@ class BasinEstimate(Printable):
     - `lanes`: starts that were in flight at once per thread.
     - `seconds`: wall time, compilation included.
     - `found`: the limits that were found, in the order of their losses; `None` if they were known beforehand.
-    - `anytime`: why the number of starts was not fixed in advance, in words; intervals then hold for any number. `None` if it was.
+    - `anytime`: why the number of starts was not fixed in advance, in words; intervals then hold for any number. `None` if it
+      was.
     - `opened_from`: the folder, if these are results of an earlier run.
     """
 
@@ -430,7 +431,8 @@ class BasinEstimate(Printable):
         row = self.rows[0]
         if self.anytime is None:
             return f"fixed in advance; for any number the interval of {row.label} is {interval_text(row.anytime)}"
-        return f"not fixed in advance ({self.anytime}); if it were, the interval of {row.label} would be {interval_text(row.fixed)}"
+        fixed = interval_text(row.fixed)
+        return f"not fixed in advance ({self.anytime}); if it were, the interval of {row.label} would be {fixed}"
 
     def _proof_text(self) -> str:
         by = ", ".join(f"{n} by {method.name}" for method, n in self._proved_by if n)

@@ -17,10 +17,10 @@ already. Given that the new run decides such a start rightly, flips are independ
 failing with probability at most `α/4`, and for `q` from above, with `α/2`, hold together with probability at least `1 − α`,
 whatever their dependence: the audited starts are among the others. `tests/test_intervals.py` simulates it.
 
-*Numbers not fixed in advance.* Clopper and Pearson's bounds hold for a number of starts that does not depend on what was seen. Where
-a run ends by a rule, or is extended after a look, the same bounds are taken from `gdflow.binomial.anytime_lower` and `anytime_upper`:
-they hold for all numbers of starts at once. The audit then takes the first starts, as many as there is need of, so that more starts
-never exchange them.
+*Numbers not fixed in advance.* Clopper and Pearson's bounds hold for a number of starts that does not depend on what was seen.
+Where a run ends by a rule, or is extended after a look, the same bounds are taken from `gdflow.binomial.anytime_lower` and
+`anytime_upper`: they hold for all numbers of starts at once. The audit then takes the first starts, as many as there is need of,
+so that more starts never exchange them.
 """
 
 import dataclasses
@@ -144,9 +144,9 @@ def unseen_bound(limits: Int[np.ndarray, " num"], alpha: float, *, anytime: bool
     The limits of the first half of the starts are fixed when the second half is looked at. A start of the second half has
     another limit, or none, with a probability that is at least the one in question; it is bounded exactly (Clopper–Pearson).
 
-    **Arguments:** `limits`: of the starts, in an order fixed beforehand; −1 where there is none; `anytime`: for all numbers of starts
-    at once. The limits are then those of the first `2^k` starts, with `2^k` the largest power up to half of the number, and the bound
-    for this `k` has the `k`-th share of the error.
+    **Arguments:** `limits`: of the starts, in an order fixed beforehand; −1 where there is none; `anytime`: for all numbers of
+    starts at once. The limits are then those of the first `2^k` starts, with `2^k` the largest power up to half of the number,
+    and the bound for this `k` has the `k`-th share of the error.
     """
     half, bound = len(limits) // 2, clopper_pearson_upper
     if anytime and half:

@@ -21,11 +21,11 @@ _ANY = np.iinfo(np.int32).max
 class Ledger:
     """Takes in units as they come, new ones and those of a campaign.
 
-    **Arguments:** `plan`: whose they are; `ids`: all that may come; `campaign`: where new ones are written, if anywhere; `watched`:
-    ids whose labels are wanted; `alpha`: error of the intervals that `half_width` is of.
+    **Arguments:** `plan`: whose they are; `ids`: all that may come; `campaign`: where new ones are written, if anywhere;
+    `watched`: ids whose labels are wanted; `alpha`: error of the intervals that `half_width` is of.
 
-    Fields: `num`: how many starts there are before the first gap; `seen`: how many in all; `tally`: of the `num`; `watch`: labels of
-    the watched ids. After `settle`: `found`, the limits that were found.
+    Fields: `num`: how many starts there are before the first gap; `seen`: how many in all; `tally`: of the `num`; `watch`:
+    labels of the watched ids. After `settle`: `found`, the limits that were found.
     """
 
     def __init__(self, plan: Plan, ids: range, campaign: Campaign | None, watched: Sequence[int], alpha: float = 0.05):
@@ -71,8 +71,8 @@ class Ledger:
             self.open(self._campaign.add_encoded(ids, data))
 
     def open(self, unit: Unit) -> None:
-        """A unit that is there. Its rows are read if they are to be kept, if labels among them are wanted, or if not all of them are
-        of this run; `gdflow.basins.units.DamagedUnit` if they cannot be."""
+        """A unit that is there. Its rows are read if they are to be kept, if labels among them are wanted, or if not all of them
+        are of this run; `gdflow.basins.units.DamagedUnit` if they cannot be."""
         first, end = max(unit.ids.start, self._ids.start), min(unit.ids.stop, self._ids.stop)
         if first >= end:
             return

@@ -169,8 +169,8 @@ class Plan:
         """Runs the starts with given ids; rows go to `sink(ids, columns)` as they come, see `gdflow.basins.lanes.run_lanes`.
 
         **Arguments:** `lanes`: starts in flight at once per thread; results do not depend on it; `catalogue`: of the limits that
-        are found, whose numbers the rows have; `halted`: whether no more starts shall be begun. Those that were begun are the first
-        ones then, and all of them have their rows.
+        are found, whose numbers the rows have; `halted`: whether no more starts shall be begun. Those that were begun are the
+        first ones then, and all of them have their rows.
         """
         catalogue = self.catalogue() if catalogue is None else catalogue
         lanes = self.check_lanes(len(ids), lanes)

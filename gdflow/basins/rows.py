@@ -16,8 +16,8 @@ Columns = dict[str, np.ndarray]
 class Gathering:
     """Gathers the rows of some pieces of ids, which come in any order; hands on each piece as soon as it is whole.
 
-    **Arguments:** `pieces`: ranges without an id in common, in order; `done`: called with a piece and its rows, in the order of the
-    ids.
+    **Arguments:** `pieces`: ranges without an id in common, in order; `done`: called with a piece and its rows, in the order of
+    the ids.
     """
 
     def __init__(self, pieces: Sequence[range], done: Callable[[range, Columns], None]):

@@ -92,19 +92,19 @@ def basin_sizes(
     - `until`: a `gf.basins.Until`: end earlier, by a rule. Intervals then hold for any number of starts.
     - `client`: a `distributed.Client`: its workers compute the units, see `gdflow.basins.cluster`.
     - `folder`: keep all rows there, see `gdflow.basins.campaign`: Parquet files of consecutive starts in `outcomes/`, plan in
-      `campaign.json`, numbers in `summary.json`. What is there of the same plan is not run again: after a crash or an interrupt the
-      same call goes on where it was, with a larger `num` it adds starts. Plans with code of your own are gone on with by
-      `gf.resume` alone: it is not known whether that code has changed. Without a folder the rows beyond the first 10^6 are counted
-      only.
+      `campaign.json`, numbers in `summary.json`. What is there of the same plan is not run again: after a crash or an interrupt
+      the same call goes on where it was, with a larger `num` it adds starts. Plans with code of your own are gone on with by
+      `gf.resume` alone: it is not known whether that code has changed. Without a folder the rows beyond the first 10^6 are
+      counted only.
     - `overwrite`: replace what is in the folder.
     - `progress`: show a progress bar.
 
     **Returns:** a `gdflow.basins.BasinEstimate`.
 
     **Raises:** `ValueError` or `TypeError` for options out of range, widths that do not fit the problem, float32, and verdicts
-    that would mislead of such starts; `FileExistsError` for a folder with other results, `FolderBusy` for one where another process
-    is at work; all before anything is run. `OSError` where units cannot be written: those that were are kept. What happens to single
-    starts never raises.
+    that would mislead of such starts; `FileExistsError` for a folder with other results, `FolderBusy` for one where another
+    process is at work; all before anything is run. `OSError` where units cannot be written: those that were are kept. What
+    happens to single starts never raises.
 
     ```python
     >>> law = gf.initialization.Gaussian(problem.widths([5, 5]))
@@ -186,7 +186,8 @@ def _run(
         same = old is not None and (old["num"], old["confidence"], old["anytime"], (old["audit"] or {"num": 0})["num"]) == (
             len(ids), options.confidence, reason, num_audited)  # fmt: skip
         if same and ledger.num == before:
-            assert old is not None and campaign is not None
+            assert old is not None
+            assert campaign is not None
             audit, seconds, opened_from = stored_audit(old), old["seconds"], os.fspath(campaign.folder)
         else:
             audit = _audit(plan, ledger.watch.first(num_audited), lanes, bar, known) if num_audited else None
@@ -224,8 +225,8 @@ def _keep(campaign: Campaign, estimate: BasinEstimate) -> None:
         write_json(estimate.summary(), campaign.folder / SUMMARY)
     except OSError as error:
         warnings.warn(
-            f"{SUMMARY} could not be written to {campaign.shown}: {error.strerror}. All rows are in {campaign.outcomes}; the same "
-            "run in this folder makes the summary of them",
+            f"{SUMMARY} could not be written to {campaign.shown}: {error.strerror}. All rows are in {campaign.outcomes}; the "
+            "same run in this folder makes the summary of them",
             StorageWarning,
             stacklevel=4,
         )

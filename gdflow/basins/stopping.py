@@ -14,8 +14,8 @@ class Until:
 
     - `half_width`: end as soon as half the width of every limit's interval is at most this, audits left out: what more starts can
       narrow.
-    - `seconds`: begin no more starts after so much wall time. Those that are in flight go on to their ends, so that slow starts are
-      not cut off.
+    - `seconds`: begin no more starts after so much wall time. Those that are in flight go on to their ends, so that slow starts
+      are not cut off.
 
     **Raises:** `ValueError` for numbers that are not positive, and if none is given.
 

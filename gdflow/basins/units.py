@@ -1,9 +1,9 @@
 """Units: the rows of consecutive starts as one Parquet file, which says whose they are and whether it is whole.
 
-A file is written beside and renamed, so that it is there as a whole or not at all. It holds, as metadata of Parquet, the digest of
-its plan, its ids, the versions that computed it, its tally, and a checksum: the SHA-256 of all bytes of the file, with zeros in the
-place of the checksum. So a file that was cut off, changed by a single bit, or is of another plan is told from a good one, and pandas,
-polars or DuckDB read it as any other.
+A file is written beside and renamed, so that it is there as a whole or not at all. It holds, as metadata of Parquet, the digest
+of its plan, its ids, the versions that computed it, its tally, and a checksum: the SHA-256 of all bytes of the file, with zeros
+in the place of the checksum. So a file that was cut off, changed by a single bit, or is of another plan is told from a good one,
+and pandas, polars or DuckDB read it as any other.
 """
 
 import contextlib
@@ -65,8 +65,8 @@ def name(ids: range) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What a unit says of itself: its `path` (`None` in memory), `ids`, `tally`, and the `limits` that its rows count, if limits are
-    found in the run."""
+    """What a unit says of itself: its `path` (`None` in memory), `ids`, `tally`, and the `limits` that its rows count, if limits
+    are found in the run."""
 
     path: pathlib.Path | None
     ids: range
