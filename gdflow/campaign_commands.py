@@ -1,5 +1,4 @@
-"""Commands on the results of runs: `gdflow campaign status`, `verify`, `resume` and `export`; what all commands that run starts
-say."""
+"""Commands on the results of runs, `gdflow campaign …`; and what all commands that run starts say."""
 
 import os
 import pathlib
@@ -8,6 +7,7 @@ from typing import Any
 
 import cyclopts
 import rich.progress
+from rich.text import Text
 
 from gdflow.command_options import Count, Ending, Folder
 from gdflow.console import failures, kept, save_picture, say, say_written
@@ -111,7 +111,7 @@ def export(folder: pathlib.Path, path: pathlib.Path, /, *, overwrite: bool = Fal
 
     with _bar(progress, "exporting") as seen:
         num = basins.export(folder, path, overwrite=overwrite, seen=seen)
-    say_written((f"{num} rows",), path)
+    say(Text(f"wrote {num} rows to {visible(str(path))}"))
 
 
 class _bar:
@@ -139,9 +139,14 @@ def prepare_for_basins(folder: pathlib.Path, overwrite: bool) -> None:
     kept.append(_what_is_kept(folder))
 
 
+def _what_is_damaged(num: int) -> str:
+    return f"{num} files are damaged: gdflow campaign resume sets them aside and runs their starts again"
+
+
 def _what_is_kept(folder: pathlib.Path) -> str:
     shown = visible(str(folder))
-    return f"what was finished is in {shown}{os.sep}: the same command goes on there (how much it is: gdflow campaign status {shown})"
+    more = f"gdflow campaign status {shown} says how much"
+    return f"what was finished is in {shown}{os.sep}, and the same command goes on there ({more})"
 
 
 def say_basins(run: Callable[[], Any], folder: pathlib.Path) -> None:

@@ -1,5 +1,4 @@
-"""The command line: `gdflow basins`, `repeat`, `report`, `simulate`, `descent`, `experiment` and `campaign`, thin over the
-library."""
+"""The command line, thin over the library: `gdflow basins`, `repeat`, `report`, `simulate`, `descent`, `campaign`, …"""
 
 import importlib.metadata
 import io

@@ -188,7 +188,7 @@ class Plan:
                 again = _Sieve(self, attempt, sink, catalogue)
                 run_lanes(
                     process, waiting, again, lanes=lanes, pool=pool, threads=min(threads, -(-len(waiting) // pool)),
-                    **({} if self.again else {"halted": halted}),
+                    **({} if attempt else {"halted": halted}),
                 )  # fmt: skip
                 waiting = again.ids
                 if not len(waiting):

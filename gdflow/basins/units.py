@@ -33,6 +33,8 @@ from gdflow.tables import shortened
 _NUMBERS = 2**24
 #: … and has so many starts.
 _LEAST, _MOST = 2**6, 2**17
+#: Proofs, and searches for limits, cost so many times as much.
+_DEARER = 4
 _HEAD, _CHECKSUM = b"gdflow", b"checksum"
 _MARK, _BLANK = b"sha256:", b"0" * 64
 _NAME = re.compile(r"(\d{20})-(\d{20})\.parquet")
@@ -45,7 +47,7 @@ class DamagedUnit(ValueError):
 
 def default_size(plan: Plan) -> int:
     """How many starts make a unit, a power of two: what a crash can cost is a minute at most."""
-    numbers = plan.problem.objective.numbers(plan.starts.num_parameters)
+    numbers = plan.problem.objective.numbers(plan.starts.num_parameters) * (_DEARER if plan.again else 1)
     return 2 ** int(np.log2(np.clip(_NUMBERS // numbers, _LEAST, _MOST)))
 
 
