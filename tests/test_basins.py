@@ -378,17 +378,17 @@ def test_misfits_are_refused(problem):
 def test_saving_and_reading_back(problem, law, estimate, tmp_path):
     folder = tmp_path / "a" / "b"
     saved = gf.basin_sizes(problem, law, 200, key=KEY, lanes=64, progress=False, folder=folder, audit=0)
-    table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
+    table = pyarrow.parquet.read_table(folder / "outcomes")
     assert table.column_names == [
         "id", "status", "verdict", "limit", "highest", "time", "steps", "loss", "gradient_norm", "drift", "crossing_0",
         "crossing_1",
     ]  # fmt: skip
     assert table.equals(saved.outcomes)
     assert table["limit"].to_pylist() == estimate.outcomes["limit"].to_pylist()
-    assert sorted(p.name for p in folder.iterdir()) == ["outcomes.parquet", "summary.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "campaign.json", "outcomes", "summary.json"]
     with pytest.raises(FileExistsError, match="already holds"):
-        prepare_folder(folder, ("outcomes.parquet",))
-    prepare_folder(folder, ("outcomes.parquet",), overwrite=True)
+        prepare_folder(folder, ("outcomes",))
+    prepare_folder(folder, ("outcomes",), overwrite=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):
         prepare_folder(tmp_path / "file" / "x", ())

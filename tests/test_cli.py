@@ -20,7 +20,7 @@ import pytest
 
 import gdflow as gf
 from gdflow import cli, plotting
-from gdflow.basins import running as running_module
+from gdflow.basins.rows import Gathering
 from gdflow.data import linnerud_path
 
 LINNERUD = str(linnerud_path())
@@ -81,7 +81,7 @@ def test_basins_without_arguments_runs_linnerud_and_writes_everything(gdflow, tm
     ):
         assert part in out
     folder = tmp_path / "gdflow-out"
-    table = pyarrow.parquet.read_table(folder / "outcomes.parquet")
+    table = pyarrow.parquet.read_table(folder / "outcomes")
     assert table.num_rows == 60
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["certified"] + summary["undecided"] == summary["num"] == 60
@@ -93,25 +93,25 @@ def test_basins_without_arguments_runs_linnerud_and_writes_everything(gdflow, tm
     assert np.std(picture) > 0.05  # not blank
 
     # The same command opens them again; another one leaves the folder alone unless asked.
-    before = (folder / "outcomes.parquet").stat().st_mtime_ns
+    before = (folder / "outcomes").stat().st_mtime_ns
     code, out, err = gdflow("basins", "--num", 60, "--no-progress")
     assert (code, err) == (0, "")
     assert "gdflow-out: of an earlier run" in out
-    assert (folder / "outcomes.parquet").stat().st_mtime_ns == before
-    code, _, err = gdflow("basins", "--num", 61, "--no-progress")
+    assert (folder / "outcomes").stat().st_mtime_ns == before
+    code, _, err = gdflow("basins", "--num", 60, "--seed", 1, "--no-progress")
     assert code == 2
-    assert "already holds outcomes.parquet" in err
+    assert "already holds results of another run: starts.key" in err
     assert "--overwrite" in err
 
     # From the summary alone, and anew, the outcomes are the same; another seed gives others.
     code, *_ = gdflow("repeat", "gdflow-out/summary.json", "--out", "again", "--no-progress")
     assert code == 0
-    assert_same_outcomes(pyarrow.parquet.read_table(tmp_path / "again" / "outcomes.parquet"), table)
+    assert_same_outcomes(pyarrow.parquet.read_table(tmp_path / "again" / "outcomes"), table)
     code, *_ = gdflow("basins", "--num", 60, "--overwrite", "--no-progress")
     assert code == 0
-    assert_same_outcomes(pyarrow.parquet.read_table(folder / "outcomes.parquet"), table)
+    assert_same_outcomes(pyarrow.parquet.read_table(folder / "outcomes"), table)
     gdflow("basins", "--num", 60, "--seed", 1, "--out", "other", "--no-progress")
-    other = pyarrow.parquet.read_table(tmp_path / "other" / "outcomes.parquet")
+    other = pyarrow.parquet.read_table(tmp_path / "other" / "outcomes")
     assert not np.any(np.isclose(other["time"].to_numpy(), table["time"].to_numpy(), rtol=1e-9))
 
 
@@ -262,7 +262,7 @@ def test_a_second_run_finds_its_programs_and_gives_the_same_outcomes(tmp_path):
         ]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         assert done.stderr == ""
-        tables.append(pyarrow.parquet.read_table(tmp_path / name / "outcomes.parquet"))
+        tables.append(pyarrow.parquet.read_table(tmp_path / name / "outcomes"))
         programs.append({path.name for path in (tmp_path / "cache").rglob("*-cache")})
     assert programs[0]
     assert programs[0] == programs[1]
@@ -391,32 +391,30 @@ def test_numbers_are_printed_and_kept_if_the_picture_cannot_be_drawn(gdflow, tmp
     code, out, err = gdflow(*SMALL)
     assert code == 2
     assert "Basins of 20 starts" in out
-    assert "wrote outcomes.parquet, summary.json to x/" in out
-    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["outcomes.parquet", "summary.json"]
+    assert "wrote outcomes/, summary.json to x/" in out
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [".lock", "campaign.json", "outcomes", "summary.json"]
     assert err == "gdflow: the picture x/basins.png could not be made: RuntimeError: no [red]ink "
 
 
 @pytest.mark.slow
-def test_numbers_are_printed_and_kept_if_the_folder_goes(gdflow, tmp_path, monkeypatch):
-    """The folder is removed while lanes run."""
+def test_rows_are_kept_if_the_folder_goes(gdflow, tmp_path, monkeypatch):
+    """The folder is removed while lanes run: one message, which says where the rows are."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    add = Gathering.add
 
-    class Removing(running_module.Rows):
-        def add(self, ids, columns):
-            shutil.rmtree(tmp_path / "x", ignore_errors=True)
-            super().add(ids, columns)
+    def removing(self, ids, columns):
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        add(self, ids, columns)
 
-    monkeypatch.setattr(running_module, "Rows", Removing)
-    monkeypatch.setattr(plotting, "plot_basins", lambda *_: matplotlib.figure.Figure())
+    monkeypatch.setattr(Gathering, "add", removing)
     code, out, err = gdflow(*SMALL)
     assert code == 2
-    assert "Basins of 20 starts" in out
     assert "wrote" not in out
-    assert err.count("No such file or directory") == 2  # results, picture
-    (rescue,) = (tmp_path / "elsewhere").iterdir()
+    assert err.count("No such file or directory") == 1
+    (rescue,) = (tmp_path / "elsewhere").rglob("*.parquet")
     assert str(rescue) in err
-    assert pyarrow.parquet.read_table(rescue / "outcomes.parquet").num_rows == 20
+    assert pyarrow.parquet.read_table(rescue).num_rows == 20
 
 
 def test_all_public_names_are_there():

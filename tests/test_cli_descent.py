@@ -24,7 +24,7 @@ def test_descent_writes_a_table_a_picture_and_all_rows(gdflow, tmp_path):
     assert "100.0 [88.4, 100]" in text  # Clopper and Pearson for 30 of 30: 0.025^(1/30) = 0.8843
     assert matplotlib.image.imread(tmp_path / "out" / "descent.png").shape[2] == 4
     for name in ("flow", "step-0.002", "step-0.004"):
-        assert pyarrow.parquet.read_table(tmp_path / "out" / name / "outcomes.parquet").num_rows == 30
+        assert pyarrow.parquet.read_table(tmp_path / "out" / name / "outcomes").num_rows == 30
     # Runs that are there are opened; the picture is not replaced without being told.
     code, out, err = gdflow(*arguments)
     assert code == 2

@@ -315,7 +315,7 @@ def test_basins_without_levels(gdflow, options):
     assert (code, err) == (0, "")
     assert "not known before any flow" in out
     folder = pathlib.Path("gdflow-out")
-    assert pyarrow.parquet.read_table(folder / "outcomes.parquet").num_rows == 12
+    assert pyarrow.parquet.read_table(folder / "outcomes").num_rows == 12
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["data"]["targets"] == ["setosa", "versicolor", "virginica"]
     assert matplotlib.image.imread(folder / "basins.png").shape[0] > 300

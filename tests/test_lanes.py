@@ -207,7 +207,7 @@ def test_several_devices_give_the_same_outcomes(tmp_path):
         flags = f"--xla_force_host_platform_device_count={devices}"
         command = [sys.executable, "-c", _DEVICES.format(devices=devices)]
         subprocess.run(command, cwd=tmp_path, env={**os.environ, "XLA_FLAGS": flags}, check=True)
-        tables.append(pyarrow.parquet.read_table(tmp_path / f"out{devices}" / "outcomes.parquet"))
+        tables.append(pyarrow.parquet.read_table(tmp_path / f"out{devices}" / "outcomes"))
     for name in ("id", "status", "verdict", "limit", "steps"):
         assert tables[0][name].equals(tables[1][name]), name
     np.testing.assert_allclose(tables[0]["time"].to_numpy(), tables[1]["time"].to_numpy(), rtol=1e-9)

@@ -1,6 +1,7 @@
 """Plans: what fixes the rows of a run, on paper and back; runs repeated from their summary alone."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -86,7 +87,7 @@ def test_a_run_is_repeated_from_its_summary_alone(problem, tmp_path):
         problem, Gaussian(problem.widths([4])), 60, key=KEY, limits=Limits(t1=4.0), audit=20, folder=tmp_path / "first",
         progress=False,
     )  # fmt: skip
-    (tmp_path / "first" / "outcomes.parquet").unlink()
+    shutil.rmtree(tmp_path / "first" / "outcomes")
     run = subprocess.run([sys.executable, "-c", REPEAT], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert int(run.stdout) == estimate.certified
     again = gf.load(tmp_path / "second")
@@ -101,24 +102,25 @@ def test_a_run_is_repeated_from_its_summary_alone(problem, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda s: s.pop("plan"), "has no plan"),
+        (lambda s: s.pop("plan"), "plan is None"),
         (lambda s: s["plan"].pop("method"), "the record of the plan has no method"),
         (lambda s: s["plan"]["method"].update(type="nowhere.such:Method"), "nowhere.such:Method is needed: import"),
         (lambda s: s["plan"]["method"].update(type="os:system"), "os:system is not something that a record may name"),
         (lambda s: s["plan"]["method"].update(type="gdflow.basins:NoMethod"), "there is no such thing"),
         (lambda s: s["plan"]["limits"]["fields"].update(max_steps=77), "has been changed"),
-        (lambda s: s.update(audit={"num": 100}), "its audit or its confidence cannot be"),
-        (lambda s: s.update(confidence=7), "its audit or its confidence cannot be"),
         (lambda s: s.update(first_id=5), "do not belong together"),
+        (lambda s: s.update(first_id=-5), "do not lie between 0 and"),
+        (lambda s: s.update(unit=0), "its unit or its looks cannot be"),
+        (lambda s: s.update(looks=["x"]), "its unit or its looks cannot be"),
+        (lambda s: s.update(token=7), "token is 7"),
+        (lambda s: s.update(request={"num": 20}), "what was asked for cannot be"),
+        (lambda s: s["request"].update(num=-1), "what was asked for cannot be"),
         (lambda s: s["plan"].update(riders=[None]), "damaged|has been changed"),
         (lambda s: s["plan"]["limits"]["fields"].update(t1={"opaque": "<x>"}), "<x> could not be written down"),
         (
             lambda s: s["plan"]["limits"]["fields"].update(t1={"what": 1}),
             "a record with the entries what means nothing",
         ),
-        (lambda s: s.update(num=61), "do not belong together"),
-        (lambda s: s.update(num="61"), "num is '61'"),
-        (lambda s: s.update(confidence=None), "confidence is None"),
         (lambda s: s["plan"].update(method=None), "damaged: its method is a NoneType"),
         (
             lambda s: s["plan"]["problem"]["fields"]["objective"]["fields"].update(
@@ -134,13 +136,36 @@ def test_a_run_is_repeated_from_its_summary_alone(problem, tmp_path):
         ),
     ],
 )
-def test_damaged_summaries_are_refused(folder, tmp_path, damage, message):
-    summary = json.loads((folder / "summary.json").read_text())
-    damage(summary)
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    (tmp_path / "outcomes.parquet").write_bytes((folder / "outcomes.parquet").read_bytes())
+def test_damaged_campaigns_are_refused(folder, tmp_path, damage, message):
+    shutil.copytree(folder, tmp_path / "x")
+    change(tmp_path / "x" / "campaign.json", damage)
     with pytest.raises(ValueError, match=message):
-        gf.load(tmp_path)
+        gf.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda s: s.pop("plan"), "has no plan"),
+        (lambda s: s.update(audit={"num": 100}), "its audit or its confidence cannot be"),
+        (lambda s: s.update(confidence=7), "its audit or its confidence cannot be"),
+        (lambda s: s.update(first_id=5), "do not belong together"),
+        (lambda s: s.update(digest="5"), "do not belong together"),
+        (lambda s: s.update(num="61"), "num is '61'"),
+        (lambda s: s.update(confidence=None), "confidence is None"),
+    ],
+)
+def test_damaged_summaries_are_refused(folder, tmp_path, damage, message):
+    shutil.copytree(folder, tmp_path / "x")
+    change(tmp_path / "x" / "summary.json", damage)
+    with pytest.raises(ValueError, match=message):
+        gf.load(tmp_path / "x")
+
+
+def change(path, damage):
+    said = json.loads(path.read_text())
+    damage(said)
+    path.write_text(json.dumps(said))
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +176,21 @@ def folder(problem, tmp_path_factory):
 
 
 def test_what_is_no_result_of_a_run(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there are no results of a run: .*summary\.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"there are no results of a campaign: .*campaign\.json does not exist"):
         gf.load(tmp_path)
-    (tmp_path / "summary.json").write_text("{")
-    with pytest.raises(ValueError, match="is not a summary of a run"):
+    (tmp_path / "campaign.json").write_text("{")
+    with pytest.raises(ValueError, match="is not a file of a campaign"):
+        gf.load(tmp_path)
+    (tmp_path / "campaign.json").write_bytes((folder / "campaign.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"there are no results in .* yet"):
         gf.load(tmp_path)
     (tmp_path / "summary.json").write_bytes((folder / "summary.json").read_bytes())
-    with pytest.raises(FileNotFoundError, match=r"there is no outcomes\.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"there are no results in .* yet"):
         gf.load(tmp_path)
-    (tmp_path / "outcomes.parquet").write_bytes((folder / "outcomes.parquet").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"outcomes\.parquet cannot be read"):
+    (tmp_path / "outcomes").mkdir()
+    (unit,) = (folder / "outcomes").iterdir()
+    (tmp_path / "outcomes" / unit.name).write_bytes(unit.read_bytes()[:200])
+    with pytest.raises(ValueError, match=f"is damaged: {unit.name}: its metadata cannot be read"):
         gf.load(tmp_path)
 
 
@@ -262,6 +292,7 @@ def test_a_list_is_a_set_of_measure_zero():
 def test_rows_of_another_run_are_not_opened(problem, folder, tmp_path):
     law = Gaussian(problem.widths([4]))
     gf.basin_sizes(problem, law, 20, key=jax.random.key(1), audit=0, folder=tmp_path, progress=False)
-    (tmp_path / "outcomes.parquet").write_bytes((folder / "outcomes.parquet").read_bytes())
+    (unit,) = (folder / "outcomes").iterdir()
+    (tmp_path / "outcomes" / unit.name).write_bytes(unit.read_bytes())
     with pytest.raises(ValueError, match="of another plan"):
         gf.load(tmp_path)

@@ -17,11 +17,11 @@ import pytest
 from test_tally import sample
 
 import gdflow as gf
-from gdflow.basins import Crossings, Drift, Limits, Status, StorageWarning
+from gdflow.basins import Crossings, Drift, Limits, Status, StorageWarning, units
 from gdflow.basins import plan as plan_module
 from gdflow.basins import rows as rows_module
 from gdflow.basins import running as running_module
-from gdflow.basins.rows import Rows
+from gdflow.basins.rows import Gathering, Rows
 from gdflow.basins.tally import BINS_PER_DECADE
 from gdflow.initialization import Gaussian
 
@@ -62,6 +62,7 @@ def rows_of(num, rng):
     return sample(num, 8, rng) | dict(crossing_0=np.where(rng.random(num) < 0.3, np.nan, rng.random(num)))
 
 
+FILES = [".lock", "campaign.json", "outcomes", "summary.json"]
 NUMBERS = ("highest", "time", "steps", "loss", "gradient_norm", "drift", "crossing_0")
 
 
@@ -73,9 +74,9 @@ def test_the_first_rows_are_kept_in_the_order_of_the_ids(plan, first, most, monk
     columns, kept = rows_of(1000, rng), min(1000, most)
     ids = np.array([first + i for i in range(1000)], dtype=np.uint64)
     rows = Rows(plan, range(first, first + 1000))
-    for chunk in np.split(rng.permutation(1000), [0, 10, 10, 400]):
-        rows.add(ids[chunk], {name: column[chunk] for name, column in columns.items()})
-    table = rows.table()
+    for low, high in ((400, 1000), (0, 10), (10, 400)):
+        rows.add(range(first + low, first + high), {name: column[low:high] for name, column in columns.items()})
+    table = rows.table(1000)
     assert table.schema.equals(plan.schema)
     np.testing.assert_array_equal(table["id"].to_numpy(), ids[:kept])
     assert table["status"].to_pylist() == [Status(s).label for s in columns["status"][:kept]]
@@ -86,23 +87,26 @@ def test_the_first_rows_are_kept_in_the_order_of_the_ids(plan, first, most, monk
         np.testing.assert_array_equal(table[name].to_numpy(), columns[name][:kept])
 
 
-def test_the_file_holds_every_row_in_the_order_of_arrival(plan, tmp_path, monkeypatch, rng):
-    """Groups of at least 64 rows, the last of what is left over; whole files are read by PyArrow."""
-    monkeypatch.setattr(rows_module, "_GROUP", 64)
-    monkeypatch.setattr(rows_module, "MAX_ROWS", 10)
-    columns, order = rows_of(230, rng), rng.permutation(230)
-    rows = Rows(plan, range(230), tmp_path / "rows")
-    for chunk in np.split(order, range(10, 230, 10)):
-        rows.add(chunk.astype(np.uint64), {name: column[chunk] for name, column in columns.items()})
-    rows.close()
-    file = pq.ParquetFile(tmp_path / "rows")
-    # Chunks of 10 fill a group at 70.
-    assert [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)] == [70, 70, 70, 20]
-    table = file.read()
-    np.testing.assert_array_equal(table["id"].to_numpy(), order)
-    assert table["status"].to_pylist() == [Status(s).label for s in columns["status"][order]]
-    for name in NUMBERS:
-        np.testing.assert_array_equal(table[name].to_numpy(), columns[name][order])
+def test_pieces_are_handed_on_as_soon_as_they_are_whole(rng):
+    """Rows in any order, ids beyond 2⁶³ too; what is not whole is handed on at the end, up to its first gap."""
+    first = 2**64 - 1000
+    pieces = [range(first, first + 64), range(first + 64, first + 128), range(first + 200, first + 264)]
+    ids = np.array([i for piece in pieces for i in piece], dtype=np.uint64)
+    columns = {"x": rng.random(len(ids)), "k": rng.integers(0, 9, len(ids))}
+    order, handed = rng.permutation(len(ids)), []
+    gathering = Gathering(pieces, lambda *piece: handed.append(piece))
+    lost = len(ids) - 20  # an id of the last piece never comes
+    for chunk in np.split(order[order != lost], range(7, len(ids), 7)):
+        gathering.add(ids[chunk], {name: column[chunk] for name, column in columns.items()})
+    assert sorted(piece.start for piece, _ in handed) == [first, first + 64]
+    gathering.finish()
+    assert handed[-1][0] == range(first + 200, first + 200 + lost - 128)
+    for piece, rows in handed:
+        k = np.flatnonzero(ids == np.uint64(piece.start))[0]
+        for name, column in columns.items():
+            np.testing.assert_array_equal(rows[name], column[k : k + len(piece)])
+    gathering.finish()
+    assert len(handed) == 3
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -141,11 +145,11 @@ def test_a_folder_holds_what_memory_holds(problem, whole, tmp_path):
     """Rows in the order of the ids, `NaN` included; numbers as JSON."""
     folder = tmp_path / "x"
     saved = sizes(problem, folder=folder)
-    table = pq.read_table(folder / "outcomes.parquet")
+    table = pq.read_table(folder / "outcomes")
     assert_same(table, saved.outcomes)
     assert_same(table, whole.outcomes, **LAST_BITS)
     assert all(field.metadata[b"doc"] for field in table.schema)
-    assert sorted(p.name for p in folder.iterdir()) == ["outcomes.parquet", "summary.json"]
+    assert sorted(p.name for p in folder.iterdir()) == FILES
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert summary["num"] == 200
     assert summary["certified"] == np.sum(whole.outcomes["limit"].to_numpy() == 0)
@@ -177,26 +181,30 @@ def test_results_are_replaced_only_when_asked(problem, whole, tmp_path, monkeypa
     """Of another run, refused before anything is run: `run_lanes` is not reached. With `overwrite` the other rows are there."""
     folder, key = tmp_path / "x", jax.random.key(1)
     sizes(problem, folder=folder)
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = contents(folder)
     with monkeypatch.context() as patch:
         patch.setattr(plan_module, "run_lanes", lambda *args, **options: pytest.fail("it was run"))
         with pytest.raises(
-            FileExistsError, match=r"already holds outcomes.parquet, summary.json of another run.*overwrite"
+            FileExistsError, match=r"already holds results of another run: starts.key.* there, 1 here.*overwrite"
         ):
             sizes(problem, key=key, folder=folder)
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert contents(folder) == before
     other = sizes(problem, key=key, folder=folder, overwrite=True)
-    assert_same(pq.read_table(folder / "outcomes.parquet"), other.outcomes)
+    assert_same(pq.read_table(folder / "outcomes"), other.outcomes)
     assert other.outcomes["loss"].to_pylist() != whole.outcomes["loss"].to_pylist()
     assert json.loads((folder / "summary.json").read_text())["certified"] == other.certified
-    assert sorted(p.name for p in folder.iterdir()) == ["outcomes.parquet", "summary.json"]
+    assert sorted(p.name for p in folder.iterdir()) == FILES
+
+
+def contents(folder):
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
 def few_kept(problem, whole, tmp_path, monkeypatch):
     """The run of `whole` with a memory of fifty rows, written in small groups."""
     monkeypatch.setattr(rows_module, "MAX_ROWS", 50)
-    monkeypatch.setattr(rows_module, "_GROUP", 16)
+    monkeypatch.setattr(units, "default_size", lambda _: 16)
     return sizes(problem, folder=tmp_path / "x"), tmp_path / "x"
 
 
@@ -209,10 +217,10 @@ def test_more_rows_than_are_kept(few_kept, whole):
     assert estimate.rows == whole.rows
     assert estimate.interval == whole.interval
     assert (estimate.tally.steps, estimate.tally.most_steps) == (whole.tally.steps, whole.tally.most_steps)
-    table = pq.read_table(folder / "outcomes.parquet")
+    table = pq.read_table(folder / "outcomes")
     assert_same(table.sort_by("id"), whole.outcomes, **LAST_BITS)
     assert_same(table.sort_by("id").slice(0, 50), estimate.outcomes)
-    assert sorted(p.name for p in folder.iterdir()) == ["outcomes.parquet", "summary.json"]
+    assert sorted(p.name for p in folder.iterdir()) == FILES
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     expected = json.loads(json.dumps(whole.summary()))
     np.testing.assert_allclose(summary["largest_drift"], np.max(whole.outcomes["drift"].to_numpy()), **LAST_BITS)
@@ -230,108 +238,95 @@ def test_quantiles_of_more_rows_than_are_kept(few_kept, whole, q):
     assert exact / BIN < few_kept[0].time_quantile(q) < exact * BIN
 
 
-class Interrupted(Rows):
-    """Rows whose taking in is interrupted at its sixth chunk and, by the other threads too, from then on."""
+@pytest.fixture
+def small_units(monkeypatch):
+    """Units of sixteen starts, pools of as many."""
+    monkeypatch.setattr(units, "default_size", lambda _: 16)
+    monkeypatch.setattr(plan_module, "_POOL", 1)
 
-    last: "Interrupted"
-    calls = num = 0
 
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        Interrupted.last = self
+@pytest.mark.parametrize("when", [3, 60, 150])
+def test_an_interrupt_leaves_what_was_computed(problem, whole, tmp_path, monkeypatch, small_units, when):
+    """What was handed over by then without a gap can be read, and the same run goes on from there."""
+    folder, arrived, add = tmp_path / "x", [0], Gathering.add
 
-    def add(self, ids, columns):
-        self.calls += 1
-        if self.calls > 5:
+    def interrupted(self, ids, columns):
+        add(self, ids, columns)
+        arrived[0] += len(ids)
+        if arrived[0] > when:
             raise KeyboardInterrupt
-        super().add(ids, columns)
-        self.num += len(ids)
 
-
-@pytest.mark.slow
-def test_an_interrupt_leaves_what_was_computed(problem, whole, tmp_path, monkeypatch):
-    """Pools of four starts: what was counted by then can be read; earlier results stay, and the next run cleans up."""
-    folder = tmp_path / "x"
-    sizes(problem, folder=folder)
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(plan_module, "_POOL", 1)
-        patch.setattr(running_module, "Rows", Interrupted)
-        patch.setattr(rows_module, "_GROUP", 6)
+        patch.setattr(Gathering, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            sizes(problem, lanes=4, folder=folder, overwrite=True)
-    rows = pq.read_table(folder / "outcomes.parquet.partial")
-    assert 0 < len(rows) == Interrupted.last.num < 200
-    ids = rows["id"].to_numpy()
-    assert len(set(ids.tolist())) == len(ids)
-    expected = part_of(whole.outcomes, ids)
-    for name in ("status", "limit"):
-        assert rows[name].to_pylist() == expected[name].to_pylist()
-    # Other lanes: times up to the round-off of sums in another order, amplified over a few dozen steps.
-    np.testing.assert_allclose(rows["time"].to_numpy(), expected["time"].to_numpy(), rtol=1e-9)
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.endswith(".partial")} == before
-    sizes(problem, folder=folder, overwrite=True)
-    assert sorted(p.name for p in folder.iterdir()) == ["outcomes.parquet", "summary.json"]
+            sizes(problem, lanes=4, folder=folder)
+    rows = pq.read_table(folder / "outcomes") if any((folder / "outcomes").iterdir()) else whole.outcomes.slice(0, 0)
+    assert len(rows) < 200
+    assert rows["status"].to_pylist() == part_of(whole.outcomes, rows["id"].to_numpy())["status"].to_pylist()
+    again = sizes(problem, lanes=4, folder=folder)
+    assert again.anytime is None  # nobody has seen an estimate before
+    for name in ("id", "status", "limit", "steps"):
+        assert again.outcomes[name].equals(whole.outcomes[name])
+    np.testing.assert_allclose(again.outcomes["time"].to_numpy(), whole.outcomes["time"].to_numpy(), rtol=1e-9)
+    assert again.rows == whole.rows
 
 
 # -- disks that fill up, folders that are gone -------------------------------------------------------------------------
 
 
-def rescued(caught):
-    """The folder named by the one warning."""
-    (warning,) = caught
-    folder = re.search(r"are in (\S*gdflow-\w+)/ instead", str(warning.message))
-    return pathlib.Path(folder[1]), str(warning.message)
-
-
 def test_a_folder_that_is_removed_during_a_run(problem, whole, tmp_path, monkeypatch):
-    """The estimate is the same, and all is in a temporary folder that the warning names."""
+    """The rows that could not be written are in a temporary folder that the error names, as a unit."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    add = Gathering.add
 
-    class Removing(Rows):
-        def add(self, ids, columns):
-            shutil.rmtree(tmp_path / "x", ignore_errors=True)
-            super().add(ids, columns)
+    def removing(self, ids, columns):
+        shutil.rmtree(tmp_path / "x", ignore_errors=True)
+        add(self, ids, columns)
 
-    monkeypatch.setattr(running_module, "Rows", Removing)
-    with pytest.warns(StorageWarning, match=r"/x/: .*No such file or directory. .*all rows are in") as caught:
-        estimate = sizes(problem, folder=tmp_path / "x")
-    assert estimate.rows == whole.rows
-    assert_same(estimate.outcomes, whole.outcomes, **LAST_BITS)
-    folder, _ = rescued(caught)
-    assert_same(pq.read_table(folder / "outcomes.parquet"), estimate.outcomes)
-    assert json.loads((folder / "summary.json").read_text())["certified"] == whole.certified
+    with monkeypatch.context() as patch:
+        patch.setattr(Gathering, "add", removing)
+        with pytest.raises(OSError, match=r"starts 0 … 199 could not .*/x/outcomes: No such file") as caught:
+            sizes(problem, folder=tmp_path / "x")
+    rescued = pathlib.Path(re.search(r"They are in (\S*\.parquet) instead", str(caught.value))[1])
+    assert_same(pq.read_table(rescued), whole.outcomes, **LAST_BITS)
+    (tmp_path / "x" / "outcomes").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match=r"holds outcomes, but no campaign\.json"):
+        sizes(problem, folder=tmp_path / "x")
 
 
-@pytest.mark.slow
-def test_a_disk_that_fills_up_during_a_run(problem, whole, tmp_path, monkeypatch):
-    """Of more rows than are kept in memory, those that were written can be read where the warning says, and are counted."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(rows_module, "MAX_ROWS", 50)
-    monkeypatch.setattr(rows_module, "_GROUP", 16)
-    monkeypatch.setattr(plan_module, "_POOL", 1)
-    room = iter(range(4))
+def test_a_disk_that_fills_up_during_a_run(problem, whole, tmp_path, monkeypatch, small_units):
+    """The fourth unit finds no room, and nor does its rescue: the three before are whole, and the same run goes on after them."""
+    fsync, room = os.fsync, iter(range(3))
 
-    def allocate(*_):
+    def full(file):
         if next(room, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
 
-    monkeypatch.setattr(os, "posix_fallocate", allocate, raising=False)
-    with pytest.warns(StorageWarning, match=r"No space left on device.*the first 50 rows are in") as caught:
-        estimate = sizes(problem, lanes=4, folder=tmp_path / "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device\. What was written before is whole"):
+            sizes(problem, lanes=4, folder=tmp_path / "x")
+    names = sorted(p.name for p in (tmp_path / "x" / "outcomes").iterdir())
+    assert len(names) == 3
+    assert not any(name.startswith(".") for name in names)
+    again = sizes(problem, lanes=4, folder=tmp_path / "x")
+    assert again.rows == whole.rows
+    assert all((tmp_path / "x" / "outcomes" / name).exists() for name in names)
+
+
+def test_a_summary_that_cannot_be_written(problem, whole, tmp_path, monkeypatch):
+    """The estimate is returned, and all rows are there: the same run makes the summary of them."""
+    write = running_module.write_json
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running_module, "write_json", refuse)
+        with pytest.warns(StorageWarning, match=r"summary.json could not be written .*No space left"):
+            estimate = sizes(problem, folder=tmp_path / "x")
     assert estimate.rows == whole.rows
-    folder, message = rescued(caught)
-    assert pq.read_table(folder / "outcomes.parquet").num_rows == 50
-    written = pq.read_table(tmp_path / "x" / "outcomes.parquet.partial")
-    assert 48 <= len(written) < 200  # three groups of 16 or more, after the room for the directory
-    assert f"; {len(written)} rows are in {tmp_path / 'x' / 'outcomes.parquet.partial'}." in message
-    expected = part_of(whole.outcomes, written["id"].to_numpy())
-    assert written["status"].to_pylist() == expected["status"].to_pylist()
-
-
-def test_nothing_can_be_written_anywhere(problem, whole, tmp_path, monkeypatch):
-    """The estimate is in memory, and the warning says that it is."""
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **_: (_ for _ in ()).throw(FileNotFoundError("no place")))
-    (tmp_path / "x" / "summary.json.partial").mkdir(parents=True)
-    with pytest.warns(StorageWarning, match=r"Is a directory.*held in memory alone.*no place"):
-        assert sizes(problem, folder=tmp_path / "x").rows == whole.rows
+    assert running_module.write_json is write
+    assert sizes(problem, folder=tmp_path / "x").rows == whole.rows
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == FILES

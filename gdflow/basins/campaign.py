@@ -17,6 +17,7 @@ import pathlib
 import secrets
 import shutil
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,6 +42,10 @@ _READERS = 4
 
 class FolderBusy(OSError):
     """Another process is at work in the folder."""
+
+
+class UnitNotWritten(OSError):
+    """A unit could not be written: a full disk, a folder that is gone; the message says where its rows are instead."""
 
 
 class Campaign:
@@ -225,11 +230,9 @@ class Campaign:
         try:
             path = units.write(self.outcomes, ids, data)
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"the starts {ids[0]} … {ids[-1]} could not be written ({error.strerror}). What was written before is whole: the "
-                "same run in this folder goes on there",
-                str(self.outcomes),
+            raise UnitNotWritten(
+                f"the starts {ids[0]} … {ids[-1]} could not be written to {visible(str(self.outcomes))}: {error.strerror}. "
+                f"{_rescued(ids, data)}What was written before is whole: the same run in this folder goes on there"
             ) from None
         return self.take_in(path)
 
@@ -242,6 +245,15 @@ class Campaign:
     def renumber(self, ids: range, columns: dict[str, np.ndarray], limits: Sequence[FoundLimit]) -> None:
         """Writes a unit anew, whose rows now count other limits."""
         units.write(self.outcomes, ids, units.encode(self.plan, ids, columns, limits))
+
+
+def _rescued(ids: range, data: bytes) -> str:
+    """Writes a unit into a new temporary folder, and says where it is."""
+    try:
+        path = units.write(pathlib.Path(tempfile.mkdtemp(prefix="gdflow-")), ids, data)
+    except OSError:
+        return ""
+    return f"They are in {visible(str(path))} instead, and may be moved there. "
 
 
 def _checked(path: pathlib.Path, plan: Plan) -> Unit | DamagedUnit:
