@@ -286,20 +286,22 @@ def descent(
     out
         Folder for the rows of every run (in folders of their own) and descent.png.
     overwrite
-        Replace a picture that is in the folder.
+        Replace results that are in the folder.
     progress
         Show a progress bar.
     """
     from gdflow import plotting
     from gdflow.basins import Limits, step_size_basins
+    from gdflow.basins.campaign import CAMPAIGN
     from gdflow.basins.storage import prepare_folder
 
     problem, widths = network.problem(data, columns)
     options = optimizer.options(problem, columns, data)
-    folder = prepare_folder(out, (DESCENT_PICTURE,), overwrite=overwrite)
+    # A picture beside the rows of runs is theirs.
+    folder = prepare_folder(out, (DESCENT_PICTURE,), overwrite=overwrite or any(out.glob(f"*/{CAMPAIGN}")))
     basins = step_size_basins(
         problem, starts.law(widths), num, key=starts.key(), **options, flow=flow, limits=Limits(max_steps=max_steps),
-        confidence=confidence, folder=folder, progress=progress,
+        confidence=confidence, folder=folder, overwrite=overwrite, progress=progress,
     )  # fmt: skip
     say(basins)
     if save_picture(lambda: plotting.plot_step_sizes(basins), folder / DESCENT_PICTURE):

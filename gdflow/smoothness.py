@@ -30,18 +30,20 @@ that is less than `ρ`, gradient descent never leaves the ball, and its loss ten
 """
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from gdflow.checks import check_number, is_traced
 from gdflow.invariants import conserved
 from gdflow.losses import LOSS_BOUNDS, SquaredError
 from gdflow.network import LayerTuple, check_layer_tuple, matmul
-from gdflow.objective import LinearObjective, NetworkObjective
+from gdflow.objective import LinearObjective, NetworkObjective, Objective
 from gdflow.problem import Problem, check_problem, critical_values
 
 #: Halvings of the interval, in logarithms, that holds the root `g`, and how far above the largest number in its equation it is
@@ -49,6 +51,8 @@ from gdflow.problem import Problem, check_problem, critical_values
 _HALVINGS, _ABOVE = 48, 2.0**20
 #: For the round-off of all that is computed.
 _MARGIN = 1e-9
+#: Steps of the power method.
+_POWERS = 100
 
 
 class DataSizes(eqx.Module):
@@ -322,3 +326,21 @@ def _prepared(problem: Problem, net: LayerTuple) -> tuple[LayerTuple, DataSizes,
     sizes = DataSizes(problem, net.widths)
     isometric = problem.isometric().without_info()
     return problem.convert(net, problem.coordinates, isometric.coordinates), sizes, isometric
+
+
+def largest_curvature(objective: Objective, point: Any) -> Float[Array, ""]:
+    """The size of the eigenvalue of `∇²L` of the largest size, by steps of the power method: from below. Traceable.
+
+    **Arguments:** `point`: any pytree of arrays.
+    """
+    flat, back = ravel_pytree(point)
+
+    def product(v):
+        return jax.jvp(lambda x: ravel_pytree(objective.gradient(back(x)))[0], (flat,), (v,))[1]
+
+    def improve(_, v):
+        w = product(v)
+        return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
+
+    v = jax.lax.fori_loop(0, _POWERS, improve, jnp.cos(1.0 + jnp.arange(flat.size)) / jnp.sqrt(flat.size))
+    return jnp.linalg.norm(product(v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)))

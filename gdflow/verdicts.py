@@ -302,8 +302,10 @@ class DescentLevel(AbstractLevelVerdict):
       `η` is below `2/‖∇²L‖` there. That asks for a loss of zero at the minimum, and for hidden layers of which none is narrower
       than both `d_y` and the rank of the data: at a bottleneck there is no such certificate.
 
-    Else a state with a small gradient and a loss below the second-lowest critical value is *located* at a global minimum. Nothing
-    is excluded of a start that is undecided: losses need not fall.
+    Else a state with a small gradient and a loss below the second-lowest critical value is *located* at a global minimum if the
+    step is stable there: `η λ_max(∇²L) < 2`, with momentum the like. If it is not, or of an optimizer of which that is not known,
+    the minimum is only *reached*: the iterates may leave it again, and it is not counted as the limit. Nothing is excluded of a
+    start that is undecided: losses need not fall.
 
     **Arguments:** `step`: `η`, or infinity; the others as for `gdflow.thresholds.Thresholds`.
 
@@ -383,12 +385,17 @@ class Converged(AbstractVerdict):
     isolated, if their outputs are. What converges to a saddle, or to nothing, stays undecided.
 
     Losses without a minimum: once all samples are classified with a loss below `log 2` the flow of a homogeneous network with
-    the logistic or the softmax loss certainly runs to infinity, and its loss to 0 (`gdflow.separation`). That is a limit, too.
+    the logistic or the softmax loss certainly runs to infinity, and its loss to 0 (`gdflow.separation`). That is a limit, too. Of
+    descents it is not known: long steps lead back up.
 
-    **Arguments:** `same`: limits whose losses, and canonical forms, differ by less than this, relative to their size, are one.
+    Descents come to rest at limits that are stable for their steps only; others are *reached* (see `DescentLevel`).
+
+    **Arguments:** `same`: limits whose losses, and canonical forms, differ by less than this, relative to their size, are one;
+    `separates`: whether a loss below `log 2` decides; of descents it never does.
     """
 
     same: float = 1e-5
+    separates: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
         if isinstance(self.same, float) and not 0 < self.same < 0.1:
@@ -405,14 +412,21 @@ class Converged(AbstractVerdict):
     def begin(self, objective: Objective, now: Moment) -> tuple[None, Bool[Array, " lanes"]]:
         return None, self._separated(objective, now)
 
+    def check_step(self, step: float | None, name: str) -> None:
+        if step is not None and self.separates:
+            raise ValueError(
+                f"{name} is no flow, of which a loss below log 2 decides nothing: Converged(separates=False)"
+            )
+
     def look(self, objective, state, now, kept):
         return None, kept & self._separated(objective, now)
 
     def settle(self, objective, state, now, decided):
         return jnp.where(decided, 0, -1), jnp.zeros(decided.shape, int)
 
-    @staticmethod
-    def _separated(objective: Objective, now: Moment) -> Bool[Array, " lanes"]:
+    def _separated(self, objective: Objective, now: Moment) -> Bool[Array, " lanes"]:
+        if not self.separates:
+            return jnp.zeros(now.loss.shape, bool)
         # The sum of all losses is below log 2, by more than round-off: so is every one of them.
         return objective.vanishes_at_infinity() & (now.loss < 0.99 * jnp.log(2.0))
 
@@ -424,7 +438,7 @@ def default_verdict(problem: AbstractProblem, starts: Any, step: float | None = 
     `DescentLevel` takes the place of these two.
     """
     if not isinstance(problem, Problem) or problem.why_no_levels:
-        return Converged()
+        return Converged(separates=step is None)
     if step is not None:
         return DescentLevel(problem, starts.widths, step)
     balanced = starts.invariant_set is Support.BALANCED and problem.has_full_row_rank

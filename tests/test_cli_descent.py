@@ -25,13 +25,25 @@ def test_descent_writes_a_table_a_picture_and_all_rows(gdflow, tmp_path):
     assert matplotlib.image.imread(tmp_path / "out" / "descent.png").shape[2] == 4
     for name in ("flow", "step-0.002", "step-0.004"):
         assert pyarrow.parquet.read_table(tmp_path / "out" / name / "outcomes").num_rows == 30
-    # Runs that are there are opened; the picture is not replaced without being told.
+    # Runs that are there are opened; others are replaced only when asked, and before any is run it is said that they are there.
     code, out, err = gdflow(*arguments)
-    assert code == 2
-    assert "descent.png" in err
-    code, out, err = gdflow(*arguments, "--overwrite")
     assert code == 0, err
-    assert flat(out).startswith(text[:200])
+    assert flat(out) == text
+    other = [*arguments[:3], "--step", "0.001", "0.002", "--max-steps", "50", *arguments[6:]]
+    code, out, err = gdflow(*other)
+    assert code == 2
+    assert "flow already holds results of another run: limits.max_steps" in flat(err)
+    code, out, err = gdflow(*other, "--overwrite")
+    assert code == 0, err
+
+
+def test_steps_that_are_close_have_rows_of_their_own(gdflow, tmp_path):
+    steps = ("0.002", "0.0020000001")
+    code, _, err = gdflow(
+        "descent", "--hidden", "4", "--step", *steps, "--num", "5", "--no-flow", "--no-progress", "--out", "out"
+    )
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "out").glob("step-*")) == [f"step-{step}" for step in steps]
 
 
 def test_other_optimizers_and_minibatches(gdflow, tmp_path):

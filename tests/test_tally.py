@@ -1,5 +1,6 @@
 """Counts of a stream of outcomes against NumPy's; tallies add up."""
 
+import json
 import math
 
 import numpy as np
@@ -19,7 +20,7 @@ def sample(num, num_limits, rng):
     highest = rng.integers(0, num_limits, num)
     return dict(
         status=status,
-        limit=np.where(decided, highest, -1),
+        limit=np.where(decided | (status == Status.REACHED), highest, -1),
         highest=highest,
         time=10 ** rng.uniform(-11, 17, size=num),
         steps=rng.integers(0, 10_000, num),
@@ -60,8 +61,16 @@ def test_chunks_in_any_order_add_up(rng):
         # those on a cycle none is.
         undecided = ~certified & ~located & (columns["status"] != Status.CYCLING)
         for k in range(num_limits):
-            possible = np.sum(columns["limit"] == k) + np.sum(undecided & (columns["highest"] >= k))
+            possible = np.sum((certified | located) & (columns["limit"] == k))
+            possible += np.sum(undecided & (columns["highest"] >= k))
             assert counted.possible(k) == possible
+            assert counted.reached[k] == np.sum((columns["status"] == Status.REACHED) & (columns["limit"] == k))
+        again = Tally.from_record(json.loads(json.dumps(counted.record())), num_limits)
+        for name, value in vars(counted).items():
+            np.testing.assert_array_equal(getattr(again, name), value)
+        for damage in ({"num": num + 1}, {"certified": [-1] * num_limits}, {"times": [[0, -1]]}, {"located": [1]}):
+            with pytest.raises(ValueError, match="add up|reshape"):
+                Tally.from_record(counted.record() | damage, num_limits)
         assert counted.steps == int(np.sum(columns["steps"]))
         assert counted.most_steps == int(np.max(columns["steps"]))
         assert counted.largest_drift == np.nanmax(columns["drift"])

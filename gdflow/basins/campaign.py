@@ -80,7 +80,7 @@ class Campaign:
             if stored is None:
                 self._begin(overwrite)
             else:
-                self._belongs(stored, trusted)
+                check_belongs(self.folder, plan, first_id, trusted)
                 self._record = stored
             units.clean(self.outcomes)
         except BaseException:
@@ -112,20 +112,6 @@ class Campaign:
                 )
             return None
         return read_campaign(self.folder)
-
-    def _belongs(self, stored: dict[str, Any], trusted: bool) -> None:
-        rest = "choose another folder, or replace them with overwrite=True (--overwrite)"
-        apart = differences(stored["plan"], self.plan.record)
-        if stored["first_id"] != self.first_id:
-            apart.append(f"first id: {stored['first_id']} there, {self.first_id} here")
-        if apart or stored["digest"] != self.plan.digest:
-            shown = "; ".join(apart[:_NAMED]) + (f"; and {len(apart) - _NAMED} more" if len(apart) > _NAMED else "")
-            raise FileExistsError(f"{self.shown} already holds results of another run: {shown}. Please {rest}")
-        if not (trusted or self.plan.is_known):
-            raise FileExistsError(
-                f"{self.shown} holds results of a plan with code of your own, which may have changed since: if it has not, "
-                f"gf.resume({str(self.folder)!r}) goes on; else {rest}"
-            )
 
     def _begin(self, overwrite: bool) -> None:
         if overwrite:
@@ -261,6 +247,23 @@ def _checked(path: pathlib.Path, plan: Plan) -> Unit | DamagedUnit:
         return units.check(path, plan)
     except DamagedUnit as damaged:
         return damaged
+
+
+def check_belongs(folder: str | os.PathLike, plan: Plan, first_id: int, trusted: bool = False) -> None:
+    """`FileExistsError` unless the campaign in a folder is of this plan, and it is known that its code is the same."""
+    stored, shown = read_campaign(folder), visible(shortened(str(folder)))
+    rest = "choose another folder, or replace them with overwrite=True (--overwrite)"
+    apart = differences(stored["plan"], plan.record)
+    if stored["first_id"] != first_id:
+        apart.append(f"first id: {stored['first_id']} there, {first_id} here")
+    if apart or stored["digest"] != plan.digest:
+        said = "; ".join(apart[:_NAMED]) + (f"; and {len(apart) - _NAMED} more" if len(apart) > _NAMED else "")
+        raise FileExistsError(f"{shown} already holds results of another run: {said}. Please {rest}")
+    if not (trusted or plan.is_known):
+        raise FileExistsError(
+            f"{shown} holds results of a plan with code of your own, which may have changed since: if it has not, "
+            f"gf.resume({str(folder)!r}) goes on; else {rest}"
+        )
 
 
 def read_campaign(folder: str | os.PathLike) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from gdflow.attraction import attraction_radius
-from gdflow.basins.outcomes import Status
+from gdflow.basins.outcomes import DECIDED, Status
 from gdflow.objective import Objective
 from gdflow.polish import Polished, polish
 from gdflow.ranks import zero_threshold
@@ -97,7 +97,8 @@ class Catalogue:
     """Limits found so far.
 
     **Arguments:** `objective`, `verdict`: of the run; `example`: a batch of starts, for their structure; `shortest`: the shortest
-    step of the integration; `step`: of a descent (`AbstractMethod.descent_step`), `None` for the flow.
+    step of the integration; `step`: of a descent (`AbstractMethod.descent_step`), `None` for the flow; `stable_below`: at which
+    curvatures a descent stays (`AbstractMethod.stable_below`).
     """
 
     def __init__(
@@ -107,9 +108,11 @@ class Catalogue:
         example: Any,
         shortest: float = 0.0,
         step: float | None = None,
+        stable_below: float | None = None,
     ):
         self.objective, self.same, self.shortest = objective, verdict.same, float(shortest)
         self.descends, self.step = step is not None, 0.0 if step is None else float(step)
+        self.stable_below = np.inf if step is None else 0.0 if stable_below is None else float(stable_below)
         one = jax.tree.map(lambda x: np.asarray(x)[0], example)
         flat, self._unravel = ravel_pytree(one)
         self._size = flat.size
@@ -126,8 +129,6 @@ class Catalogue:
         distance = np.full(len(ids), np.nan)
         for i in np.flatnonzero(status == Status.CERTIFIED):
             limit[i] = self._at_infinity(int(ids[i]), points[i])
-            if self.descends:  # what is proved is about the flow
-                status[i] = Status.LOCATED
         waiting = np.flatnonzero((status == Status.CONVERGED) | (status == Status.STATIONARY))
         batch = min(_BATCH, max(1, _ENTRIES // self._size**2))
         for first in range(0, len(waiting), batch):
@@ -138,9 +139,10 @@ class Catalogue:
             for k, i in enumerate(some):
                 limit[i], distance[i], certified = self._place(found, k, int(ids[i]), float(columns["loss"][i]))
                 if limit[i] >= 0:
-                    status[i] = Status.CERTIFIED if certified else Status.LOCATED
+                    stays = self._entries[limit[i]].limit.largest < self.stable_below
+                    status[i] = Status.CERTIFIED if certified else Status.LOCATED if stays else Status.REACHED
         # What is undecided claims nothing; which limits its loss excludes is known in the end (`sorted`).
-        highest = np.where(limit >= 0, limit, np.iinfo(np.int32).max)
+        highest = np.where(np.isin(status, DECIDED), limit, np.iinfo(np.int32).max)
         return columns | {"status": status, "limit": limit, "highest": highest, "distance": distance}
 
     def unsure(self, columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -170,7 +172,9 @@ class Catalogue:
         # Rising loss or a leap say that the point found is not the limit of the flow.
         near = bool(found.downhill[k]) and value <= loss + 1e-9 * (1 + abs(loss)) and moved <= 0.1 * size
         threshold = max(_ZERO * largest, zero_threshold(largest, self._size))
-        if not critical or not near or values[0] < -threshold:
+        # Of separated samples the loss has no minimum: where it is zero, it is so by underflow.
+        endless = bool(self.objective.vanishes_at_infinity()) and loss < np.log(2.0)
+        if not critical or not near or endless or values[0] < -threshold:
             return -1, moved, False
         free = values[values > threshold]
         if free.size and float(found.gradient_norms[k]) > _SETTLED * free.min() * size:
@@ -253,7 +257,7 @@ class Catalogue:
         above = np.searchsorted(losses, columns["loss"] + 1e-9 * (1 + abs(columns["loss"])), side="right") - 1
         # … of the flow: steps may lead up again.
         above = np.where(np.isfinite(columns["loss"]) & (not self.descends), above, len(limits) - 1)
-        highest = np.where(limit >= 0, limit, np.clip(above, 0, max(len(limits) - 1, 0)))
+        highest = np.where(np.isin(columns["status"], DECIDED), limit, np.clip(above, 0, max(len(limits) - 1, 0)))
         return columns | {"limit": limit, "highest": highest}
 
     def _ordered(self, used: Iterable[int]) -> tuple[tuple[FoundLimit, ...], np.ndarray]:

@@ -44,8 +44,9 @@ class BasinRow:
     - `limit`, `label`: which it is, by number and in words.
     - `level`: of a verdict by levels, the critical value with its subsets, else `None`; `found`: of a limit that was found in
       the run what is known of it, else `None`.
-    - `certified`, `located`, `proved`, `possible`: how many starts; `proved` is `None` in runs without proofs. Possible are those
-      for which the limit is not excluded, in runs with proofs by a proof.
+    - `certified`, `located`, `reached`, `proved`, `possible`: how many starts; `proved` is `None` in runs without proofs. What
+      was only reached (`gdflow.verdicts.DescentLevel`) is not counted as a limit. Possible are those for which the limit is not
+      excluded, in runs with proofs by a proof.
     - `interval` and `simultaneous` (over all rows) include the audit's bound on wrong labels; `unaudited` is the interval with
       labels taken to be right. `fixed` is the interval if the number of starts was fixed in advance, `anytime` the one for any
       number, of which `interval` is that one which holds (`BasinEstimate.anytime`).
@@ -57,6 +58,7 @@ class BasinRow:
     found: FoundLimit | None
     certified: int
     located: int
+    reached: int
     proved: int | None
     possible: int
     interval: tuple[float, float]
@@ -206,7 +208,8 @@ class BasinEstimate(Printable):
             kinds = ((alpha, self.audit, anytime), (shared, self.audit, anytime), (alpha, None, anytime),
                 (alpha, self.audit, False), (alpha, self.audit, True))  # fmt: skip
             intervals = [interval(a, audit, anytime=any_number) for a, audit, any_number in kinds]
-            rows.append(BasinRow(k, label, level, limit, certified, located, proved, possible, *intervals))
+            counts = certified, located, int(self.tally.reached[k]), proved, possible
+            rows.append(BasinRow(k, label, level, limit, *counts, *intervals))
         return tuple(rows)
 
     @functools.cached_property
@@ -311,11 +314,12 @@ class BasinEstimate(Printable):
     def __rich__(self) -> rich.console.RenderableType:
         percent = f"{100 * self.confidence:g} %"
         audited, proves = self.audit is not None, self.plan.proves
-        found, located = self.found is not None, bool(self.located)
+        found, located, reached = self.found is not None, bool(self.located), bool(self.tally.reached.any())
         columns = ["rank", "loss"] if self._by_level else ["loss", "kind"] if found else []
         table = column_table(
             f"Basins of {self.num} starts",
-            "limit", *columns, "certified", *(["located"] if located else []), *(["proved"] if proves else []), "possible",
+            "limit", *columns, "certified", *(["located"] if located else []), *(["reached"] if reached else []),
+            *(["proved"] if proves else []), "possible",
             f"{percent} interval", "simultaneous", *(["without audit"] if audited else []),
             caption="possible: not excluded" + (" by a proof" if proves else "") + ". Intervals are exact ("
             + ("Clopper–Pearson" if self.anytime is None else "beta-binomial mixture, for any number of starts") + "); "
@@ -329,7 +333,7 @@ class BasinEstimate(Printable):
                 level = [f"{row.found.loss:.8g}", row.found.kind]
             table.add_row(
                 row.label, *level, str(row.certified), *([str(row.located)] if located else []),
-                *([str(row.proved)] if proves else []), str(row.possible),
+                *([str(row.reached)] if reached else []), *([str(row.proved)] if proves else []), str(row.possible),
                 *map(interval_text, [row.interval, row.simultaneous] + ([row.unaudited] if audited else [])),
             )  # fmt: skip
         return rich.console.Group(key_value_table("Basin estimate", self._facts()), table)

@@ -129,7 +129,7 @@ def found_interval(
     after = num - before - 1
     if after < 1:
         return (0.0, 1.0)
-    count = decided - 1
+    count = max(decided - 1, 0)  # the first that has the limit may not be sure of it
     return verdict_interval(count, min(possible - 1, after), after, alpha, audit, anytime=anytime)
 
 

@@ -10,6 +10,7 @@ from gdflow.basins.audit import Watch
 from gdflow.basins.campaign import Campaign
 from gdflow.basins.catalogue import Catalogue, FoundLimit, limit_labels
 from gdflow.basins.intervals import verdict_interval
+from gdflow.basins.outcomes import DECIDED
 from gdflow.basins.plan import Plan
 from gdflow.basins.rows import Columns, Rows
 from gdflow.basins.tally import Tally
@@ -153,7 +154,9 @@ class Ledger:
             self._rows.add(unit.ids, columns)
             self.tally.add(columns)
             # Undecided starts claim nothing that an audit could contradict: of limits that are being found the order is open.
-            self.watch.add(ids, columns | {"highest": np.where(columns["limit"] < 0, _ANY, columns["limit"])})
+            self.watch.add(
+                ids, columns | {"highest": np.where(np.isin(columns["status"], DECIDED), columns["limit"], _ANY)}
+            )
             if write and self._campaign is not None and not self._numbered_alike(unit, place):
                 self._campaign.renumber(unit.ids, columns, self.found)
         return catalogue

@@ -22,6 +22,7 @@ class Status(enum.IntEnum):
     STRAYED = 7
     LOCATED = 8
     CYCLING = 9
+    REACHED = 10
 
     @property
     def message(self) -> str:
@@ -43,6 +44,8 @@ _MESSAGES = {
     Status.CONVERGED: "the gradient stayed below its tolerance: converged numerically, perhaps only passing a saddle",
     Status.DIVERGING: "the weights outgrew their bound, or the steps shrank to nothing",
     Status.LOCATED: "converged numerically, at a limit; without a proof that it is the limit of this start",
+    Status.REACHED: "the gradient became small at a limit, but with these steps it is not stable, or that is not known: the "
+    "iterates may leave it again",
     Status.CYCLING: "the iterates repeat, to 10⁻⁸ of a step: they go round a cycle, not to a limit",
     Status.STRAYED: "withdrawn: integration errors carried the start across det W = 0, which its exact flow does not cross",
 }
@@ -59,7 +62,10 @@ _FIELDS = [
     pa.field(
         "limit",
         pa.int32(),
-        metadata={"doc": "the limit: its level, or its number among those found (0: lowest); null where undecided"},
+        metadata={
+            "doc": "the limit, or where one was reached that one: its level, or its number among those found (0: lowest); null "
+            "where undecided"
+        },
     ),
     pa.field(
         "highest",

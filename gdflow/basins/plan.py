@@ -130,7 +130,14 @@ class Plan:
         example = eqx.filter_jit(process.layout.unpack)(
             eqx.filter_jit(process.draw)(jnp.zeros(1, jnp.uint32), jnp.zeros(1, jnp.uint32))[0]
         )
-        return Catalogue(process.objective, self.verdict, example, self.method.shortest, self.method.descent_step)
+        return Catalogue(
+            process.objective,
+            self.verdict,
+            example,
+            self.method.shortest,
+            self.method.descent_step,
+            self.method.stable_below,
+        )
 
     @property
     def extra_columns(self) -> dict[str, str]:
@@ -388,6 +395,8 @@ def make_plan(
         method.check(problem, starts.widths)
         step = method.descent_step
     verdict = default_verdict(problem, starts, step) if verdict is None else verdict
+    if isinstance(verdict, Converged) and step is not None:
+        verdict = dataclasses.replace(verdict, separates=False)
     for name, value, kind in (
         ("method", method, AbstractMethod),
         ("verdict", verdict, AbstractVerdict),

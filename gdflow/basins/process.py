@@ -22,6 +22,7 @@ from gdflow.layouts import AbstractLayout
 from gdflow.objective import LinearObjective, Objective
 from gdflow.problem import AbstractProblem
 from gdflow.rounding import coarse_is_enough, coarse_residual_error, residual_error
+from gdflow.smoothness import largest_curvature
 from gdflow.verdicts import AbstractVerdict, Moment
 
 #: A gradient of this norm or less is zero for the purposes of stepping: any step size would do, and overflow; below it the
@@ -439,7 +440,9 @@ class LaneProcess(AbstractProcess):
         if resting is not None:
             place, certain = resting
             rests = ((status == Status.CONVERGED) | (status == Status.STATIONARY)) & (place >= 0)
-            status = jnp.where(rests, jnp.where(certain, Status.CERTIFIED, Status.LOCATED), status)
+            stays = self._stays(now, rests & ~certain)
+            kind = jnp.where(certain, Status.CERTIFIED, jnp.where(stays, Status.LOCATED, Status.REACHED))
+            status = jnp.where(rests, kind, status)
             limit, highest = jnp.where(rests, place, limit), jnp.where(rests, place, highest)
         table = dict(
             status=status,
@@ -463,6 +466,20 @@ class LaneProcess(AbstractProcess):
                 )
             table |= columns
         return table
+
+    def _stays(self, now: Moment, asked: Array) -> Array:
+        """Whether the curvature at the lanes' points is so small that a descent with this step stays near a minimum there.
+
+        The largest curvature is estimated from below: of steps close to the edge nothing sure is said.
+        """
+        below = self.method.stable_below
+        if below is None:
+            return jnp.zeros(asked.shape, bool)
+
+        def measured():
+            return jax.vmap(functools.partial(largest_curvature, self.objective))(now.networks)
+
+        return _evaluated_once(measured, unless=~jnp.any(asked)) < below
 
     def crossing_times(self, place: Place, step: Step, events: list[Event]) -> Float[Array, " lanes"]:
         """When the loss fell to the levels of all events, on the method's own interpolant; the events' lanes one after another.

@@ -124,18 +124,19 @@ def basin_sizes(
         proof=proof,
     )
     ids = check_ids(plan.starts, num)
-    return _run(plan, ids, Request(confidence, audit, until, lanes), client, folder, overwrite, progress)
+    asked = Request(confidence, audit, until, lanes)
+    return run_plan(plan, ids, asked, client=client, folder=folder, overwrite=overwrite, progress=progress)
 
 
-def _run(
+def run_plan(
     plan: Plan,
     ids: range,
     options: Request,
-    client: Any,
-    folder: str | os.PathLike | None,
-    overwrite: bool,
-    progress: bool,
     *,
+    client: Any = None,
+    folder: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
     trusted: bool = False,
 ) -> BasinEstimate:
     """Runs of a plan what is not there yet, and makes an estimate of all: the arguments are those of `basin_sizes`.
@@ -413,7 +414,7 @@ def resume(
     if num is not None and options.audit is not None and options.audit > 0:
         options = dataclasses.replace(options, audit=None)
     ids = check_ids(plan.starts, range(stored["first_id"], stored["first_id"] + count))
-    return _run(plan, ids, options, client, folder, False, progress, trusted=True)
+    return run_plan(plan, ids, options, client=client, folder=folder, progress=progress, trusted=True)
 
 
 def repeat(
@@ -457,4 +458,5 @@ def repeat(
         first_id=ids.start,
         again=plan.again,
     )
-    return _run(checked, ids, Request(confidence, audit, None, lanes), None, folder, overwrite, progress)
+    asked = Request(confidence, audit, None, lanes)
+    return run_plan(checked, ids, asked, folder=folder, overwrite=overwrite, progress=progress)

@@ -14,26 +14,28 @@ import numpy as np
 import optax
 import pyarrow as pa
 import pyarrow.compute as pc
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key
 from rich.console import Group, RenderableType
 
+from gdflow.basins.campaign import CAMPAIGN, check_belongs
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import verdict_interval
 from gdflow.basins.methods import AbstractMethod, Descent, GradientDescent
 from gdflow.basins.outcomes import Status, is_decided
-from gdflow.basins.plan import default_method, measure
+from gdflow.basins.plan import default_method, make_plan, measure
 from gdflow.basins.process import Limits
 from gdflow.basins.riders import Imbalance
 from gdflow.basins.rows import MAX_ROWS
-from gdflow.basins.running import basin_sizes, check_ids
+from gdflow.basins.running import check_ids, run_plan
 from gdflow.basins.starts import as_starts
+from gdflow.basins.stopping import Request
 from gdflow.checks import check_positive
 from gdflow.dynamics import AtGradientNorm, simulate
 from gdflow.landscape import balanced_minimum_spectrum
 from gdflow.minibatches import Minibatches
-from gdflow.objective import LinearObjective, Objective
+from gdflow.objective import LinearObjective
 from gdflow.problem import AbstractProblem, Problem
+from gdflow.smoothness import largest_curvature
 from gdflow.tables import Printable, column_table, key_value_table
 
 #: Steps looked at by default, as parts of the longest stable one.
@@ -41,7 +43,9 @@ _SHARES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95, 1.1, 1.3, 1.6)
 #: Limits of two runs are one if their losses differ by less than this, relative to their size.
 _SAME = 1e-5
 #: Where a start ends, in this order.
-ENDS = ("lowest limit", "another limit", "cycle", "diverges", "undecided")
+#: Of these nothing is known.
+_OPEN = ("reached only", "undecided")
+ENDS = ("lowest limit", "another limit", "reached only", "cycle", "diverges", "undecided")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +53,10 @@ class StepRow:
     """What became of all starts with one step.
 
     - `step`: `η`.
-    - `counts`: how many starts end where, in the order of `ENDS`.
-    - `intervals`: exact ones for the probability of each end; undecided starts may end anywhere.
+    - `counts`: how many starts end where, in the order of `ENDS`. Reached only is a limit that the iterates may leave again, as
+      those of Adam do (`gdflow.verdicts.DescentLevel`).
+    - `intervals`: exact ones for the probability of each end; undecided starts, and where a limit was reached only, may end
+      anywhere.
     - `compared`, `changed`: how many starts have a limit both here and by the flow, and how many of these limits differ.
     - `changed_interval`: for the probability that a start has limits by both, and that they differ; starts without a limit by the
       flow, or undecided, may be such.
@@ -90,7 +96,8 @@ class StepSizeBasins(Printable):
     @property
     def optimizer(self) -> str:
         """Its name."""
-        return self.estimates[0].plan.method.name.split(", step=")[0]
+        parts = self.estimates[0].plan.method.name.split(", ")
+        return ", ".join(part for part in parts if not part.startswith("step="))
 
     @functools.cached_property
     def losses(self) -> tuple[float, ...]:
@@ -121,24 +128,24 @@ class StepSizeBasins(Printable):
         made = []
         for step, estimate in zip(self.steps, self.estimates, strict=True):
             ours, status = self.classes(estimate), estimate.outcomes["status"].cast(pa.string()).to_numpy(False)
-            cycle = status == Status.CYCLING.label
+            cycle, reached = status == Status.CYCLING.label, status == Status.REACHED.label
             away = (status == Status.DIVERGING.label) | (status == Status.NON_FINITE.label)
-            ends = [ours == 0, ours > 0, cycle, away]
-            open_ = ~np.any(ends, axis=0)
-            counts = tuple(int(x.sum()) for x in (*ends, open_))
-            sure, num = counts[:-1], self.num
-            intervals = tuple(verdict_interval(n, n + counts[-1], num, alpha) for n in sure)
-            intervals += (verdict_interval(counts[-1], counts[-1], num, alpha),)
+            ends = [ours == 0, ours > 0, reached, cycle, away]
+            undecided = ~np.any(ends, axis=0)
+            open_ = undecided | reached
+            counts, num = tuple(int(x.sum()) for x in (*ends, undecided)), self.num
+            possible = [n if name in _OPEN else n + int(open_.sum()) for name, n in zip(ENDS, counts, strict=True)]
+            intervals = tuple(verdict_interval(n, m, num, alpha) for n, m in zip(counts, possible, strict=True))
             compared = changed = 0
-            possible = num
+            differing = num
             if theirs is not None:
                 both = (ours >= 0) & (theirs >= 0)
                 compared, changed = int(both.sum()), int(np.sum(both & (ours != theirs)))
                 unknown = open_ | ((ours >= 0) & (theirs < 0))
-                possible = changed + int(np.sum(unknown & ~both))
+                differing = changed + int(np.sum(unknown & ~both))
             made.append(
                 StepRow(
-                    step, counts, intervals, compared, changed, verdict_interval(changed, possible, num, alpha),
+                    step, counts, intervals, compared, changed, verdict_interval(changed, differing, num, alpha),
                     _imbalance(estimate, ours >= 0), estimate.tally.steps / num,
                 )
             )  # fmt: skip
@@ -152,9 +159,10 @@ class StepSizeBasins(Printable):
         is known. Of linear networks in whitened coordinates the step is that of the flattest global minima, the balanced ones:
         above it no global minimum of full rank is stable. Of limits that were found in a run those of the lowest few.
         """
-        factor = _stable_factor(self.estimates[0].plan.method)
-        if factor is None:
+        method = self.estimates[0].plan.method
+        if method.stable_below is None:
             return ()
+        factor = method.stable_below * self.steps[0]
         problem, widths = self.estimates[0].plan.problem, self.estimates[0].widths
         if isinstance(problem, Problem) and isinstance(problem.objective, LinearObjective):
             whitened = problem.coordinates == "whitened" and problem.why_no_levels is None
@@ -217,6 +225,7 @@ def step_size_basins(
     limits: Limits | None = None,
     confidence: float = 0.95,
     folder: Any = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> StepSizeBasins:
     """Where the same starts end with every one of some steps: at the minimum, at another limit, on a cycle, or nowhere.
@@ -229,7 +238,8 @@ def step_size_basins(
       `gdflow.basins.Descent`; by default gradient descent, whose limits are certified where that is proved.
     - `batches`: a `gdflow.Minibatches`, by default all samples at once.
     - `flow`: run the gradient flow from the same starts, too, and compare the limits.
-    - `folder`: where the rows of every run are written, in a folder of its own; runs that are there are opened, not repeated.
+    - `folder`: where the rows of every run are written, in a folder of its own; runs that are there are opened, not repeated;
+      `overwrite`: replace others.
     - `progress`: show a progress bar for every run.
 
     **Returns:** a `StepSizeBasins`; `gdflow.plotting.plot_step_sizes` draws it.
@@ -242,7 +252,8 @@ def step_size_basins(
     ```
     """
     given = as_starts(starts, key)
-    if len(check_ids(given, num)) > MAX_ROWS:
+    ids = check_ids(given, num)
+    if len(ids) > MAX_ROWS:
         raise ValueError(f"steps are compared for at most {MAX_ROWS} starts, got {num}: run them in parts")
     if batches is not None:
         batches.check(problem, given.widths)
@@ -255,30 +266,29 @@ def step_size_basins(
         raise ValueError(f"options {sorted(options)} are of an optimizer, and none is given")
     riders = (Imbalance(),) if isinstance(problem.objective, LinearObjective) else None
 
-    def run(method: AbstractMethod | None, name: str) -> BasinEstimate:
-        return basin_sizes(
-            problem,
-            starts,
-            num,
-            key=key,
-            method=method,
-            riders=riders,
-            limits=limits,
-            confidence=confidence,
-            audit=0,
-            folder=None if folder is None else pathlib.Path(folder) / name,
-            progress=progress,
-        )
-
     def method(step: float) -> AbstractMethod:
         if optimizer is None and batches is None:
             return GradientDescent(step)
         return Descent(optax.sgd if optimizer is None else optimizer, step, batches=batches, **(options or {}))
 
-    methods = [method(step) for step in values]
-    followed = run(None, "flow") if flow else None
-    estimates = tuple(run(some, f"step-{step:g}") for some, step in zip(methods, values, strict=True))
-    return StepSizeBasins(tuple(values), estimates, followed, confidence)
+    methods: dict[str, AbstractMethod | None] = {"flow": None} if flow else {}
+    methods |= {f"step-{step!r}": method(step) for step in values}
+    plans = {
+        name: make_plan(problem, starts, key=key, method=some, riders=riders, limits=limits, first_id=ids.start)
+        for name, some in methods.items()
+    }
+    folders = {name: None if folder is None else pathlib.Path(folder) / name for name in plans}
+    if not overwrite:  # of folders of other runs all are told before any is run
+        for name, where in folders.items():
+            if where is not None and (where / CAMPAIGN).exists():
+                check_belongs(where, plans[name], ids.start)
+    asked = Request(confidence, 0, None, None)
+    estimates = {
+        name: run_plan(plan, ids, asked, folder=folders[name], overwrite=overwrite, progress=progress)
+        for name, plan in plans.items()
+    }
+    followed = estimates.pop("flow", None)
+    return StepSizeBasins(tuple(values), tuple(estimates.values()), followed, confidence)
 
 
 def default_steps(problem: AbstractProblem, starts: Any, key: Key[Array, ""] | None = None) -> tuple[float, ...]:
@@ -307,7 +317,7 @@ def default_steps(problem: AbstractProblem, starts: Any, key: Key[Array, ""] | N
             dense=False,
             max_steps=3000,
         ).final
-        values.append(float(_largest_curvature(objective, end)))
+        values.append(float(eqx.filter_jit(largest_curvature)(objective, end)))
     positive = [v for v in values if np.isfinite(v) and v > 0]
     if not positive:
         raise ValueError(
@@ -315,40 +325,6 @@ def default_steps(problem: AbstractProblem, starts: Any, key: Key[Array, ""] | N
         )
     edge = 2 / float(np.median(positive))
     return tuple(float(f"{share * edge:.3g}") for share in _SHARES)
-
-
-@eqx.filter_jit
-def _largest_curvature(objective: Objective, point: Any) -> Array:
-    """The largest eigenvalue of the Hessian, by so many steps of the power method on `∇²L + ‖∇²L‖`: from below."""
-    flat, back = ravel_pytree(point)
-
-    def gradient(x):
-        return ravel_pytree(objective.gradient(back(x)))[0]
-
-    def product(v):
-        return jax.jvp(gradient, (flat,), (v,))[1]
-
-    def largest(apply):
-        def improve(_, v):
-            w = apply(v)
-            return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
-
-        v = jax.lax.fori_loop(0, 200, improve, jnp.cos(1.0 + jnp.arange(flat.size)) / jnp.sqrt(flat.size))
-        return jnp.dot(v, apply(v))
-
-    size = jnp.abs(largest(product))
-    return largest(lambda v: product(v) + size * v) - size
-
-
-def _stable_factor(method: AbstractMethod) -> float | None:
-    """Minima are stable for steps below this over the largest curvature; `None` where that is not known."""
-    if isinstance(method, GradientDescent):
-        return 2.0
-    if not isinstance(method, Descent) or method.optimizer is not optax.sgd or method.batches is not None:
-        return None
-    options = dict(method.options)
-    mu = float(options.get("momentum") or 0.0)
-    return 2 * (1 + mu) / (1 + 2 * mu if options.get("nesterov") else 1)
 
 
 def _limit_losses(estimate: BasinEstimate, every: bool = False) -> list[float]:

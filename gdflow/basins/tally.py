@@ -11,7 +11,7 @@ BINS_PER_DECADE = 64
 #: … between these powers of ten; what lies outside is counted in the first or the last bin.
 DECADES = (-12, 18)
 _NUMBERS = ("num", "steps", "most_steps", "largest_drift")
-_ARRAYS = ("statuses", "certified", "located", "undecided", "proved")
+_ARRAYS = ("statuses", "certified", "located", "reached", "undecided", "proved")
 
 
 class Tally:
@@ -20,9 +20,10 @@ class Tally:
     **Arguments:** `num_limits`: how many limits the verdict tells apart; `num_methods`: by how many methods starts are tried.
 
     Fields: `num`, starts so far; `statuses`, counts by `Status`; `certified` and `located`, by limit, of the starts with one;
-    `undecided`, of the others, but for those on a cycle, by the highest limit that is not excluded; `steps`, their sum, and
-    `most_steps`; `largest_drift`, if drift is recorded; `proved`, by method and limit, if verdicts are proved; `times`, counts of
-    the times of decision in logarithmic bins between `edges()`.
+    `reached`, by limit, of those that were at one and may leave it; `undecided`, of all without a limit, but for those on a
+    cycle, by the highest limit that is not excluded; `steps`, their sum, and `most_steps`; `largest_drift`, if drift is
+    recorded; `proved`, by method and limit, if verdicts are proved; `times`, counts of the times of decision in logarithmic bins
+    between `edges()`.
     """
 
     def __init__(self, num_limits: int, num_methods: int = 1):
@@ -31,6 +32,7 @@ class Tally:
         self.statuses = np.zeros(len(Status), dtype=np.int64)
         self.certified = np.zeros(num_limits, dtype=np.int64)
         self.located = np.zeros(num_limits, dtype=np.int64)
+        self.reached = np.zeros(num_limits, dtype=np.int64)
         self.undecided = np.zeros(max(num_limits, 1), dtype=np.int64)
         self.proved = np.zeros((num_methods, num_limits), dtype=np.int64)
         self.times = np.zeros(BINS_PER_DECADE * (DECADES[1] - DECADES[0]), dtype=np.int64)
@@ -46,6 +48,8 @@ class Tally:
         self.statuses += np.bincount(status, minlength=len(self.statuses))
         self.certified += np.bincount(columns["limit"][certified], minlength=len(self.certified))
         self.located += np.bincount(columns["limit"][located], minlength=len(self.located))
+        reached = columns["limit"][status == Status.REACHED]
+        self.reached += np.bincount(reached, minlength=len(self.reached))
         open_ = ~decided & (status != Status.CYCLING)  # a cycle is no limit
         self.undecided += np.bincount(columns["highest"][open_], minlength=len(self.undecided))
         self.steps += int(columns["steps"].sum())
@@ -66,7 +70,7 @@ class Tally:
     def __add__(self, other: "Tally") -> "Tally":
         """The tally of both sets of starts, which have no id in common."""
         both = Tally(len(self.certified), len(self.proved))
-        for name in ("num", "steps", "statuses", "certified", "located", "undecided", "proved", "times"):
+        for name in ("num", "steps", "statuses", "certified", "located", "reached", "undecided", "proved", "times"):
             setattr(both, name, getattr(self, name) + getattr(other, name))
         for name in ("most_steps", "largest_drift"):
             setattr(both, name, max(getattr(self, name), getattr(other, name)))

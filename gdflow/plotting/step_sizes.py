@@ -7,7 +7,9 @@ from matplotlib.figure import Figure
 from gdflow.basins.step_sizes import ENDS, StepSizeBasins
 from gdflow.plotting.style import COLORS, FONT, hide_box, say, set_range
 
-_MARKERS = ("o", "s", "^", "D", "v")
+_MARKERS = ("o", "s", "P", "^", "D", "v")
+#: Marks at one step stand side by side, by this part of it.
+_APART = 0.02
 
 
 def plot_step_sizes(basins: StepSizeBasins) -> Figure:
@@ -29,7 +31,8 @@ def plot_step_sizes(basins: StepSizeBasins) -> Figure:
         axes.set_xlabel(r"step $\eta$")
         _draw_edges(axes, basins, low, high)
         hide_box(axes)
-        axes.legend(fontsize=FONT, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=FONT, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False)
     figure.suptitle(
         f"{basins.optimizer}, {basins.num} starts, {100 * basins.confidence:g} % intervals", fontsize=FONT + 2
     )
@@ -56,6 +59,8 @@ def _draw_ends(axes: Axes, basins: StepSizeBasins) -> None:
 
 def _draw_shares(axes: Axes, steps, shares, intervals, k: int, name: str) -> None:
     low, high = np.array(intervals).T
+    if len(steps) == 1:
+        steps = steps * (1 + _APART * (k - len(ENDS) / 2))
     color = COLORS[k % len(COLORS)]
     axes.plot(steps, shares, color=color, marker=_MARKERS[k % len(_MARKERS)], ms=4, lw=1.2, label=name)
     axes.vlines(steps, low, high, color=color, lw=1.2, alpha=0.7)

@@ -25,7 +25,9 @@ class Descent(AbstractDescent):
 
     It works in the coordinates of the problem: few optimizers (gradient descent and momentum) make the same iterates in all
     orthonormal ones. A step takes the time `step`, so that gradient descent compares with the flow; with a schedule a step takes
-    the time 1. Nothing is proved of the limits: they are located. With minibatches the losses and gradients that verdicts see are
+    the time 1. Nothing is proved of the limits. They are located where the gradient has become small and the step is stable, as
+    is known of gradient descent with momentum; of others they are only reached: Adam with a fixed step leaves minima again and
+    again. With minibatches the losses and gradients that verdicts see are
     those of all samples.
 
     **Arguments:**
@@ -88,6 +90,15 @@ class Descent(AbstractDescent):
     @property
     def descent_step(self) -> float:
         return float("inf")
+
+    @property
+    def stable_below(self) -> Any:
+        # Of gradient descent with momentum μ, and Nesterov's; adaptive steps grow where the gradient vanishes.
+        if self.optimizer is not optax.sgd or self.batches is not None or callable(self.step):
+            return None
+        options = dict(self.options)
+        mu = float(options.get("momentum") or 0.0)
+        return 2 * (1 + mu) / (1 + 2 * mu if options.get("nesterov") else 1) / self.step
 
     @property
     def step_time(self) -> Any:

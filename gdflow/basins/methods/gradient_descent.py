@@ -64,6 +64,10 @@ class GradientDescent(AbstractDescent):
         return self.step
 
     @property
+    def stable_below(self) -> Any:
+        return 2 / self.step
+
+    @property
     def step_time(self) -> Any:
         return self.step
 

@@ -89,6 +89,12 @@ class AbstractMethod(eqx.Module):
         return None
 
     @property
+    def stable_below(self) -> Any:
+        """Minima are stable whose largest curvature is below this, where steps are all alike; `None` (the default) where nothing
+        of the kind is known."""
+        return None
+
+    @property
     def step_time(self) -> Any:
         """How much time passes in a step where steps are all alike (`descent_step`)."""
         return 1.0
