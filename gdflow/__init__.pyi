@@ -10,6 +10,7 @@ from gdflow.basins import load as load
 from gdflow.basins import repeat as repeat
 from gdflow.basins import resume as resume
 from gdflow.basins import step_size_basins as step_size_basins
+from gdflow.basins import sweep as sweep
 from gdflow.certificates import certify as certify
 from gdflow.conservation import conservation_laws as conservation_laws
 from gdflow.dynamics import RK4 as RK4

@@ -87,7 +87,7 @@ def resume(
     """
     from gdflow import basins
 
-    kept.append(_what_is_kept(folder))
+    kept.append(what_is_kept(folder))
     with ending.client() as client:
         say_basins(lambda: basins.resume(folder, num, until=ending.until, client=client, progress=progress), folder)
 
@@ -136,14 +136,14 @@ def prepare_for_basins(folder: pathlib.Path, overwrite: bool) -> None:
 
     if not os.path.exists(folder / CAMPAIGN):
         prepare_folder(folder, (BASINS_PICTURE,), overwrite=overwrite)
-    kept.append(_what_is_kept(folder))
+    kept.append(what_is_kept(folder))
 
 
 def _what_is_damaged(num: int) -> str:
     return f"{num} files are damaged: gdflow campaign resume sets them aside and runs their starts again"
 
 
-def _what_is_kept(folder: pathlib.Path) -> str:
+def what_is_kept(folder: pathlib.Path) -> str:
     shown = visible(str(folder))
     more = f"gdflow campaign status {shown} says how much"
     return f"what was finished is in {shown}{os.sep}, and the same command goes on there ({more})"

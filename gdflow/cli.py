@@ -7,7 +7,7 @@ import os
 import pathlib
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 from gdflow.console import (
     complain,
@@ -25,12 +25,14 @@ with ended_by_interrupts():
     import cyclopts
 
     from gdflow import campaign_commands
-    from gdflow.campaign_commands import DEFAULT_OUT, prepare_for_basins, say_basins
+    from gdflow.campaign_commands import DEFAULT_OUT, prepare_for_basins, say_basins, what_is_kept
     from gdflow.command_options import (
         Columns,
         Count,
         Ending,
         Folder,
+        Grid,
+        Loss,
         Network,
         Optimizer,
         Running,
@@ -43,7 +45,8 @@ with ended_by_interrupts():
 
 # What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
 
-TRAJECTORY_PICTURE, DESCENT_PICTURE = "trajectory.png", "descent.png"
+TRAJECTORY_PICTURE, DESCENT_PICTURE, SWEEP_PICTURE = "trajectory.png", "descent.png", "sweep.png"
+TABLE = "table.csv"
 #: Trajectories without a certificate end where the norm of the gradient is this part of its size at the start.
 GRADIENT_FALL = 1e-6
 
@@ -61,7 +64,9 @@ app.register_install_completion_command(
     help="Install completion of commands and options for your shell; the shell's startup file may get a line for it."
 )
 
-COLUMNS, NETWORK, STARTS, RUNNING, OPTIMIZER, ENDING = Columns(), Network(), Starts(), Running(), Optimizer(), Ending()
+COLUMNS, NETWORK, STARTS = Columns(), Network(), Starts()
+RUNNING, OPTIMIZER, ENDING, GRID = Running(), Optimizer(), Ending(), Grid()
+Grid()
 
 
 @app.command
@@ -308,6 +313,65 @@ def descent(
         say_written((DESCENT_PICTURE,), folder)
 
 
+@app.command(name="sweep")
+def sweep_command(
+    data: pathlib.Path | None = None,
+    /,
+    *,
+    columns: Columns = COLUMNS,
+    grid: Grid = GRID,
+    loss: Loss = "squared",
+    weight_decay: float = 0.0,
+    biases: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    num: Count = 1000,
+    ending: Ending = ENDING,
+    confidence: float = 0.95,
+    out: Folder = DEFAULT_OUT,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Basins at every combination of some settings: one table, one picture, every run in a folder of its own.
+
+    Parameters
+    ----------
+    data
+        CSV file with a header, NPZ file with arrays X (d_x, m) and Y (d_y, m), or bundled data: linnerud (the default) or iris.
+    loss
+        squared, logistic, softmax or huber.
+    weight_decay
+        κ of a further term ½κΣ‖W_j‖².
+    biases
+        Give every layer a bias.
+    num
+        Random starts of every run.
+    confidence
+        Confidence of the intervals.
+    out
+        Folder for the runs, table.csv and sweep.png.
+    overwrite
+        Replace results that are in the folder.
+    progress
+        Show a progress bar.
+    """
+    from gdflow import plotting
+    from gdflow.basins import sweep
+    from gdflow.basins.storage import prepare_folder
+
+    make = grid.maker(data, columns, loss, weight_decay, biases)
+    folder = prepare_folder(out, (SWEEP_PICTURE,), overwrite=overwrite or (out / TABLE).exists())
+    kept.append(what_is_kept(folder))
+    with ending.client() as client:
+        result = sweep(
+            make, grid.axes, num, confidence=confidence, until=ending.until, client=client, folder=folder,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    say(result)
+    written: tuple[str, ...] = (TABLE,)
+    if save_picture(lambda: plotting.plot_sweep(result), folder / SWEEP_PICTURE):
+        written = (*written, SWEEP_PICTURE)
+    say_written(written, folder)
+
+
 @app.command
 def experiment(
     name: str,
@@ -361,7 +425,8 @@ def _run(arguments: list[str]) -> None:
         bound.apply_defaults()
         if "columns" in bound.arguments:  # bad data are told of at once
             table = bound.arguments["columns"].table(bound.arguments["data"])
-            bound.arguments["network"].check(table)
+            if "network" in bound.arguments:
+                bound.arguments["network"].check(table)
         with ended_by_interrupts():
             import jax
 

@@ -312,6 +312,97 @@ class Running:
         )
 
 
+def _axis() -> Parameter:
+    return Parameter(consume_multiple=True, negative="")
+
+
+@Parameter(name="*")
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The axes of a sweep: a run is made at every combination of the values.
+
+    Parameters
+    ----------
+    depth
+        Numbers of hidden layers.
+    width
+        Widths of all hidden layers.
+    init_scale
+        Standard deviations of the Gaussian starts; by default fan-in.
+    activation
+        linear, or the activation of all hidden layers.
+    optimizer
+        flow: the gradient flow. gd, momentum (0.9), nesterov, adam: with the steps of --step.
+    step
+        Steps of the optimizers.
+    seed
+        Seeds of the starts.
+    """
+
+    depth: Annotated[tuple[Width, ...], _axis()] = (2,)
+    width: Annotated[tuple[Width, ...], _axis()] = (5,)
+    init_scale: Annotated[tuple[float, ...], _axis()] = ()
+    activation: Annotated[tuple[Activation | Literal["linear"], ...], _axis()] = ("linear",)
+    optimizer: Annotated[tuple[Literal["flow", "gd", "momentum", "nesterov", "adam"], ...], _axis()] = ("flow",)
+    step: Annotated[tuple[float, ...], _axis()] = ()
+    seed: Annotated[tuple[int, ...], _axis()] = (0,)
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "seed"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"--{name} names a value twice: {' '.join(map(str, values))}")
+        for name in ("init_scale", "step"):
+            for value in getattr(self, name):
+                if not 0 < value < math.inf:
+                    raise ValueError(f"--{name.replace('_', '-')} must be positive and finite, got {value:g}")
+        if max(self.depth, default=1) > _MOST_LAYERS:
+            raise ValueError(f"--depth {max(self.depth)}: more than {_MOST_LAYERS} hidden layers")
+        if set(self.optimizer) - {"flow"} and not self.step:
+            raise ValueError(f"--optimizer {' '.join(self.optimizer)} needs --step")
+        if self.step and "flow" in self.optimizer:
+            raise ValueError("--step is of optimizers, and the flow has none: name them with --optimizer, without flow")
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """Those with more than one value; depth, if there is none."""
+        every = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: values for name, values in every.items() if len(values) > 1} or {"depth": self.depth}
+
+    def maker(self, path: pathlib.Path | None, columns: Columns, loss: Any, weight_decay: float, biases: bool) -> Any:
+        """What makes the parts of a run of a point of the grid, for `gdflow.sweep`."""
+        fixed: dict[str, Any] = {
+            field.name: (*getattr(self, field.name), None)[0] for field in dataclasses.fields(self)
+        }
+
+        @functools.cache
+        def problem_of(activation: str, depth: int) -> Any:
+            chosen: Any = () if activation == "linear" else (activation,)
+            network = Network((1,) * depth, chosen, loss, weight_decay, biases)
+            return network.problem(path, columns)[0]
+
+        def make(**point: Any) -> dict[str, Any]:
+            from gdflow.initialization import Gaussian, fan_in
+
+            at = fixed | point
+            problem = problem_of(at["activation"], at["depth"])
+            widths = problem.widths((at["width"],) * at["depth"])
+            scale = fan_in if at["init_scale"] is None else at["init_scale"]
+            parts = dict(problem=problem, starts=Gaussian(widths, scale), key=Starts(seed=at["seed"]).key())
+            return parts | ({} if at["optimizer"] == "flow" else dict(method=_method(at["optimizer"], at["step"])))
+
+        return make
+
+
+def _method(optimizer: str, step: float) -> Any:
+    from gdflow.basins import Descent, GradientDescent
+
+    if optimizer == "gd":
+        return GradientDescent(step)
+    made = Optimizer(optimizer).made()  # type: ignore[arg-type]
+    return Descent(made["optimizer"], step, **made.get("options", {}))
+
+
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True)
 class Ending:
@@ -402,16 +493,20 @@ class Optimizer:
 
     def options(self, problem: Any, columns: Columns, path: pathlib.Path | None) -> dict[str, Any]:
         """What `gdflow.step_size_basins` takes."""
+        made = self.made()
+        steps = self.step or ((0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if self.optimizer == "adam" else None)
+        return made | dict(steps=steps, batches=self._batches(problem, columns, path))
+
+    def made(self) -> dict[str, Any]:
+        """The function that makes the optimizer of a step, and its options; nothing for gradient descent."""
         import optax
 
-        made: dict[str, Any] = {
+        return {
             "gd": {},
             "momentum": dict(optimizer=optax.sgd, options=dict(momentum=0.9)),
             "nesterov": dict(optimizer=optax.sgd, options=dict(momentum=0.9, nesterov=True)),
             "adam": dict(optimizer=optax.adam),
         }[self.optimizer]
-        steps = self.step or ((0.001, 0.003, 0.01, 0.03, 0.1, 0.3) if self.optimizer == "adam" else None)
-        return made | dict(steps=steps, batches=self._batches(problem, columns, path))
 
     def _batches(self, problem: Any, columns: Columns, path: pathlib.Path | None) -> Any:
         if self.batch_size is None:

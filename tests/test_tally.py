@@ -69,7 +69,7 @@ def test_chunks_in_any_order_add_up(rng):
         for name, value in vars(counted).items():
             np.testing.assert_array_equal(getattr(again, name), value)
         for damage in ({"num": num + 1}, {"certified": [-1] * num_limits}, {"times": [[0, -1]]}, {"located": [1]}):
-            with pytest.raises(ValueError, match="add up|reshape"):
+            with pytest.raises(ValueError, match=r"add up|reshape"):
                 Tally.from_record(counted.record() | damage, num_limits)
         assert counted.steps == int(np.sum(columns["steps"]))
         assert counted.most_steps == int(np.max(columns["steps"]))

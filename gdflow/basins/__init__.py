@@ -25,9 +25,10 @@ rtol 1e-4, atol 1e-7 and an audit (`benchmarks/tolerance.py`).
 There `gdflow.RKC(stages)`, a stabilised explicit method, needs fewer steps (figures in `benchmarks/README.md`).
 
 *Descent.* With `GradientDescent(step)`, or `Descent(optax.adam, step)` for any optimizer of Optax, starts follow the iterates
-instead of the flow. A limit of gradient descent is certified if its step is proved short enough (`gdflow.smoothness`). Limits of
-other algorithms are located: the gradient has vanished, below the second-lowest critical value. Iterates that repeat go round a
-cycle. `step_size_basins` compares steps.
+instead of the flow. A limit of gradient descent is certified if its step is proved short enough (`gdflow.smoothness`). Else it
+is located where the gradient has become small, below the second-lowest critical value, and the step is stable. What other
+optimizers reach they may leave again (`gdflow.verdicts.DescentLevel`). Iterates that repeat go round a cycle. `step_size_basins`
+compares steps, and `sweep` any settings.
 
 *Memory* does not grow with the number of starts. Everything is counted, times go into a logarithmic histogram, and the first 10⁶
 rows are kept. With a folder all rows are written there, as units of consecutive starts (`gdflow.basins.campaign`): whatever ends
@@ -66,3 +67,5 @@ from gdflow.basins.step_sizes import StepSizeBasins as StepSizeBasins
 from gdflow.basins.step_sizes import step_size_basins as step_size_basins
 from gdflow.basins.stopping import Until as Until
 from gdflow.basins.storage import StorageWarning as StorageWarning
+from gdflow.basins.sweeps import Sweep as Sweep
+from gdflow.basins.sweeps import sweep as sweep

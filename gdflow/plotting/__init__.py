@@ -10,4 +10,5 @@ from gdflow.plotting.landscape import plot_strata as plot_strata
 from gdflow.plotting.proof import plot_proof as plot_proof
 from gdflow.plotting.step_sizes import plot_step_sizes as plot_step_sizes
 from gdflow.plotting.style import COLORS as COLORS
+from gdflow.plotting.sweeps import plot_sweep as plot_sweep
 from gdflow.plotting.trajectory import plot_trajectory as plot_trajectory
