@@ -182,7 +182,7 @@ class Plan:
         catalogue = self.catalogue() if catalogue is None else catalogue
         lanes = self.check_lanes(len(ids), lanes)
         threads = default_threads() if threads is None else threads
-        most = _POOL // self.starts.num_parameters
+        most = _POOL // self.problem.objective.numbers(self.starts.num_parameters)
         # Ids that are to be run again are kept until their turn: of so many starts at a time.
         block = _BLOCK if self.again else max(len(ids), 1)
         # One size of pools, so that later attempts share their compiled program.
@@ -325,7 +325,8 @@ _PARTS = {
 def _check_memory(starts: AbstractStarts, lanes: int, itemsize: int) -> None:
     """`ValueError` where so many networks would not fit into memory."""
     parameters = starts.num_parameters
-    needed = lanes * parameters * itemsize * _COPIES
+    # … and the largest C_j.
+    needed = lanes * (parameters * _COPIES + max(starts.widths[1:-1], default=0) ** 2) * itemsize
     if needed > _MEMORY:
         many = "fewer lanes, or narrower layers" if lanes > 1 else "narrower layers"
         raise ValueError(

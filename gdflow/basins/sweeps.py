@@ -120,7 +120,7 @@ def plain(value: Any) -> Any:
 
 def sweep(
     make: Callable[..., Mapping[str, Any]],
-    axes: Mapping[str, Sequence[Any]],
+    axes: Any,
     num: float,
     *,
     key: Key[Array, ""] | None = None,

@@ -20,8 +20,8 @@ def plot_sweep(
 ) -> Figure:
     """Shares of starts with a limit, with their exact intervals, against one of the axes.
 
-    **Arguments:** `x`, `color`, `panel`: names of axes, by default the first ones; all values of other axes are drawn as curves
-    of the same kind. `limit`: which, 0 the lowest.
+    **Arguments:** `x`, `color`, `panel`: names of axes, by default those with most numbers first; all values of other axes are
+    drawn as curves of the same kind. `limit`: which, 0 the lowest.
 
     **Raises:** `ValueError` for names that are no axes, or are given twice.
     """
@@ -63,8 +63,11 @@ def _chosen(sweep: Sweep, *given: str | None) -> tuple[str, str | None, str | No
     used = [name for name in given if name is not None]
     if len(set(used)) < len(used):
         raise ValueError(f"axes are given twice: {', '.join(used)}")
-    rest = [name for name in sweep.axes if name not in used and len(sweep.axes[name]) > 1]
-    rest += [name for name in sweep.axes if name not in used and name not in rest]
+    # Numbers first, of those the axis with most of them.
+    rest = sorted(
+        (name for name in sweep.axes if name not in used),
+        key=lambda name: (not _numbers(sweep.axes[name]) or len(sweep.axes[name]) < 2, -len(sweep.axes[name])),
+    )
     x, color, panel = (name if name is not None else (rest.pop(0) if rest else None) for name in given)
     assert x is not None
     return x, color, panel
@@ -73,7 +76,7 @@ def _chosen(sweep: Sweep, *given: str | None) -> tuple[str, str | None, str | No
 def _draw(axes: Axes, sweep: Sweep, names: tuple[str, str | None, str | None], value: Any, limit: int) -> None:
     x, color, panel = names
     values = sweep.axes[x]
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    numbers = _numbers(values)
     places = [float(v) for v in (values if numbers else range(len(values)))]
     others = [name for name in sweep.axes if name not in names]
     curves = list(itertools.product(sweep.axes[color] if color else (None,), *(sweep.axes[name] for name in others)))
@@ -99,7 +102,8 @@ def _draw(axes: Axes, sweep: Sweep, names: tuple[str, str | None, str | None], v
             if color is None or any(rest[i] != sweep.axes[name][0] for i, name in enumerate(others))
             else plain(own)
         )
-        axes.plot(shifted, shares, marker=_MARKERS[n % len(_MARKERS)], ms=4, lw=1.2, label=label, color=shade)
+        line = "-" if numbers else ""  # there is nothing between categories
+        axes.plot(shifted, shares, line, marker=_MARKERS[n % len(_MARKERS)], ms=4, lw=1.2, label=label, color=shade)
         axes.vlines(shifted, low, high, lw=1.2, alpha=0.7, color=shade)
     if numbers and _log(places):
         axes.set_xscale("log")
@@ -108,6 +112,10 @@ def _draw(axes: Axes, sweep: Sweep, names: tuple[str, str | None, str | None], v
     axes.set_xlabel(x)
     axes.set_ylim(-0.03, 1.03)
     hide_box(axes)
+
+
+def _numbers(values: tuple[Any, ...]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def _log(places: list[float]) -> bool:
