@@ -358,7 +358,7 @@ def test_a_rule_ends_a_run(problem, tmp_path, monkeypatch):
     assert max(widths) <= 0.16
     again = sizes(problem, 10**6, until=Until(half_width=0.08), folder=tmp_path / "x", limits=None)
     assert (again.num, again.opened_from) == (wide.num, str(tmp_path / "x"))
-    narrow = gf.resume(tmp_path / "x", until=Until(half_width=0.05), progress=False)
+    narrow = gf.resume(tmp_path / "x", until=Until(half_width=0.02), progress=False)
     assert narrow.num > wide.num
     memory = sizes(problem, 10**6, until=Until(seconds=0.2), audit=None, limits=None)
     assert 0 < memory.num < 10**6

@@ -1,7 +1,10 @@
 """Units computed by the workers of a Dask cluster: the same rows, whoever computed them, and whatever dies."""
 
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -117,3 +120,14 @@ def test_a_lost_cluster_leaves_what_was_written(tmp_path):
     assert 64 < status.num < 100_000
     assert not status.damaged
     assert sizes(640, folder=tmp_path / "x").num == 640
+
+
+@pytest.mark.slow
+def test_the_script_for_slurm_runs_here(tmp_path):
+    """With processes of this machine in place of SLURM's jobs."""
+    script = pathlib.Path(__file__).parents[1] / "docs" / "slurm.py"
+    command = [sys.executable, str(script), "--local", "--jobs", "1", "--num", "2000", "--out", "huge"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2000 certified" in done.stdout
+    assert gf.load(tmp_path / "huge").num == 2000
