@@ -152,7 +152,8 @@ def compute_unit(plan: Plan, ids: range, lanes: int, threads: int | None = None)
         encoded.append(units.encode(plan, piece, columns, limits))
 
     gathering = Gathering([ids], done)
-    plan.run(ids, gathering.add, lanes=lanes, threads=threads, catalogue=catalogue)
+    sized_for = units.default_size(plan)  # one program for all
+    plan.run(ids, gathering.add, lanes=lanes, threads=threads, catalogue=catalogue, sized_for=sized_for)
     return encoded[0]
 
 

@@ -172,21 +172,24 @@ class Plan:
         threads: int | None = None,
         catalogue: Catalogue | None = None,
         halted: Callable[[], bool] = lambda: False,
+        sized_for: int = 0,
     ) -> None:
         """Runs the starts with given ids; rows go to `sink(ids, columns)` as they come, see `gdflow.basins.lanes.run_lanes`.
 
         **Arguments:** `lanes`: starts in flight at once per thread; results do not depend on it; `catalogue`: of the limits that
         are found, whose numbers the rows have; `halted`: whether no more starts shall be begun. Those that were begun are the
-        first ones then, and all of them have their rows.
+        first ones then, and all of them have their rows; `sized_for`: of how many starts these are a part, so that one program
+        serves all parts.
         """
         catalogue = self.catalogue() if catalogue is None else catalogue
-        lanes = self.check_lanes(len(ids), lanes)
+        num = max(len(ids), sized_for)
+        lanes = self.check_lanes(num, lanes)
         threads = default_threads() if threads is None else threads
         most = _POOL // self.problem.objective.numbers(self.starts.num_parameters)
         # Ids that are to be run again are kept until their turn: of so many starts at a time.
         block = _BLOCK if self.again else max(len(ids), 1)
         # One size of pools, so that later attempts share their compiled program.
-        pool = default_pool(min(len(ids), block), min(most, _SMALL_POOL) if self.again else most, threads)
+        pool = default_pool(min(num, _BLOCK), min(most, _SMALL_POOL) if self.again else most, threads)
         for first in range(0, len(ids), block):
             waiting: Any = ids[first : first + block]
             if halted():

@@ -322,7 +322,7 @@ def _complete(
     for stretch in _stretches(pieces) if together else [[piece] for piece in pieces]:
         if halted():
             return
-        _run_stretch(plan, stretch, ledger, lanes, count, halted)
+        _run_stretch(plan, stretch, ledger, lanes, len(ids), count, halted)
 
 
 def _stretches(pieces: Sequence[range]) -> Iterator[list[range]]:
@@ -342,6 +342,7 @@ def _run_stretch(
     pieces: list[range],
     ledger: Ledger,
     lanes: int,
+    sized_for: int,
     count: Callable[[int], None],
     halted: Callable[[], bool],
 ) -> None:
@@ -362,7 +363,8 @@ def _run_stretch(
         count(len(some))
 
     try:
-        plan.run(range(pieces[0].start, pieces[-1].stop), sink, lanes=lanes, catalogue=catalogue, halted=halted)
+        plan.run(range(pieces[0].start, pieces[-1].stop), sink, lanes=lanes, catalogue=catalogue, halted=halted,
+            sized_for=sized_for)  # fmt: skip
     except KeyboardInterrupt:
         gathering.finish()
         raise
