@@ -426,7 +426,7 @@ def test_a_run_that_is_killed_goes_on(problem, tmp_path, rng):
             time.sleep(0.002)
         time.sleep(float(rng.uniform(0, 0.1)) * (killed % 4 > 0))
         child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.communicate()
         killed += 1
         seen.append(campaign_status(folder, verify=True))
         assert not seen[-1].damaged

@@ -18,7 +18,11 @@ from gdflow import cli
 from gdflow.basins import Limits
 
 pytestmark = pytest.mark.slow
-QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def quick(num):
+    return settings(max_examples=num, deadline=None, suppress_health_check=list(HealthCheck))
+
 
 #: Names that systems, terminals and marked-up text might trip over.
 NASTY = st.sampled_from(
@@ -83,8 +87,7 @@ def check(code, out, err, place):
     assert [path.name for path in place.parent.iterdir()] == ["inside"]
 
 
-@QUICK
-@settings(max_examples=1200)
+@quick(1200)
 @given(st.data())
 def test_command_lines(place, data):
     command = data.draw(COMMANDS)
@@ -112,8 +115,7 @@ TABLES = st.lists(st.lists(CELL, min_size=1, max_size=4).map(",".join), max_size
 )
 
 
-@QUICK
-@settings(max_examples=600)
+@quick(600)
 @given(TABLES, st.lists(st.sampled_from(["a", "b", "y", "", "1"]), max_size=2))
 def test_tables(place, text, targets):
     path = place / "some.csv"
@@ -142,8 +144,7 @@ def paths(said, before=()):
         yield from paths(value, (*before, key))
 
 
-@QUICK
-@settings(max_examples=400)
+@quick(400)
 @given(st.data())
 def test_stored_files(place, campaign, data):
     """One entry of a stored plan, request or summary is something else."""

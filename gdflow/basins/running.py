@@ -22,7 +22,7 @@ from gdflow.basins.ledger import Ledger
 from gdflow.basins.methods import AbstractMethod
 from gdflow.basins.plan import Plan, make_plan
 from gdflow.basins.process import Limits
-from gdflow.basins.reading import stored_audit, stored_request
+from gdflow.basins.reading import stored_audit, stored_plan, stored_request
 from gdflow.basins.riders import AbstractRider
 from gdflow.basins.rows import MAX_ROWS, Columns, Gathering
 from gdflow.basins.starts import AbstractStarts
@@ -406,6 +406,7 @@ def resume(
     ```
     """
     stored = read_campaign(folder)
+    stored_plan(stored)  # refuses what was changed
     plan, request = Plan.from_record(stored["plan"]), stored_request(stored)
     if num is None and request is None:
         raise ValueError("it is not known how many starts were asked for: give num")
