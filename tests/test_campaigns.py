@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gdflow as gf
-from gdflow.basins import FolderBusy, Limits, StorageWarning, Until, campaign_status, export, units
+from gdflow.basins import DamageWarning, FolderBusy, Limits, Until, campaign_status, export, units
 from gdflow.basins import plan as plan_module
 from gdflow.basins.campaign import Campaign
 from gdflow.basins.units import DamagedUnit
@@ -201,7 +201,7 @@ def test_damaged_units_are_named_set_aside_and_run_again(problem, folder, whole,
     for name, why in status.damaged:
         assert re.search(expected[name], why)
     before = {path.name: path.read_bytes() for path in files(folder)}
-    with pytest.warns(StorageWarning) as caught:
+    with pytest.warns(DamageWarning) as caught:
         again = sizes(problem, 200, folder=folder)
     messages = [str(warning.message) for warning in caught]
     assert len(messages) == len(expected)
@@ -218,13 +218,13 @@ def test_units_of_other_starts_are_found(problem, folder):
     """A unit that was renamed says other ids than its name; one within another is set aside."""
     some = files(folder)
     some[-1].rename(folder / "outcomes" / "00000000000000000200-00000000000000000207.parquet")
-    with pytest.warns(StorageWarning, match="its name says otherwise"):
+    with pytest.warns(DamageWarning, match="its name says otherwise"):
         sizes(problem, 200, folder=folder)
     plan = gf.load(folder).plan
     _, columns = units.decode(files(folder)[1].read_bytes(), plan)
     part = {name: column[:10] for name, column in columns.items() if name != "id"}
     units.write(folder / "outcomes", range(40, 50), units.encode(plan, range(40, 50), part, None))
-    with pytest.warns(StorageWarning, match="its starts are in another unit, too"):
+    with pytest.warns(DamageWarning, match="its starts are in another unit, too"):
         sizes(problem, 200, folder=folder)
 
 
@@ -266,7 +266,7 @@ def test_only_one_process_is_at_work_in_a_folder(problem, folder):
 def test_overwrite_leaves_what_is_not_its_own(problem, folder):
     (folder / "notes.txt").write_text("mine")
     (folder / "outcomes" / "mine.csv").write_text("mine")
-    with pytest.warns(StorageWarning, match=r"mine\.csv was set aside"):
+    with pytest.warns(DamageWarning, match=r"mine\.csv was set aside"):
         other = sizes(problem, 40, key=jax.random.key(9), folder=folder, overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
     assert (folder / "set-aside" / "mine.csv").read_text() == "mine"

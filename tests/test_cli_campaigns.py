@@ -5,12 +5,17 @@ import json
 import matplotlib.image
 import pandas
 import pytest
+from test_cli_networks import flat
+from test_cli_networks import gdflow as gdflow
+
+from gdflow import command_options
 
 SMALL = ("--hidden", "2", "--no-staircase", "--no-proof", "--audit", "0", "--no-progress")
 
 
-def flat(text):
-    return " ".join(text.split())
+@pytest.fixture(autouse=True)
+def _forget_tables():
+    command_options.read.cache_clear()
 
 
 @pytest.fixture
@@ -76,6 +81,7 @@ def test_runs_end_by_rules(gdflow, tmp_path):
     assert "there is no Dask scheduler at 'nonsense'" in err
 
 
+@pytest.mark.slow
 def test_sweeps(gdflow, tmp_path):
     arguments = ("sweep", "--depth", "1", "2", "--init-scale", "0.3", "1", "--num", "20", "--no-progress", "--out", "s")
     code, out, err = gdflow(*arguments)

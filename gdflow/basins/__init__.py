@@ -66,6 +66,7 @@ from gdflow.basins.starts import Sampled as Sampled
 from gdflow.basins.step_sizes import StepSizeBasins as StepSizeBasins
 from gdflow.basins.step_sizes import step_size_basins as step_size_basins
 from gdflow.basins.stopping import Until as Until
+from gdflow.basins.storage import DamageWarning as DamageWarning
 from gdflow.basins.storage import StorageWarning as StorageWarning
 from gdflow.basins.sweeps import Sweep as Sweep
 from gdflow.basins.sweeps import sweep as sweep

@@ -27,7 +27,7 @@ import numpy as np
 from gdflow.basins import units
 from gdflow.basins.catalogue import FoundLimit
 from gdflow.basins.plan import Plan
-from gdflow.basins.storage import SUMMARY, StorageWarning, prepare_folder, read_json, write_json
+from gdflow.basins.storage import SUMMARY, DamageWarning, prepare_folder, read_json, write_json
 from gdflow.basins.units import DamagedUnit, Unit
 from gdflow.ids import id_range
 from gdflow.records import differences
@@ -172,7 +172,7 @@ class Campaign:
 
     def check(self) -> Iterator[Unit]:
         """The units that are there, after a look at every byte of them; what is no whole unit of the plan is set aside, with a
-        `StorageWarning`."""
+        `DamageWarning`."""
         paths = units.listed(self.outcomes)
         with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
             for path, found in zip(paths, executor.map(lambda path: _checked(path, self.plan), paths), strict=True):
@@ -193,7 +193,7 @@ class Campaign:
         shutil.move(path, target)
         warnings.warn(
             f"{visible(shortened(str(path)))} was set aside, into {SET_ASIDE}{os.sep}: {why}. Its starts are run again",
-            StorageWarning,
+            DamageWarning,
             stacklevel=2,
         )
 

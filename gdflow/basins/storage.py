@@ -15,6 +15,10 @@ class StorageWarning(UserWarning):
     """Results could not be written where they were to go; the message says why, and where they are."""
 
 
+class DamageWarning(UserWarning):
+    """A file of rows is damaged, or is not of this run; the message says which, why, and where it was put."""
+
+
 def prepare_folder(folder: str | os.PathLike, names: tuple[str, ...], *, overwrite: bool = False) -> pathlib.Path:
     """Makes a folder for results, before any computation, and makes sure that they can be written there.
 
