@@ -55,7 +55,7 @@ def test_a_run_is_looked_at_checked_and_exported(gdflow, run, tmp_path):
     assert "Basins of 40 starts" in flat(out)
     code, out, err = gdflow("campaign", "resume", "x", "--num", "60", "--no-progress")
     assert (code, err) == (0, "")
-    assert "40 starts were looked at before" in flat(out)
+    assert "40 starts were asked for before" in flat(out)
     assert matplotlib.image.imread(run / "basins.png").shape[2] == 4
 
 

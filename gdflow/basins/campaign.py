@@ -27,6 +27,7 @@ import numpy as np
 from gdflow.basins import units
 from gdflow.basins.catalogue import FoundLimit
 from gdflow.basins.plan import Plan
+from gdflow.basins.stopping import Request, Until
 from gdflow.basins.storage import SUMMARY, DamageWarning, prepare_folder, read_json, write_json
 from gdflow.basins.units import DamagedUnit, Unit
 from gdflow.ids import id_range
@@ -122,8 +123,7 @@ class Campaign:
             "first_id": self.first_id,
             "unit": units.default_size(self.plan),
             "token": secrets.token_hex(8),
-            "request": None,
-            "looks": [],
+            "requests": [],
             "plan": self.plan.record,
         }
         self._write()
@@ -151,22 +151,24 @@ class Campaign:
         """By which a process elsewhere recognises the folder."""
         return self._record["token"]
 
-    def request(self, **options: Any) -> None:
-        """Notes what was asked for, so that `resume` can go on."""
-        if self._record["request"] != options:
-            self._record["request"] = options
+    def request(self, num: int, asked: Request) -> None:
+        """Notes what is asked for: `resume` goes on with it, and another number before is known of."""
+        made = {"num": num, **asked.record}
+        if not self._record["requests"] or self._record["requests"][-1] != made:
+            self._record["requests"].append(made)
             self._write()
 
-    @property
-    def looks(self) -> list[int]:
-        """At how many starts estimates were made."""
-        return self._record["looks"]
+    def why_anytime(self, num: int) -> str | None:
+        """Why a run of so many starts has a number that was not fixed before any was run, in words; `None` if it has.
 
-    def looked(self, num: int) -> None:
-        """Notes that an estimate from so many starts was made."""
-        if num not in self.looks:
-            self.looks.append(num)
-            self._write()
+        Nobody knows who has looked at the rows meanwhile: any other request before, or a rule, takes the number its innocence.
+        """
+        for made in self._record["requests"]:
+            if made["until"] is not None:
+                return f"before, it was to end at {Until(**made['until']).text}"
+            if made["num"] != num:
+                return f"{made['num']} starts were asked for before"
+        return None
 
     # -- units ---------------------------------------------------------------------------------------------------------
 
@@ -273,15 +275,15 @@ def read_campaign(folder: str | os.PathLike) -> dict[str, Any]:
     """
     path = pathlib.Path(folder) / CAMPAIGN
     stored = read_json(path, "a campaign")
-    needed: dict[str, Any] = dict(digest=str, first_id=int, unit=int, token=str, looks=list, plan=dict,
-        request=(dict, type(None)))  # fmt: skip
+    needed: dict[str, Any] = dict(digest=str, first_id=int, unit=int, token=str, requests=list, plan=dict,
+)  # fmt: skip
     for name, kind in needed.items():
         if not isinstance(stored.get(name), kind) or isinstance(stored.get(name), bool):
             raise ValueError(
                 f"{visible(shortened(str(path)))} is damaged: {name} is {shortened(repr(stored.get(name)))}"
             )
-    if stored["unit"] < 1 or not all(isinstance(look, int) for look in stored["looks"]):
-        raise ValueError(f"{visible(shortened(str(path)))} is damaged: its unit or its looks cannot be")
+    if stored["unit"] < 1:
+        raise ValueError(f"{visible(shortened(str(path)))} is damaged: its unit is {stored['unit']}")
     id_range(stored["first_id"], 1)
     return stored
 

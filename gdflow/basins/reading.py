@@ -103,19 +103,15 @@ def stored_plan(stored: dict[str, Any]) -> Plan:
 
 
 def stored_request(stored: dict[str, Any]) -> dict[str, Any] | None:
-    request = stored["request"]
     try:
-        if request is not None:
+        for request in stored["requests"]:
             Request.from_record(request)
             check_count("num", request["num"])
-            sound = 0 < check_number("confidence", request["confidence"]) < 1
-        else:
-            sound = True
-    except (TypeError, KeyError, ValueError):
-        sound = False
-    if not sound:
-        raise ValueError("campaign.json is damaged: what was asked for cannot be")
-    return request
+            if not 0 < check_number("confidence", request["confidence"]) < 1:
+                raise ValueError("the confidence must lie between 0 and 1")
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"campaign.json is damaged: what was asked for cannot be ({error})") from None
+    return stored["requests"][-1] if stored["requests"] else None
 
 
 def stored_audit(summary: dict[str, Any]) -> Audit | None:

@@ -157,14 +157,13 @@ def run_plan(
     if client is not None:
         plan = cluster.prepared(client, plan)
     with contextlib.ExitStack() as stack:
-        campaign, looks = None, []
+        campaign, reason = None, None if until is None else f"a run that ends at {until.text}"
         if folder is not None:
             opened = Campaign(folder, plan, ids.start, overwrite=overwrite, trusted=trusted)
             campaign = stack.enter_context(opened)
-            campaign.request(num=len(ids), **options.record)
-            looks = campaign.looks
+            campaign.request(len(ids), options)
+            reason = reason or campaign.why_anytime(len(ids))
         bar = stack.enter_context(_progress(progress))
-        reason = _why_anytime(until, looks, len(ids))
         old = None if campaign is None else _last_summary(campaign)
         watched = chosen_ids(plan.starts, ids, num_audited) if num_audited and reason is None else ids[:num_audited]
         ledger = Ledger(plan, ids, campaign, watched, 1 - options.confidence)
@@ -211,18 +210,9 @@ def run_plan(
     return estimate
 
 
-def _why_anytime(until: Until | None, looks: Sequence[int], num: int) -> str | None:
-    """Why the number of starts is not one that was fixed in advance, in words; `None` if it is."""
-    if until is not None:
-        return f"a run that ends at {until.text}"
-    others = sorted({look for look in looks if look != num})
-    return f"{others[0]} starts were looked at before" if others else None
-
-
 def _keep(campaign: Campaign, estimate: BasinEstimate) -> None:
     """Writes the summary; rows are in their units already."""
     try:
-        campaign.looked(estimate.num)
         write_json(estimate.summary(), campaign.folder / SUMMARY)
     except OSError as error:
         warnings.warn(

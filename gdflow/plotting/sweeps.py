@@ -13,6 +13,8 @@ from gdflow.plotting.style import COLORS, FONT, hide_box
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 #: Panels in a row.
 _COLUMNS = 4
+#: So many values are all labelled.
+_FEW = 7
 
 
 def plot_sweep(
@@ -107,8 +109,9 @@ def _draw(axes: Axes, sweep: Sweep, names: tuple[str, str | None, str | None], v
         axes.vlines(shifted, low, high, lw=1.2, alpha=0.7, color=shade)
     if numbers and _log(places):
         axes.set_xscale("log")
-    if not numbers:
+    if not numbers or len(places) <= _FEW:
         axes.set_xticks(places, [str(plain(v)) for v in values])
+        axes.minorticks_off()
     axes.set_xlabel(x)
     axes.set_ylim(-0.03, 1.03)
     hide_box(axes)
