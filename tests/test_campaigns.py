@@ -227,6 +227,34 @@ def test_units_of_other_starts_are_found(problem, folder):
         sizes(problem, 200, folder=folder)
 
 
+def test_units_that_overlap_are_seen_by_whoever_reads(problem, folder, tmp_path):
+    """As after the units of two folders of one plan were put into one."""
+    sizes(problem, 210, folder=tmp_path / "y")
+    shutil.copy(files(tmp_path / "y")[-1], folder / "outcomes")
+    (name,) = {path.name for path in files(folder)} & {files(tmp_path / "y")[-1].name}
+    for verify in (False, True):
+        status = campaign_status(folder, verify=verify)
+        assert [found for found, _ in status.damaged] == [name]
+        assert (status.num, status.complete) == (200, False)
+    with pytest.raises(ValueError, match="its starts are in another unit, too"):
+        export(folder, tmp_path / "rows.csv")
+    with pytest.raises(ValueError, match="its starts are in another unit, too"):
+        gf.load(folder)
+
+
+def test_names_that_shells_would_expand(problem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes(problem, 40, folder="~/x")
+    assert gf.load("~/x").num == 40
+    assert export("~/x", "~/rows.parquet") == 40
+    assert sorted(path.name for path in (tmp_path / "~").iterdir()) == ["rows.parquet", "x"]
+    with pytest.raises(ValueError, match="lies among the units"):
+        export("~/x", "~/x/outcomes/rows.csv")
+    for wrong, message in (({"until": 5}, "until is a"), ({"folder": 5}, "the folder is given by its name")):
+        with pytest.raises(TypeError, match=message):
+            sizes(problem, 40, **wrong)
+
+
 def test_stale_partial_files_are_removed(problem, folder, whole):
     (folder / "outcomes" / ".00000000000000000000-00000000000000000031.parquet.1a2b3c4d.partial").write_bytes(b"half")
     assert_same_rows(pq.read_table(folder / "outcomes"), whole.outcomes)  # readers skip hidden files
@@ -315,6 +343,9 @@ def test_limits_of_all_units_are_one_list(tmp_path):
         assert [limit.first_id for limit in estimate.found] == [int(np.argmax(right == k)) for k in (0, 1)]
     # What other programs read counts the same limits.
     assert pq.read_table(tmp_path / "x" / "outcomes")["limit"].to_pylist() == right.tolist()
+    # Fewer starts have fewer limits: those of the part of a unit that counts.
+    few = gf.resume(tmp_path / "x", int(np.argmax(right != right[0])), progress=False)
+    assert len(few.found) == 1
     audited = gf.basin_sizes(well, my_starts, 100, **options | {"audit": 40})
     assert (audited.audit.num, audited.audit.flips) == (40, 0)
 
@@ -339,7 +370,8 @@ def test_resume_knows_what_was_asked_for(problem, folder, tmp_path):
     assert (again.num, again.confidence, again.anytime) == (200, 0.95, None)
     audited = sizes(problem, 100, folder=tmp_path / "audited", audit=50, confidence=0.9)
     more = gf.resume(tmp_path / "audited", 150, progress=False)
-    assert (audited.audit.num, more.audit.num, more.confidence) == (50, 100, 0.9)
+    assert (audited.audit.num, more.audit.num, more.confidence) == (50, 50, 0.9)
+    assert gf.repeat(more, progress=False).anytime == more.anytime == "100 starts were asked for before"
     with pytest.raises(FileNotFoundError, match="there are no results of a campaign"):
         gf.resume(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()

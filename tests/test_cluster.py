@@ -68,6 +68,16 @@ def test_rows_do_not_depend_on_who_computed_them(here, tmp_path):
 
 
 @pytest.mark.slow
+def test_one_plan_is_not_taken_for_another(here):
+    """What a run that failed has left with the scheduler does not reach the next one."""
+    bowl = gf.Potential(lambda x: x**2)
+    with pytest.raises(ValueError, match="<lambda> is needed") as caught:
+        gf.basin_sizes(bowl, lambda key: jax.random.normal(key), 64, key=KEY, audit=0, client=here, progress=False)
+    assert_same(sizes(128, client=here), sizes(128))
+    assert caught.value is not None  # its traceback kept the run alive until now
+
+
+@pytest.mark.slow
 def test_wrong_clients_are_refused(here, tmp_path):
     with pytest.raises(TypeError, match=r"a client is a distributed.Client"):
         sizes(10, client="tcp://127.0.0.1:8786")

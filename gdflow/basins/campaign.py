@@ -5,6 +5,8 @@
     FOLDER/summary.json    numbers of the last estimate
     FOLDER/set-aside/      what was found in outcomes/ and is no whole unit of the plan
 
+Where limits are found in the run, the files of one that is not finished number them each in its own way; in the end all alike.
+
 The plan fixes every row, so it does not matter who computes a unit, when, or how often. A run that was killed has lost the units
 it was at; the next one computes these. Every file is written beside and renamed.
 """
@@ -35,6 +37,8 @@ from gdflow.records import differences
 from gdflow.tables import shortened, visible
 
 CAMPAIGN, OUTCOMES, SET_ASIDE, LOCK = "campaign.json", "outcomes", "set-aside", ".lock"
+#: What is said of a unit some of whose starts another one has.
+OVERLAP = "its starts are in another unit, too"
 #: Of plans that differ so many differences are named.
 _NAMED = 6
 #: Units are checked by so many threads: reading and hashing leave Python's lock.
@@ -158,7 +162,7 @@ class Campaign:
             self._record["requests"].append(made)
             self._write()
 
-    def why_anytime(self, num: int) -> str | None:
+    def why_anytime(self, num: int, audit: float | None) -> str | None:
         """Why a run of so many starts has a number that was not fixed before any was run, in words; `None` if it has.
 
         Nobody knows who has looked at the rows meanwhile: any other request before, or a rule, takes the number its innocence.
@@ -168,6 +172,8 @@ class Campaign:
                 return f"before, it was to end at {Until(**made['until']).text}"
             if made["num"] != num:
                 return f"{made['num']} starts were asked for before"
+            if made["audit"] != audit:
+                return "another audit was asked for before"
         return None
 
     # -- units ---------------------------------------------------------------------------------------------------------
@@ -179,7 +185,7 @@ class Campaign:
         with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
             for path, found in zip(paths, executor.map(lambda path: _checked(path, self.plan), paths), strict=True):
                 if isinstance(found, Unit) and self.spans and found.ids.start < self.spans[-1].stop:
-                    found = DamagedUnit("its starts are in another unit, too")
+                    found = DamagedUnit(OVERLAP)
                 if isinstance(found, DamagedUnit):
                     self._set_aside(path, str(found))
                 else:
@@ -194,7 +200,7 @@ class Campaign:
             target = aside / f"{path.name}.{secrets.token_hex(4)}"
         shutil.move(path, target)
         warnings.warn(
-            f"{visible(shortened(str(path)))} was set aside, into {SET_ASIDE}{os.sep}: {why}. Its starts are run again",
+            f"{visible(shortened(str(path)))} was set aside, into {SET_ASIDE}{os.sep}: {why}. What is missing then is run again",
             DamageWarning,
             stacklevel=2,
         )

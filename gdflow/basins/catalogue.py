@@ -234,16 +234,23 @@ class Catalogue:
         limits, place = self._ordered(used.tolist())
         return limits, self.renumbered(columns, place, limits)
 
-    def merged(self, groups: Sequence[Sequence[FoundLimit]]) -> tuple[tuple[FoundLimit, ...], list[np.ndarray]]:
+    def merged(
+        self, groups: Sequence[Sequence[FoundLimit]], used: Sequence[np.ndarray]
+    ) -> tuple[tuple[FoundLimit, ...], list[np.ndarray]]:
         """The limits of several catalogues (units of a run) as one list, in the order of their losses; this one then has them so.
 
-        **Returns:** the list; and for every group the numbers that its limits have there.
+        **Arguments:** `used`: of every group which of its limits have a start; others are left out.
+
+        **Returns:** the list; and for every group the numbers that its limits have there, −1 for those left out.
         """
-        numbers = [[self._take_in(limit) for limit in group] for group in groups]
+        numbers = [
+            [self._take_in(limit) if k in some else -1 for k, limit in enumerate(group)]
+            for group, some in zip(groups, used, strict=True)
+        ]
         limits, place = self._ordered(range(len(self._entries)))
         self._entries = [self._entries[k] for k in np.argsort(place)]
         self._infinity = None if self._infinity is None else int(place[self._infinity])
-        return limits, [place[np.array(some, int)] for some in numbers]
+        return limits, [np.append(place, -1)[np.array(some, int)] for some in numbers]
 
     def renumbered(
         self, columns: dict[str, np.ndarray], place: np.ndarray, limits: Sequence[FoundLimit]

@@ -42,6 +42,8 @@ def prepared(client: Any, plan: Plan) -> Plan:
         raise TypeError("a client is a distributed.Client: pip install 'gdflow[cluster]'") from None
     if not isinstance(client, distributed.Client):
         raise TypeError(f"a client is a distributed.Client, got {client!r}")
+    if client.status != "running":
+        raise ValueError(f"the client is {client.status}: make another one")
     if not client.scheduler_info()["workers"]:
         raise ValueError("the cluster has no workers: start some (dask worker ADDRESS) and try again")
     said = client.run(_describe, plan.record["x64"])
@@ -75,7 +77,8 @@ def run_units(
     import distributed
 
     where = ledger.place
-    scattered = client.scatter(plan.record, broadcast=True, hash=False)
+    # In a list: a dictionary would be scattered entry by entry, under names that other plans have, too.
+    (scattered,) = client.scatter([plan.record], broadcast=True, hash=False)
     queue, running = iter(pieces), {}
     news = distributed.as_completed()
 
@@ -125,9 +128,9 @@ def _compute(
         if fingerprint not in _plans:
             jax.config.update("jax_enable_x64", record["x64"])
             plan = Plan.from_record(record)
-            if (apart := differences(record["versions"], machine_record()["versions"])) or digest(
-                record
-            ) != fingerprint:
+            if digest(record) != fingerprint:
+                raise RuntimeError("this worker was given another plan")
+            if apart := differences(record["versions"], machine_record()["versions"]):
                 raise RuntimeError(f"this worker has other versions than the plan: {'; '.join(apart)}")
             object.__setattr__(plan, "record", record)
             _plans.clear()

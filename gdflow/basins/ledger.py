@@ -146,7 +146,8 @@ class Ledger:
         catalogue = self._plan.catalogue()
         if catalogue is None:
             return None
-        self.found, places = catalogue.merged([unit.limits or () for unit in self._units])
+        rows = [self._rows.part(unit.ids)["limit"] for unit in self._units]
+        self.found, places = catalogue.merged([unit.limits or () for unit in self._units], list(map(np.unique, rows)))
         self.tally = self._empty(limit_labels(self.found))
         for unit, place in zip(self._units, places, strict=True):
             columns = catalogue.renumbered(self._rows.part(unit.ids), place, self.found)

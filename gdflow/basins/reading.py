@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import rich.console
 
 from gdflow.basins import units
-from gdflow.basins.campaign import OUTCOMES, SET_ASIDE, read_campaign, who_is_at_work
+from gdflow.basins.campaign import OUTCOMES, OVERLAP, SET_ASIDE, read_campaign, who_is_at_work
 from gdflow.basins.catalogue import limit_labels
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import Audit
@@ -84,10 +84,14 @@ def _damaged(folder: str | os.PathLike, why: Any) -> str:
 
 
 def _peeked(folder: str | os.PathLike, plan: Plan) -> Iterator[units.Unit]:
-    where = pathlib.Path(folder) / OUTCOMES
+    where, end = pathlib.Path(folder) / OUTCOMES, -1
     for path in units.listed(where) if where.is_dir() else ():
         try:
-            yield units.peek(path, plan)
+            unit = units.peek(path, plan)
+            if unit.ids.start < end:
+                raise DamagedUnit(OVERLAP)
+            end = unit.ids.stop
+            yield unit
         except DamagedUnit as damaged:
             raise ValueError(_damaged(folder, f"{visible(shortened(path.name))}: {damaged}")) from None
 
@@ -199,6 +203,8 @@ def campaign_status(
     for k, path in enumerate(paths):
         try:
             unit = (units.check if verify else units.peek)(path, plan)
+            if unit.ids.start < (end if num_units else 0):
+                raise DamagedUnit(OVERLAP)
         except DamagedUnit as why:
             damaged.append((path.name, str(why)))
             continue
@@ -224,7 +230,9 @@ def export(
     overwrite: bool = False,
     seen: Callable[[int, int], Any] = lambda *_: None,
 ) -> int:
-    """Writes all rows of a campaign into one file, in the order of the ids, unit by unit; returns how many.
+    """Writes all rows of a campaign that there are into one file, in the order of the ids; returns how many.
+
+    Of a run whose limits are found in it, and which is not finished, those before the first gap: so limits have one numbering.
 
     **Arguments:** `path`: `.parquet` or `.csv`; `overwrite`: replace a file that is there; `seen`: as for `campaign_status`.
 
@@ -240,15 +248,16 @@ def export(
             f"{shown} is there already: choose another name, or replace it with overwrite=True (--overwrite)"
         )
     found = list(_peeked(folder, plan))
+    if path.resolve().is_relative_to(pathlib.Path(folder).resolve() / OUTCOMES):
+        raise ValueError(f"{shown} lies among the units of the run, which it would damage: choose another place")
     partial = path.with_name(f".{path.name}.partial")
     kind: Any = pq.ParquetWriter if path.suffix == ".parquet" else pyarrow.csv.CSVWriter
     num = 0
+    # Of limits that were found every unit of a run that is not finished has a list of its own.
+    tables = iter([load(folder).outcomes]) if plan.discovers else (_rows(unit, plan) for unit in found)
     try:
-        with kind(partial, plan.schema) as writer:
-            for k, unit in enumerate(found):
-                columns = units.read(unit, plan)
-                labels = None if unit.limits is None else limit_labels(unit.limits)
-                table = plan.table(columns, labels)
+        with open(partial, "wb") as file, kind(file, plan.schema) as writer:
+            for k, table in enumerate(tables):
                 if path.suffix == ".csv":  # which knows no dictionaries
                     table = pa.table({name: _plain(table[name]) for name in table.column_names})
                 writer.write_table(table)
@@ -261,6 +270,11 @@ def export(
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
     return num
+
+
+def _rows(unit: units.Unit, plan: Plan) -> pa.Table:
+    labels = None if unit.limits is None else limit_labels(unit.limits)
+    return plan.table(units.read(unit, plan), labels)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

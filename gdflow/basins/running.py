@@ -47,10 +47,10 @@ def basin_sizes(
     confidence: float = 0.95,
     audit: float | None = None,
     proof: bool = False,
-    until: Until | None = None,
+    until: Any = None,
     lanes: float | None = None,
     client: Any = None,
-    folder: str | os.PathLike | None = None,
+    folder: Any = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> BasinEstimate:
@@ -134,16 +134,22 @@ def run_plan(
     options: Request,
     *,
     client: Any = None,
-    folder: str | os.PathLike | None = None,
+    folder: Any = None,
     overwrite: bool = False,
     progress: bool = True,
     trusted: bool = False,
+    origin: str | None = None,
 ) -> BasinEstimate:
     """Runs of a plan what is not there yet, and makes an estimate of all: the arguments are those of `basin_sizes`.
 
-    **Arguments:** `trusted`: code of the user's own is taken to be what it was.
+    **Arguments:** `trusted`: code of the user's own is taken to be what it was; `origin`: why the number of starts is known
+    not to have been fixed in advance.
     """
     begin = time.perf_counter()
+    if not (options.until is None or isinstance(options.until, Until)):
+        raise TypeError(f"until is a gdflow.basins.Until, got {options.until!r}")
+    if not (folder is None or isinstance(folder, str | os.PathLike)):
+        raise TypeError(f"the folder is given by its name, got {folder!r}")
     num_audited = _check_audit(plan, len(ids), options.confidence, options.audit)
     lanes, until = plan.check_lanes(len(ids), options.lanes), options.until
     if plan.discovers and len(ids) > MAX_ROWS:
@@ -157,12 +163,12 @@ def run_plan(
     if client is not None:
         plan = cluster.prepared(client, plan)
     with contextlib.ExitStack() as stack:
-        campaign, reason = None, None if until is None else f"a run that ends at {until.text}"
+        campaign, reason = None, origin if until is None else f"a run that ends at {until.text}"
         if folder is not None:
             opened = Campaign(folder, plan, ids.start, overwrite=overwrite, trusted=trusted)
             campaign = stack.enter_context(opened)
             campaign.request(len(ids), options)
-            reason = reason or campaign.why_anytime(len(ids))
+            reason = reason or campaign.why_anytime(len(ids), options.audit)
         bar = stack.enter_context(_progress(progress))
         old = None if campaign is None else _last_summary(campaign)
         watched = chosen_ids(plan.starts, ids, num_audited) if num_audited and reason is None else ids[:num_audited]
@@ -379,7 +385,7 @@ def resume(
     folder: str | os.PathLike,
     num: float | None = None,
     *,
-    until: Until | None = None,
+    until: Any = None,
     client: Any = None,
     progress: bool = True,
 ) -> BasinEstimate:
@@ -404,7 +410,7 @@ def resume(
     if until is not None:
         options = dataclasses.replace(options, until=until)
     count = check_count("num", (request or {})["num"] if num is None else num)
-    if num is not None and options.audit is not None and options.audit > 0:
+    if options.audit is not None and options.audit > count:
         options = dataclasses.replace(options, audit=None)
     ids = check_ids(plan.starts, range(stored["first_id"], stored["first_id"] + count))
     return run_plan(plan, ids, options, client=client, folder=folder, progress=progress, trusted=True)
@@ -414,7 +420,7 @@ def repeat(
     results: BasinEstimate | str | os.PathLike,
     num: float | range | None = None,
     *,
-    folder: str | os.PathLike | None = None,
+    folder: Any = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> BasinEstimate:
@@ -432,13 +438,14 @@ def repeat(
     audit: int | None
     if isinstance(results, BasinEstimate):
         plan, ids, confidence, lanes = results.plan, results.ids, results.confidence, results.lanes
-        audit = 0 if results.audit is None else results.audit.num
+        audit, origin = 0 if results.audit is None else results.audit.num, results.anytime
     else:
         summary = read_summary(results)
         plan, confidence, lanes = Plan.from_record(summary["plan"]), summary["confidence"], summary["lanes"]
         ids, stored = id_range(summary["first_id"], summary["num"]), stored_audit(summary)
-        audit = 0 if stored is None else stored.num
+        audit, origin = 0 if stored is None else stored.num, summary["anytime"]
     if num is not None:
+        origin = None
         ids = check_ids(plan.starts, num)
         audit = default_audit(len(ids), confidence) if audit else 0
     checked = make_plan(
@@ -452,4 +459,4 @@ def repeat(
         again=plan.again,
     )
     asked = Request(confidence, audit, None, lanes)
-    return run_plan(checked, ids, asked, folder=folder, overwrite=overwrite, progress=progress)
+    return run_plan(checked, ids, asked, folder=folder, overwrite=overwrite, progress=progress, origin=origin)

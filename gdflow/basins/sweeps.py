@@ -20,7 +20,7 @@ from gdflow.basins.campaign import CAMPAIGN, check_belongs
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.plan import Plan, make_plan
 from gdflow.basins.running import check_ids, run_plan
-from gdflow.basins.stopping import Request, Until
+from gdflow.basins.stopping import Request
 from gdflow.basins.storage import prepare_folder
 from gdflow.records import digest, record
 from gdflow.tables import Printable, column_table, visible
@@ -79,7 +79,8 @@ class Sweep(Printable):
         table = column_table(
             f"{len(self.points)} runs", *self.axes, "starts", "limit", "loss", "share", "interval",
             *(["reached only"] if reached else []), "undecided",
-            caption="Of every run the limits that starts have; intervals are exact, of every limit by itself.",
+            caption="Of every run the limits that starts have; intervals are exact, of every limit by itself."
+            + self._numbers_text(),
         )  # fmt: skip
         for point, estimate in zip(self.points, self.estimates, strict=True):
             cells = [visible(str(plain(point[name]))) for name in self.axes]
@@ -99,6 +100,14 @@ class Sweep(Printable):
                     *([str(row.reached)] if reached else []), str(estimate.undecided) if k == 0 else "",
                 )  # fmt: skip
         return table
+
+    def _numbers_text(self) -> str:
+        any_number = sum(estimate.anytime is not None for estimate in self.estimates)
+        return (
+            f" Of {any_number} runs the number of starts was not fixed in advance: theirs hold for any."
+            if any_number
+            else ""
+        )
 
 
 def _column(values: list[Any]) -> pa.Array:
@@ -126,9 +135,9 @@ def sweep(
     key: Key[Array, ""] | None = None,
     confidence: float = 0.95,
     audit: float | None = None,
-    until: Until | None = None,
+    until: Any = None,
     client: Any = None,
-    folder: str | os.PathLike | None = None,
+    folder: Any = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Sweep:
@@ -142,7 +151,7 @@ def sweep(
     - `num`: starts of every run; `key`: of all runs whose `make` gives none, so that runs whose widths agree share their starts.
     - `confidence`, `audit`, `until`, `client`, `progress`: as for `gdflow.basin_sizes`, of every run.
     - `folder`: keeps all runs, each in a folder of its own that is named by its settings, and `table.csv`. The same call goes on
-      where it was.
+      where it was; not so with code of your own, as for `gdflow.basin_sizes`.
     - `overwrite`: replace other runs in the folder.
 
     **Returns:** a `Sweep`; `gdflow.plotting.plot_sweep` draws it.

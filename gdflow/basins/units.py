@@ -155,7 +155,8 @@ def check(path: pathlib.Path, plan: Plan) -> Unit:
 def peek(path: pathlib.Path, plan: Plan) -> Unit:
     """What a unit says, from its metadata alone: quick, but of the rows' bytes nothing is known then."""
     _named(path)
-    return _head(path, plan, path)
+    with open(path, "rb") as file:  # by name PyArrow would take ~ for a home
+        return _head(path, plan, file)
 
 
 def read(unit: Unit, plan: Plan) -> dict[str, Any]:
