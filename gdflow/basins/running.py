@@ -146,8 +146,6 @@ def run_plan(
     not to have been fixed in advance.
     """
     begin = time.perf_counter()
-    if not (options.until is None or isinstance(options.until, Until)):
-        raise TypeError(f"until is a gdflow.basins.Until, got {options.until!r}")
     if not (folder is None or isinstance(folder, str | os.PathLike)):
         raise TypeError(f"the folder is given by its name, got {folder!r}")
     num_audited = _check_audit(plan, len(ids), options.confidence, options.audit)

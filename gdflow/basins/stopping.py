@@ -49,8 +49,12 @@ class Request:
 
     confidence: float
     audit: float | None
-    until: Until | None
+    until: Any
     lanes: float | None
+
+    def __post_init__(self) -> None:
+        if not (self.until is None or isinstance(self.until, Until)):
+            raise TypeError(f"until is a gdflow.basins.Until, got {self.until!r}")
 
     @property
     def record(self) -> dict[str, Any]:
