@@ -36,9 +36,7 @@ def status(folder: Folder = DEFAULT_OUT, /) -> None:
     found = campaign_status(folder)
     say(found)
     if found.damaged:
-        failures.append(
-            f"{len(found.damaged)} files are damaged: gdflow campaign resume sets them aside and runs their starts again"
-        )
+        failures.append(_what_is_damaged(len(found.damaged)))
     elif found.num:
         say(load(folder))
 
@@ -60,9 +58,7 @@ def verify(folder: Folder = DEFAULT_OUT, /, *, progress: bool = True) -> None:
         found = campaign_status(folder, verify=True, seen=seen)
     say(found)
     if found.damaged:
-        failures.append(
-            f"{len(found.damaged)} files are damaged: gdflow campaign resume sets them aside and runs their starts again"
-        )
+        failures.append(_what_is_damaged(len(found.damaged)))
 
 
 @app.command

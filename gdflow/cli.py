@@ -46,7 +46,6 @@ with ended_by_interrupts():
 # What computes is imported by what needs it: options are checked, and help is shown, before seconds of imports.
 
 TRAJECTORY_PICTURE, DESCENT_PICTURE, SWEEP_PICTURE = "trajectory.png", "descent.png", "sweep.png"
-TABLE = "table.csv"
 #: Trajectories without a certificate end where the norm of the gradient is this part of its size at the start.
 GRADIENT_FALL = 1e-6
 
@@ -66,7 +65,6 @@ app.register_install_completion_command(
 
 COLUMNS, NETWORK, STARTS = Columns(), Network(), Starts()
 RUNNING, OPTIMIZER, ENDING, GRID = Running(), Optimizer(), Ending(), Grid()
-Grid()
 
 
 @app.command
@@ -356,6 +354,7 @@ def sweep_command(
     from gdflow import plotting
     from gdflow.basins import sweep
     from gdflow.basins.storage import prepare_folder
+    from gdflow.basins.sweeps import TABLE
 
     make = grid.maker(data, columns, loss, weight_decay, biases)
     folder = prepare_folder(out, (SWEEP_PICTURE,), overwrite=overwrite or (out / TABLE).exists())

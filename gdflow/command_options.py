@@ -19,6 +19,8 @@ with ended_by_interrupts():
 _MOST_LAYERS = 1000
 
 # Numbers beyond any use, which would overflow somewhere; what is sensible the library says itself.
+#: Of options that take several values, and none is no option of its own.
+_SEVERAL = Parameter(consume_multiple=True, negative="")
 Count = Annotated[int, Parameter(validator=Number(lt=2**63))]
 Steps = Annotated[int, Parameter(validator=Number(lte=10**8))]
 Width = Annotated[int, Parameter(validator=Number(lte=2**30))]
@@ -52,8 +54,8 @@ class Columns:
         Divide every column by its standard deviation. By default for CSV, not for NPZ.
     """
 
-    targets: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
-    features: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ()
+    targets: Annotated[tuple[str, ...], _SEVERAL] = ()
+    features: Annotated[tuple[str, ...], _SEVERAL] = ()
     label: str | None = None
     coordinates: Literal["data", "whitened"] = "data"
     center: bool | None = None
@@ -146,8 +148,8 @@ class Network:
         Give every layer a bias: a constant unit in the inputs and in every hidden layer, beside those of --hidden.
     """
 
-    hidden: Annotated[tuple[Width, ...], Parameter(consume_multiple=True, negative="")] = (5, 5)
-    activation: Annotated[tuple[Activation, ...], Parameter(consume_multiple=True, negative="")] = ()
+    hidden: Annotated[tuple[Width, ...], _SEVERAL] = (5, 5)
+    activation: Annotated[tuple[Activation, ...], _SEVERAL] = ()
     loss: Loss = "squared"
     weight_decay: float = 0.0
     biases: Annotated[bool, Parameter(negative="")] = False
@@ -312,10 +314,6 @@ class Running:
         )
 
 
-def _axis() -> Parameter:
-    return Parameter(consume_multiple=True, negative="")
-
-
 @Parameter(name="*")
 @dataclasses.dataclass(frozen=True)
 class Grid:
@@ -339,13 +337,13 @@ class Grid:
         Seeds of the starts.
     """
 
-    depth: Annotated[tuple[Width, ...], _axis()] = (2,)
-    width: Annotated[tuple[Width, ...], _axis()] = (5,)
-    init_scale: Annotated[tuple[float, ...], _axis()] = ()
-    activation: Annotated[tuple[Activation | Literal["linear"], ...], _axis()] = ("linear",)
-    optimizer: Annotated[tuple[Literal["flow", "gd", "momentum", "nesterov", "adam"], ...], _axis()] = ("flow",)
-    step: Annotated[tuple[float, ...], _axis()] = ()
-    seed: Annotated[tuple[int, ...], _axis()] = (0,)
+    depth: Annotated[tuple[Width, ...], _SEVERAL] = (2,)
+    width: Annotated[tuple[Width, ...], _SEVERAL] = (5,)
+    init_scale: Annotated[tuple[float, ...], _SEVERAL] = ()
+    activation: Annotated[tuple[Activation | Literal["linear"], ...], _SEVERAL] = ("linear",)
+    optimizer: Annotated[tuple[Literal["flow", "gd", "momentum", "nesterov", "adam"], ...], _SEVERAL] = ("flow",)
+    step: Annotated[tuple[float, ...], _SEVERAL] = ()
+    seed: Annotated[tuple[int, ...], _SEVERAL] = (0,)
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "seed"):
@@ -481,7 +479,7 @@ class Optimizer:
     """
 
     optimizer: Literal["gd", "momentum", "nesterov", "adam"] = "gd"
-    step: Annotated[tuple[float, ...], Parameter(consume_multiple=True, negative="")] = ()
+    step: Annotated[tuple[float, ...], _SEVERAL] = ()
     batch_size: Width | None = None
 
     def __post_init__(self) -> None:

@@ -50,7 +50,7 @@ def start_key(key: Key[Array, ""], i: int) -> Key[Array, ""]:
     return fold_id(key, np.uint32(i >> 32), np.uint32(i & 0xFFFFFFFF))
 
 
-def _as_uint64(ids: Any) -> np.ndarray:
+def as_uint64(ids: Any) -> np.ndarray:
     """64-bit ids as an array, without a detour through signed or floating-point numbers."""
 
     def refuse(culprit):
@@ -81,7 +81,7 @@ def split_ids(ids: Sequence[int] | np.ndarray) -> tuple[UInt32[np.ndarray, " n"]
 
     **Raises:** `ValueError` for anything that is not an integer in `[0, 2⁶⁴)`.
     """
-    array = _as_uint64(ids)
+    array = as_uint64(ids)
     return (array >> np.uint64(32)).astype(np.uint32), (array & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
 

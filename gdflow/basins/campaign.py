@@ -12,7 +12,6 @@ it was at; the next one computes these. Every file is written beside and renamed
 """
 
 import bisect
-import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -37,12 +36,8 @@ from gdflow.records import differences
 from gdflow.tables import shortened, visible
 
 CAMPAIGN, OUTCOMES, SET_ASIDE, LOCK = "campaign.json", "outcomes", "set-aside", ".lock"
-#: What is said of a unit some of whose starts another one has.
-OVERLAP = "its starts are in another unit, too"
 #: Of plans that differ so many differences are named.
 _NAMED = 6
-#: Units are checked by so many threads: reading and hashing leave Python's lock.
-_READERS = 4
 
 
 class FolderBusy(OSError):
@@ -181,16 +176,12 @@ class Campaign:
     def check(self) -> Iterator[Unit]:
         """The units that are there, after a look at every byte of them; what is no whole unit of the plan is set aside, with a
         `DamageWarning`."""
-        paths = units.listed(self.outcomes)
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
-            for path, found in zip(paths, executor.map(lambda path: _checked(path, self.plan), paths), strict=True):
-                if isinstance(found, Unit) and self.spans and found.ids.start < self.spans[-1].stop:
-                    found = DamagedUnit(OVERLAP)
-                if isinstance(found, DamagedUnit):
-                    self._set_aside(path, str(found))
-                else:
-                    self.spans.append(found.ids)
-                    yield found
+        for path, found in units.survey(self.outcomes, self.plan, whole=True):
+            if isinstance(found, DamagedUnit):
+                self._set_aside(path, str(found))
+            else:
+                self.spans.append(found.ids)
+                yield found
 
     def _set_aside(self, path: pathlib.Path, why: str) -> None:
         aside = self.folder / SET_ASIDE
@@ -250,15 +241,11 @@ def _rescued(ids: range, data: bytes) -> str:
     return f"They are in {visible(str(path))} instead, and may be moved there. "
 
 
-def _checked(path: pathlib.Path, plan: Plan) -> Unit | DamagedUnit:
-    try:
-        return units.check(path, plan)
-    except DamagedUnit as damaged:
-        return damaged
-
-
 def check_belongs(folder: str | os.PathLike, plan: Plan, first_id: int, trusted: bool = False) -> None:
-    """`FileExistsError` unless the campaign in a folder is of this plan, and it is known that its code is the same."""
+    """`FileExistsError` if there is a campaign in a folder that is not of this plan, or of which it is not known that its code is
+    the same."""
+    if not (pathlib.Path(folder) / CAMPAIGN).exists():
+        return
     stored, shown = read_campaign(folder), visible(shortened(str(folder)))
     rest = "choose another folder, or replace them with overwrite=True (--overwrite)"
     apart = differences(stored["plan"], plan.record)

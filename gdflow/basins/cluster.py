@@ -9,7 +9,6 @@ units it was at: Dask gives them to another. If the scheduler is lost, what was 
 """
 
 import dataclasses
-import json
 import pathlib
 import threading
 from collections.abc import Callable, Sequence
@@ -18,14 +17,13 @@ from typing import Any
 import jax
 
 from gdflow.basins import units
+from gdflow.basins.campaign import read_campaign
 from gdflow.basins.plan import Plan, machine_record
 from gdflow.basins.rows import Columns, Gathering
 from gdflow.records import differences, digest
 
 #: So many units are with every worker at once, so that none waits; more would be computed in vain when a rule ends the run.
 _AHEAD = 2
-#: Seconds to wait for news before looking at the clock.
-_LOOK = 0.5
 
 _plans: dict[str, Plan] = {}
 _one_at_a_time = threading.Lock()
@@ -148,10 +146,7 @@ def compute_unit(plan: Plan, ids: range, lanes: int, threads: int | None = None)
     catalogue, encoded = plan.catalogue(), []
 
     def done(piece: range, columns: Columns) -> None:
-        limits = None
-        if catalogue is not None:
-            limits, columns = catalogue.sorted({"id": units.ids_array(piece), **columns})
-            del columns["id"]
+        limits, columns = units.own_limits(catalogue, piece, columns)
         encoded.append(units.encode(plan, piece, columns, limits))
 
     gathering = Gathering([ids], done)
@@ -166,7 +161,6 @@ def _visible_folder(where: tuple[str, str] | None) -> pathlib.Path | None:
         return None
     outcomes, token = pathlib.Path(where[0]), where[1]
     try:
-        stored = json.loads((outcomes.parent / "campaign.json").read_text(encoding="utf-8"))
-        return outcomes if stored["token"] == token else None
-    except (OSError, ValueError, KeyError):
+        return outcomes if read_campaign(outcomes.parent)["token"] == token else None
+    except (OSError, ValueError):
         return None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,13 @@ class BasinRow:
     unaudited: tuple[float, float]
     fixed: tuple[float, float]
     anytime: tuple[float, float]
+
+    @property
+    def loss(self) -> float:
+        """Effective loss of the limit, as far as it is known; else no number."""
+        if self.found is not None:
+            return self.found.loss
+        return math.nan if self.level is None else self.level.value
 
     @property
     def ranks(self) -> tuple[int, ...]:

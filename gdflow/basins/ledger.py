@@ -15,6 +15,7 @@ from gdflow.basins.plan import Plan
 from gdflow.basins.rows import Columns, Rows
 from gdflow.basins.tally import Tally
 from gdflow.basins.units import Unit
+from gdflow.ids import as_uint64
 
 _ANY = np.iinfo(np.int32).max
 
@@ -104,7 +105,7 @@ class Ledger:
         self.seen += len(unit.ids)
         if columns:
             self._rows.add(unit.ids, columns)
-            self.watch.add(units.ids_array(unit.ids), columns)
+            self.watch.add(as_uint64(unit.ids), columns)
         self._waiting[unit.ids.start] = unit
         while (next_unit := self._waiting.pop(self._ids.start + self.num, None)) is not None:
             self.num += len(next_unit.ids)

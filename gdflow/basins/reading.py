@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import rich.console
 
 from gdflow.basins import units
-from gdflow.basins.campaign import OUTCOMES, OVERLAP, SET_ASIDE, read_campaign, who_is_at_work
+from gdflow.basins.campaign import OUTCOMES, SET_ASIDE, read_campaign, who_is_at_work
 from gdflow.basins.catalogue import limit_labels
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import Audit
@@ -84,16 +84,10 @@ def _damaged(folder: str | os.PathLike, why: Any) -> str:
 
 
 def _peeked(folder: str | os.PathLike, plan: Plan) -> Iterator[units.Unit]:
-    where, end = pathlib.Path(folder) / OUTCOMES, -1
-    for path in units.listed(where) if where.is_dir() else ():
-        try:
-            unit = units.peek(path, plan)
-            if unit.ids.start < end:
-                raise DamagedUnit(OVERLAP)
-            end = unit.ids.stop
-            yield unit
-        except DamagedUnit as damaged:
-            raise ValueError(_damaged(folder, f"{visible(shortened(path.name))}: {damaged}")) from None
+    for path, found in units.survey(pathlib.Path(folder) / OUTCOMES, plan, whole=False):
+        if isinstance(found, DamagedUnit):
+            raise ValueError(_damaged(folder, f"{visible(shortened(path.name))}: {found}"))
+        yield found
 
 
 def stored_plan(stored: dict[str, Any]) -> Plan:
@@ -197,19 +191,13 @@ def campaign_status(
     stored = read_campaign(folder)
     plan, request = stored_plan(stored), stored_request(stored)
     where, aside = pathlib.Path(folder) / OUTCOMES, pathlib.Path(folder) / SET_ASIDE
-    paths = units.listed(where) if where.is_dir() else []
-    num = size = num_units = 0
+    total, num, size, num_units = len(units.listed(where)), 0, 0, 0
     gaps, damaged, end = [], [], stored["first_id"]
-    for k, path in enumerate(paths):
-        try:
-            unit = (units.check if verify else units.peek)(path, plan)
-            if unit.ids.start < (end if num_units else 0):
-                raise DamagedUnit(OVERLAP)
-        except DamagedUnit as why:
-            damaged.append((path.name, str(why)))
+    for k, (path, unit) in enumerate(units.survey(where, plan, whole=verify)):
+        seen(k + 1, total)
+        if isinstance(unit, DamagedUnit):
+            damaged.append((path.name, str(unit)))
             continue
-        finally:
-            seen(k + 1, len(paths))
         if unit.ids.start > end:
             gaps.append((end, unit.ids.start - 1))
         end = max(end, unit.ids.stop)

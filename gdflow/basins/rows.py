@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from gdflow.basins.plan import Plan
+from gdflow.ids import as_uint64
 
 #: At most so many rows are kept in memory.
 MAX_ROWS = 10**6
@@ -66,7 +67,7 @@ class Rows:
         self.plan = plan
         self.kept = min(len(ids), MAX_ROWS)
         self._first = ids.start
-        self._ids = np.arange(self.kept, dtype=np.uint64) + np.uint64(ids.start)
+        self._ids = as_uint64(ids[: self.kept])
         self._columns: Columns = {}
 
     def add(self, ids: range, columns: Columns) -> None:

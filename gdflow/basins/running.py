@@ -344,10 +344,7 @@ def _run_stretch(
     catalogue = plan.catalogue()
 
     def done(ids: range, columns: Columns) -> None:
-        limits = None
-        if catalogue is not None:
-            limits, columns = catalogue.sorted({"id": units.ids_array(ids), **columns})
-            del columns["id"]
+        limits, columns = units.own_limits(catalogue, ids, columns)
         ledger.take(ids, columns, limits)
 
     gathering = Gathering(pieces, done)
@@ -400,8 +397,8 @@ def resume(
     ```
     """
     stored = read_campaign(folder)
-    stored_plan(stored)  # refuses what was changed
-    plan, request = Plan.from_record(stored["plan"]), stored_request(stored)
+    # With today's versions in its record: those of the stored one are compared with them.
+    plan, request = dataclasses.replace(stored_plan(stored)), stored_request(stored)
     if num is None and request is None:
         raise ValueError("it is not known how many starts were asked for: give num")
     options = Request(0.95, None, None, None) if request is None else Request.from_record(request)

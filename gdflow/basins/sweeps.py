@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import math
 import os
 import pathlib
 import re
@@ -16,7 +15,7 @@ import rich.console
 import rich.progress
 from jaxtyping import Array, Key
 
-from gdflow.basins.campaign import CAMPAIGN, check_belongs
+from gdflow.basins.campaign import check_belongs
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.plan import Plan, make_plan
 from gdflow.basins.running import check_ids, run_plan
@@ -60,12 +59,9 @@ class Sweep(Printable):
                 seconds=estimate.seconds, anytime=estimate.anytime is not None,
             )  # fmt: skip
             for row in estimate.rows:
-                value = (
-                    row.found.loss if row.found is not None else row.level.value if row.level is not None else math.nan
-                )
                 rows.append(
                     {name: plain(point[name]) for name in self.axes}
-                    | dict(limit=row.limit, label=row.label, loss=value, certified=row.certified, located=row.located,
+                    | dict(limit=row.limit, label=row.label, loss=row.loss, certified=row.certified, located=row.located,
                         reached=row.reached, possible=row.possible, fraction=(row.certified + row.located) / estimate.num,
                         low=row.interval[0], high=row.interval[1])
                     | shared
@@ -90,13 +86,10 @@ class Sweep(Printable):
                 blank = ["–"] * (4 + reached)
                 table.add_row(*cells, str(estimate.num), *blank, str(estimate.undecided))
             for k, row in enumerate(rows):
-                value = (
-                    row.found.loss if row.found is not None else row.level.value if row.level is not None else math.nan
-                )
                 share = (row.certified + row.located) / estimate.num
                 own = [*cells, str(estimate.num)] if k == 0 else [""] * (len(cells) + 1)
                 table.add_row(
-                    *own, row.label, f"{value:.6g}", f"{share:.4g}", f"[{row.interval[0]:.4f}, {row.interval[1]:.4f}]",
+                    *own, row.label, f"{row.loss:.6g}", f"{share:.4g}", f"[{row.interval[0]:.4f}, {row.interval[1]:.4f}]",
                     *([str(row.reached)] if reached else []), str(estimate.undecided) if k == 0 else "",
                 )  # fmt: skip
         return table
@@ -175,7 +168,7 @@ def sweep(
     if folder is not None:
         folder = prepare_folder(folder, (TABLE,), overwrite=True)
         for name, plan in zip(names, plans, strict=True):
-            if (folder / name / CAMPAIGN).exists() and not overwrite:
+            if not overwrite:
                 check_belongs(folder / name, plan, 0)
     asked = Request(confidence, audit, until, None)
     estimates = []

@@ -6,6 +6,7 @@ in the place of the checksum. So a file that was cut off, changed by a single bi
 and pandas, polars or DuckDB read it as any other.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -22,10 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gdflow.basins.catalogue import FoundLimit, limit_labels
+from gdflow.basins.catalogue import Catalogue, FoundLimit, limit_labels
 from gdflow.basins.outcomes import outcome_columns
 from gdflow.basins.plan import Plan
 from gdflow.basins.tally import Tally
+from gdflow.ids import as_uint64
 from gdflow.records import record, restore
 from gdflow.tables import shortened
 
@@ -39,6 +41,8 @@ _HEAD, _CHECKSUM = b"gdflow", b"checksum"
 _MARK, _BLANK = b"sha256:", b"0" * 64
 _NAME = re.compile(r"(\d{20})-(\d{20})\.parquet")
 _PARTIAL = ".partial"
+#: Units are looked at by so many threads: reading and hashing leave Python's lock.
+_READERS = 4
 
 
 class DamagedUnit(ValueError):
@@ -76,6 +80,17 @@ class Unit:
     limits: tuple[FoundLimit, ...] | None = None
 
 
+def own_limits(
+    catalogue: Catalogue | None, ids: range, columns: dict[str, np.ndarray]
+) -> tuple[tuple[FoundLimit, ...] | None, dict[str, np.ndarray]]:
+    """The limits of these rows, and the rows with their numbers among them; no limits, and the rows, without a catalogue."""
+    if catalogue is None:
+        return None, columns
+    limits, columns = catalogue.sorted({"id": as_uint64(ids), **columns})
+    del columns["id"]
+    return limits, columns
+
+
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
@@ -85,7 +100,7 @@ def encode(plan: Plan, ids: range, columns: dict[str, np.ndarray], limits: Seque
     **Arguments:** `columns`: rows in the order of the ids, without these; `limits`: those that the rows count.
     """
     labels = plan.verdict.labels if limits is None else limit_labels(limits)
-    table = plan.table({"id": ids_array(ids), **columns}, labels)
+    table = plan.table({"id": as_uint64(ids), **columns}, labels)
     tally = Tally(len(labels), len(plan.methods))
     tally.add(columns)
     head = {
@@ -103,11 +118,6 @@ def encode(plan: Plan, ids: range, columns: dict[str, np.ndarray], limits: Seque
     data = out.getvalue()
     place = data.rindex(_MARK + _BLANK) + len(_MARK)
     return data[:place] + hashlib.sha256(data).hexdigest().encode() + data[place + len(_BLANK) :]
-
-
-def ids_array(ids: range) -> np.ndarray:
-    """64-bit ids; arithmetic modulo 2⁶⁴, so that ids from 2⁶³ on are right."""
-    return np.arange(len(ids), dtype=np.uint64) + np.uint64(ids.start)
 
 
 def write(folder: pathlib.Path, ids: range, data: bytes) -> pathlib.Path:
@@ -139,7 +149,7 @@ def clean(folder: pathlib.Path) -> None:
 
 def listed(folder: pathlib.Path) -> list[pathlib.Path]:
     """All there is in a folder of units, but what is hidden, in the order of the ids."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
 def check(path: pathlib.Path, plan: Plan) -> Unit:
@@ -178,6 +188,27 @@ def decode(data: bytes, plan: Plan) -> tuple[Unit, dict[str, Any]]:
 def is_name(text: str) -> bool:
     """Whether a file of this name may be a unit."""
     return _NAME.fullmatch(text) is not None
+
+
+def survey(folder: pathlib.Path, plan: Plan, *, whole: bool) -> Iterator[tuple[pathlib.Path, "Unit | DamagedUnit"]]:
+    """All there is in a folder of units, in the order of the ids, each with what it says, or why it is no unit of the plan beside
+    the others. **Arguments:** `whole`: look at every byte, not at metadata alone."""
+    paths, end = listed(folder), -1
+
+    def look(path: pathlib.Path) -> Unit | DamagedUnit:
+        try:
+            return (check if whole else peek)(path, plan)
+        except DamagedUnit as damaged:
+            return damaged
+
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as executor:
+        for path, found in zip(paths, executor.map(look, paths), strict=True):
+            if isinstance(found, Unit):
+                if found.ids.start < end:
+                    found = DamagedUnit("its starts are in another unit, too")
+                else:
+                    end = found.ids.stop
+            yield path, found
 
 
 def _named(path: pathlib.Path) -> range:
@@ -231,6 +262,6 @@ def _columns(source: Any, ids: range) -> dict[str, Any]:
         columns = outcome_columns(pq.read_table(source))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DamagedUnit(f"its rows cannot be read: {shortened(str(error))}") from None
-    if not np.array_equal(columns["id"], ids_array(ids)):
+    if not np.array_equal(columns["id"], as_uint64(ids)):
         raise DamagedUnit("its rows are not those of its ids")
     return columns
