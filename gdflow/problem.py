@@ -721,7 +721,7 @@ def check_problem(problem: object) -> Problem:
 
 
 def critical_values(
-    problem: Problem, max_rank: int, *, lowest: int | None = None, num_layers: int = 2
+    problem: Problem, max_rank: Any, *, lowest: int | None = None, num_layers: int = 2
 ) -> CriticalValues:
     """The critical values `½Σ_{i∉S}s_i²`, `|S| ≤ max_rank`, of the effective loss, in increasing order.
 
@@ -731,8 +731,11 @@ def critical_values(
     - `lowest`: only the lowest so many, without enumerating the others.
     - `num_layers`: `N`; the values are the same from two layers on, but a single layer is convex and has its minimum only.
 
-    **Raises:** `ValueError` for losses without levels, and if all of more than 2²⁰ subsets are asked for.
+    **Raises:** `ValueError` for losses without levels, and if all of more than 2²⁰ subsets are asked for; `TypeError` for ranks
+    that are no integers.
     """
+    if isinstance(max_rank, Sequence):
+        raise TypeError(f"max_rank is an integer: problem.max_rank(widths) for these widths, {tuple(max_rank)}")
     s = np.asarray(problem.singular_values, dtype=np.float64)
     if num_layers == 1:
         return single_layer_level(s, max_rank)

@@ -312,6 +312,16 @@ def test_code_of_ones_own_is_gone_on_with_by_resume_alone(tmp_path):
     assert more.outcomes.slice(0, 40)["limit"].to_pylist() == first.outcomes["limit"].to_pylist()
 
 
+def test_code_that_cannot_be_found_again_is_refused_before_anything_is_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_module, "run_lanes", lambda *args, **options: pytest.fail("it was run"))
+    bowl = gf.Potential(lambda x: (x**2 - 1) ** 2 / 4)
+    with pytest.raises(
+        ValueError, match=r"lambda> is needed.*Define it at the top level of a module, or leave the folder out"
+    ):
+        gf.basin_sizes(bowl, my_starts, 40, key=KEY, audit=0, folder=tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()
+
+
 def my_potential(x):
     return (x**2 - 1) ** 2 / 4 + 0.1 * x
 

@@ -69,6 +69,37 @@ def test_the_same_sweep_is_opened_and_a_larger_one_goes_on(swept, tmp_path, monk
             gf.sweep(make, AXES, 60, key=jax.random.key(0), audit=0, folder=folder, progress=False)
 
 
+def bowl(x, tilt):
+    return (x**2 - 1) ** 2 / 4 + tilt * x
+
+
+def shallow(x):
+    return bowl(x, 0.1)
+
+
+def steep(x):
+    return bowl(x, 0.2)
+
+
+def normal(key):
+    return 1.6 * jax.random.normal(key)
+
+
+def test_code_of_ones_own_is_gone_on_with_if_it_is_trusted(tmp_path):
+    def of_bowl(tilt):
+        return dict(problem=gf.Potential({0.1: shallow, 0.2: steep}[tilt]), starts=normal)
+
+    options = dict(key=KEY, audit=0, folder=tmp_path / "x", progress=False)
+    first = gf.sweep(of_bowl, {"tilt": [0.1]}, 40, **options)
+    with pytest.raises(FileExistsError, match=r"code of your own.*the same call with trusted=True goes on"):
+        gf.sweep(of_bowl, {"tilt": [0.1, 0.2]}, 40, **options)
+    more = gf.sweep(of_bowl, {"tilt": [0.1, 0.2]}, 40, trusted=True, **options)
+    assert more.estimates[0].rows == first.estimates[0].rows
+    assert len(more.estimates) == 2
+    with pytest.raises(ValueError, match=r"cannot|could not be: .*lambda> is needed"):
+        gf.sweep(lambda tilt: dict(problem=gf.Potential(lambda x: x**2), starts=normal), {"tilt": [1]}, 9, **options)
+
+
 def test_settings_of_any_kind(tmp_path):
     """Optimizers, singular values and seeds; names of folders are safe whatever the values are."""
 
@@ -99,6 +130,18 @@ def test_pictures_show_the_shares(swept):
     assert axes.get_xlabel() == "scale"  # the axis with most numbers
     drawn = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     np.testing.assert_allclose(sorted(drawn), sorted(estimate.fraction for estimate in result.estimates))
+    # Where nothing is decided there is an interval, but no share.
+    undecided = gf.sweep(
+        lambda width: make(width, 0.2) | dict(limits=Limits(t1=1e-3)),
+        {"width": [2]},
+        9,
+        key=KEY,
+        audit=0,
+        progress=False,
+    )
+    (axes,) = plot_sweep(undecided).axes
+    assert np.isnan(axes.get_lines()[0].get_ydata()).all()
+    assert len(axes.collections) == 1
     for wrong, message in (({"x": "depth"}, "none of the axes"), ({"x": "scale", "color": "scale"}, "given twice")):
         with pytest.raises(ValueError, match=message):
             plot_sweep(result, **wrong)

@@ -58,8 +58,8 @@ class Campaign:
     - `overwrite`: remove what another campaign has left in the folder.
     - `trusted`: go on although the plan holds code of your own, of which it is not known whether it has changed.
 
-    **Raises:** `FileExistsError` for folders with units of another plan (the message says what differs), or results of
-    something else; `FolderBusy`; those of `prepare_folder`.
+    **Raises:** `ValueError` for plans that cannot be read back; `FileExistsError` for folders with units of another plan (the
+    message says what differs), or results of something else; `FolderBusy`; those of `prepare_folder`.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Campaign:
         overwrite: bool = False,
         trusted: bool = False,
     ):
+        check_readable(plan)
         self.folder = prepare_folder(folder, (CAMPAIGN,), overwrite=True)
         self.plan, self.first_id = plan, first_id
         self.shown = visible(shortened(str(self.folder)))
@@ -241,9 +242,22 @@ def _rescued(ids: range, data: bytes) -> str:
     return f"They are in {visible(str(path))} instead, and may be moved there. "
 
 
-def check_belongs(folder: str | os.PathLike, plan: Plan, first_id: int, trusted: bool = False) -> None:
+def check_readable(plan: Plan) -> None:
+    """`ValueError` for plans with code that cannot be found by its name: nobody could open their runs, or go on with them."""
+    try:
+        Plan.from_record(plan.record)
+    except ValueError as error:
+        raise ValueError(
+            f"a folder keeps runs that can be gone on with, and this one could not be: {error}. Define it at the top level of a "
+            "module, or leave the folder out"
+        ) from None
+
+
+def check_belongs(
+    folder: str | os.PathLike, plan: Plan, first_id: int, trusted: bool = False, going_on: str | None = None
+) -> None:
     """`FileExistsError` if there is a campaign in a folder that is not of this plan, or of which it is not known that its code is
-    the same."""
+    the same. **Arguments:** `going_on`: what goes on nevertheless, for the message; by default `gf.resume`."""
     if not (pathlib.Path(folder) / CAMPAIGN).exists():
         return
     stored, shown = read_campaign(folder), visible(shortened(str(folder)))
@@ -257,7 +271,7 @@ def check_belongs(folder: str | os.PathLike, plan: Plan, first_id: int, trusted:
     if not (trusted or plan.is_known):
         raise FileExistsError(
             f"{shown} holds results of a plan with code of your own, which may have changed since: if it has not, "
-            f"gf.resume({str(folder)!r}) goes on; else {rest}"
+            f"{going_on or f'gf.resume({str(folder)!r})'} goes on; else {rest}"
         )
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from jaxtyping import Array, Key
 from rich.console import Group, RenderableType
 
-from gdflow.basins.campaign import check_belongs
+from gdflow.basins.campaign import check_belongs, check_readable
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.intervals import verdict_interval
 from gdflow.basins.methods import AbstractMethod, Descent, GradientDescent
@@ -278,9 +278,10 @@ def step_size_basins(
         for name, some in methods.items()
     }
     folders = {name: None if folder is None else pathlib.Path(folder) / name for name in plans}
-    if not overwrite:  # of folders of other runs all are told before any is run
-        for name, where in folders.items():
-            if where is not None:
+    for name, where in folders.items():  # what is wrong with any folder is told before anything is run
+        if where is not None:
+            check_readable(plans[name])
+            if not overwrite:
                 check_belongs(where, plans[name], ids.start)
     asked = Request(confidence, 0, None, None)
     estimates = {

@@ -15,7 +15,7 @@ import rich.console
 import rich.progress
 from jaxtyping import Array, Key
 
-from gdflow.basins.campaign import check_belongs
+from gdflow.basins.campaign import check_belongs, check_readable
 from gdflow.basins.estimate import BasinEstimate
 from gdflow.basins.plan import Plan, make_plan
 from gdflow.basins.running import check_ids, run_plan
@@ -132,6 +132,7 @@ def sweep(
     client: Any = None,
     folder: Any = None,
     overwrite: bool = False,
+    trusted: bool = False,
     progress: bool = True,
 ) -> Sweep:
     """Basins at every point of a grid.
@@ -144,8 +145,9 @@ def sweep(
     - `num`: starts of every run; `key`: of all runs whose `make` gives none, so that runs whose widths agree share their starts.
     - `confidence`, `audit`, `until`, `client`, `progress`: as for `gdflow.basin_sizes`, of every run.
     - `folder`: keeps all runs, each in a folder of its own that is named by its settings, and `table.csv`. The same call goes on
-      where it was; not so with code of your own, as for `gdflow.basin_sizes`.
+      where it was.
     - `overwrite`: replace other runs in the folder.
+    - `trusted`: code of your own is what it was when the folder was begun; without it, such runs are not gone on with.
 
     **Returns:** a `Sweep`; `gdflow.plotting.plot_sweep` draws it.
 
@@ -168,8 +170,9 @@ def sweep(
     if folder is not None:
         folder = prepare_folder(folder, (TABLE,), overwrite=True)
         for name, plan in zip(names, plans, strict=True):
+            check_readable(plan)
             if not overwrite:
-                check_belongs(folder / name, plan, 0)
+                check_belongs(folder / name, plan, 0, trusted, "the same call with trusted=True")
     asked = Request(confidence, audit, until, None)
     estimates = []
     with rich.progress.Progress(transient=True, disable=not progress) as bar:
@@ -178,7 +181,9 @@ def sweep(
             bar.update(task, description=visible(name))
             where = None if folder is None else folder / name
             estimates.append(
-                run_plan(plan, some, asked, client=client, folder=where, overwrite=overwrite, progress=False)
+                run_plan(
+                    plan, some, asked, client=client, folder=where, overwrite=overwrite, trusted=trusted, progress=False
+                )
             )
             bar.advance(task)
     result = Sweep(grid, tuple(points), tuple(estimates))

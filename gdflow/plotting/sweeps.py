@@ -93,7 +93,8 @@ def _draw(axes: Axes, sweep: Sweep, names: tuple[str, str | None, str | None], v
                 continue
             row = estimate.rows[limit]
             at.append(places[values.index(point[x])])
-            shares.append((row.certified + row.located) / estimate.num)
+            known = estimate.undecided < estimate.num  # else there is an interval, and no share
+            shares.append((row.certified + row.located) / estimate.num if known else np.nan)
             low.append(row.interval[0])
             high.append(row.interval[1])
         n = sweep.axes[color].index(own) if color else 0
