@@ -731,8 +731,8 @@ def critical_values(
     - `lowest`: only the lowest so many, without enumerating the others.
     - `num_layers`: `N`; the values are the same from two layers on, but a single layer is convex and has its minimum only.
 
-    **Raises:** `ValueError` for losses without levels, and if all of more than 2²⁰ subsets are asked for; `TypeError` for ranks
-    that are no integers.
+    **Raises:** `ValueError` for losses without levels, and if all of more than 2²⁰ subsets are asked for; `TypeError` for widths
+    in place of the rank.
     """
     if isinstance(max_rank, Sequence):
         raise TypeError(f"max_rank is an integer: problem.max_rank(widths) for these widths, {tuple(max_rank)}")

@@ -26,6 +26,8 @@ def test_critical_values_of_a_problem():
         [level.value for level in iterate_critical_values(problem, 2)], levels.values, rtol=1e-15
     )
     assert len(critical_values(problem, 3, lowest=2)) == 2
+    with pytest.raises(TypeError, match=r"problem\.max_rank\(widths\) for these widths, \(3, 2, 3\)"):
+        critical_values(problem, (3, 2, 3))
     # Ten times the slack of a certificate, 100 eps ‖Ȳ‖².
     assert problem.level_tolerance == pytest.approx(1000 * EPS * 50, rel=1e-12)
 

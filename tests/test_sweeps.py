@@ -96,7 +96,7 @@ def test_code_of_ones_own_is_gone_on_with_if_it_is_trusted(tmp_path):
     more = gf.sweep(of_bowl, {"tilt": [0.1, 0.2]}, 40, trusted=True, **options)
     assert more.estimates[0].rows == first.estimates[0].rows
     assert len(more.estimates) == 2
-    with pytest.raises(ValueError, match=r"cannot|could not be: .*lambda> is needed"):
+    with pytest.raises(ValueError, match=r"could not be: .*lambda> is needed"):
         gf.sweep(lambda tilt: dict(problem=gf.Potential(lambda x: x**2), starts=normal), {"tilt": [1]}, 9, **options)
 
 
