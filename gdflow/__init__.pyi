@@ -18,6 +18,7 @@ from gdflow.dynamics import RKC as RKC
 from gdflow.dynamics import AtCertificate as AtCertificate
 from gdflow.dynamics import AtEvent as AtEvent
 from gdflow.dynamics import AtGradientNorm as AtGradientNorm
+from gdflow.dynamics import AutomaticRKC as AutomaticRKC
 from gdflow.dynamics import GaussLegendre as GaussLegendre
 from gdflow.dynamics import Trajectory as Trajectory
 from gdflow.dynamics import gradient_descent as gradient_descent

@@ -97,7 +97,31 @@ class LayerTuple(eqx.Module):
     @property
     def end_to_end(self) -> Float[Array, "d_N d_0"]:
         """`W = W_N … W_1`."""
-        return self.product(1, self.depth)
+        return matmul(*self.halves) if self.waist else self.product(1, self.depth)
+
+    @property
+    def waist(self) -> int | None:
+        """The narrowest hidden layer `k`, where it is narrower than both ends: `d_k < min(d_0, d_N)`."""
+        hidden = self.widths[1:-1]
+        narrow = bool(hidden) and min(hidden) < min(self.widths[0], self.widths[-1])
+        return 1 + hidden.index(min(hidden)) if narrow else None
+
+    @property
+    def halves(self) -> tuple[Float[Array, "d_N d_k"], Float[Array, "d_k d_0"]]:
+        """`W_N … W_{k+1}` and `W_k … W_1`, the products above and below the waist `k`, at `d_j d_{j-1} d_k` a layer.
+
+        **Raises:** `ValueError` for a network without a waist.
+        """
+        upper, lower = self._cut()
+        return upper.product(1, upper.depth), lower.product(1, lower.depth).T
+
+    def _cut(self) -> "tuple[LayerTuple, LayerTuple]":
+        """The layers above the waist and, transposed, those below it: both lead away from the waist."""
+        check_one_network(self)
+        if self.waist is None:
+            raise ValueError(f"no hidden layer is narrower than both ends in a network of widths {self.widths}")
+        above, below = self.weights[self.waist :], self.weights[: self.waist]
+        return LayerTuple(above), LayerTuple(w.T for w in reversed(below))
 
     def __call__(self, x: Float[Array, "d_0 m"]) -> Float[Array, "d_N m"]:
         """Applies the layers, first to last, to the columns of `x`."""
@@ -131,6 +155,9 @@ class LayerTuple(eqx.Module):
         `[(ΠW)_{j+1}^N]ᵀ G [(ΠW)_1^{j-1}]ᵀ` for every `j`, the adjoint of `w ↦ Σ_j P_j(w)`; with `G = −(A − WD)Dᵀ` the
         right-hand side of eq. (6) of Chitour, Liao, Couillet (2022), up to sign. Costs two sweeps over the layers.
         """
+        if self.waist:
+            upper, lower = self.halves
+            return self.pullback_halves(matmul(gradient, lower.T), matmul(upper.T, gradient))
         right: list[Array | None] = [None]  # (ΠW)_1^{j-1}, None for the identity
         for w in self.weights[:-1]:
             right.append(w if right[-1] is None else matmul(w, right[-1]))
@@ -140,6 +167,12 @@ class LayerTuple(eqx.Module):
             if r is not None:
                 left = matmul(w.T, left)
         return LayerTuple(reversed(layers))
+
+    def pullback_halves(self, upper: Float[Array, "d_N d_k"], lower: Float[Array, "d_k d_0"]) -> "LayerTuple":
+        """`pullback` from the gradients at the two `halves`, without a matrix of the size `d_N d_0`."""
+        above, below = self._cut()
+        from_below = LayerTuple(w.T for w in reversed(below.pullback(lower.T).weights))
+        return LayerTuple((*from_below.weights, *above.pullback(upper).weights))
 
     def _pairs(self, other: "LayerTuple") -> list[tuple[Array, Array]]:
         """The layers of both, which must have the same shapes: broadcast, different networks would add silently."""

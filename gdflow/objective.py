@@ -148,8 +148,16 @@ class LinearObjective(DataObjective):
         return self.end_to_end_loss(net.end_to_end)
 
     def gradient(self, net: LayerTuple) -> LayerTuple:
-        """The gradient in the layers, in closed form (Chitour, Liao, Couillet 2022, eq. (6), with `D`)."""
-        return net.pullback(self.end_to_end_gradient(net.end_to_end))
+        """The gradient in the layers, in closed form (Chitour, Liao, Couillet 2022, eq. (6), with `D`).
+
+        Of a network with a waist (`gdflow.LayerTuple.waist`) without a matrix of the size of `W`.
+        """
+        if net.waist is None:
+            return net.pullback(self.end_to_end_gradient(net.end_to_end))
+        upper, lower = net.halves
+        middle = matmul(lower, self.design)
+        error = self.loss.gradient(matmul(upper, middle), self.target)
+        return net.pullback_halves(matmul(error, middle.T), matmul(matmul(upper.T, error), self.design.T))
 
     def features(self, net: LayerTuple) -> Float[Array, " q"]:
         """The output `WD`, as far as the loss sees it: factors of one product are not told apart."""

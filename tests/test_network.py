@@ -1,5 +1,7 @@
 """Layer tuples: products, variations, adjoint and vector space, against NumPy, exact polynomials and autodiff."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,8 @@ import numpy as np
 import pytest
 from random_cases import random_net
 
+import gdflow as gf
+from gdflow.losses import SoftmaxCrossEntropy, SquaredError
 from gdflow.network import LayerTuple, check_layer_tuple, check_widths
 
 # Depth 1 to 4; a bottleneck of width 1 in the last two.
@@ -290,3 +294,39 @@ def test_what_is_no_network_is_said_to_be_none():
 def test_impossible_widths_are_refused(widths, message):
     with pytest.raises(ValueError, match=message):
         check_widths(widths)
+
+
+@pytest.mark.parametrize(
+    ("widths", "waist"),
+    [
+        ((5, 2, 3, 5), 1),
+        ((5, 4, 2, 3, 4), 2),
+        ((4, 3, 2, 2, 5), 2),
+        ((4, 1, 4), 1),
+        ((6, 5, 5, 3), None),
+        ((3, 5), None),
+    ],
+)
+def test_products_at_the_waist(widths, waist):
+    """The gradient through the narrowest layer is that of the plain product, by autodiff and for any loss of the output."""
+    rng = np.random.default_rng(0)
+    net = LayerTuple([rng.normal(size=pair) for pair in zip(widths[1:], widths[:-1], strict=True)])
+    X, Y = (rng.normal(size=(width, 12)) for width in (widths[0], widths[-1]))
+    plain = functools.reduce(lambda right, left: left @ right, net.weights)
+    np.testing.assert_allclose(net.end_to_end, plain, rtol=1e-12, atol=1e-12)
+    assert net.waist == waist
+    if waist is None:
+        with pytest.raises(ValueError, match="no hidden layer is narrower"):
+            _ = net.halves
+    else:
+        assert [half.shape for half in net.halves] == [(widths[-1], widths[waist]), (widths[waist], widths[0])]
+    for loss in (SquaredError(), SoftmaxCrossEntropy()):
+        target = Y if isinstance(loss, SquaredError) else np.eye(widths[-1])[rng.integers(0, widths[-1], 12)].T
+        objective = gf.Problem(X, target, loss=loss).objective
+
+        def value(net, objective=objective):
+            return objective.end_to_end_loss(functools.reduce(lambda right, left: left @ right, net.weights))
+
+        expected = jax.grad(value)(net)
+        for gradient in (objective.gradient(net), net.pullback(objective.end_to_end_gradient(plain))):
+            assert float((gradient - expected).norm()) < 1e-12 * float(expected.norm())

@@ -75,6 +75,37 @@ def test_rkc_stage_numbers_out_of_range_are_refused(stages):
         gf.RKC(stages)
 
 
+@pytest.mark.parametrize("most", [2, 1001, 10.0])
+def test_automatic_stage_numbers_out_of_range_are_refused(most):
+    with pytest.raises(ValueError, match=f"from 3 to 1000 for its most stages, got {most}"):
+        gf.AutomaticRKC(most)
+
+
+@pytest.mark.parametrize("stages", [3, 30])
+def test_automatic_steps_are_those_of_as_many_stages(stages):
+    """A linear flow whose stiffness asks for this many: its step is that of the tableau of `RKC(stages)`, to round-off."""
+    rates = jnp.array([0.3, 1.0, 50.0])
+    y, h = jnp.array([1.0, -2.0, 0.5]), (stages**2 - 1) / 84.5
+    fixed = step(gf.RKC(stages), lambda y: -rates * y, y, h)
+    automatic = step(gf.AutomaticRKC(stages), lambda y: -rates * y, y, h)
+    for one, other in zip(fixed, automatic, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-12)
+
+
+def test_automatic_rkc_goes_to_a_limit_along_slow_directions():
+    """`s = (3, 0.03)`, two balanced factors: `ȧ_i = 2a_i(s_i − a_i)`, so `a_i = s_i/(1 + (s_i/a_i(0) − 1)e^{−2s_it})`."""
+    problem, s, a0 = gf.Problem.from_singular_values([3, 0.03]), np.array([3, 0.03]), np.array([0.5, 0.001])
+    net = gf.LayerTuple([np.diag(np.sqrt(a0))] * 2)
+    ts = np.geomspace(0.1, 1000, 15)
+    flow = gf.simulate(problem, net, ts[-1], ts=ts, solver=gf.AutomaticRKC(), rtol=1e-4, atol=1e-8, dense=False)
+    exact = s / (1 + (s / a0 - 1) * np.exp(-2 * s * ts[:, None]))
+    # Order 2, local errors of 1e-4 relative to the state; the growth of a_2 by 30 amplifies the first of them.
+    ends = jax.vmap(lambda net: jnp.diagonal(net.end_to_end))(flow.networks)
+    np.testing.assert_allclose(ends, exact, rtol=2e-2)
+    # Stability would ask Tsit5 for steps of 3.3/λ, λ = 6: some 1800.
+    assert int(flow.num_steps) < 200
+
+
 def all_solvers():
     """Every solver of Diffrax and ours, and some of them halved."""
     names = [n for n, c in vars(diffrax).items() if inspect.isclass(c) and issubclass(c, diffrax.AbstractSolver)]
@@ -82,6 +113,7 @@ def all_solvers():
     solvers = {n: getattr(diffrax, n)() for n in names} | {
         "RK4": gf.RK4(),
         "RKC": gf.RKC(),
+        "AutomaticRKC": gf.AutomaticRKC(),
         "Gauss": gf.GaussLegendre(2),
     }
     inside = ("Euler", "Tsit5", "ImplicitEuler", "KenCarp4", "EulerHeun", "RK4")

@@ -16,6 +16,7 @@ from gdflow.dynamics.riemannian_flow import riemannian_flow as riemannian_flow
 from gdflow.dynamics.riemannian_trajectory import RiemannianTrajectory as RiemannianTrajectory
 from gdflow.dynamics.runge_kutta import RK4 as RK4
 from gdflow.dynamics.runge_kutta import RKC as RKC
+from gdflow.dynamics.runge_kutta import AutomaticRKC as AutomaticRKC
 from gdflow.dynamics.runge_kutta import GaussLegendre as GaussLegendre
 from gdflow.dynamics.shooting import Shot as Shot
 from gdflow.dynamics.shooting import shoot_at_saddle as shoot_at_saddle

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import diffrax
 import equinox as eqx
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from numpy.polynomial import Chebyshev
 
 from gdflow.network import matmul
 
@@ -37,20 +36,43 @@ class RK4(diffrax.AbstractERK):
         return 4
 
 
-def _chebyshev_tableau(stages: int) -> diffrax.ButcherTableau:
-    """Equations (2.1)–(2.6) and (2.14) of Sommeijer, Shampine and Verwer (1998), their recursion written out as a tableau."""
+@functools.cache
+def _chebyshev_rows(stages: int) -> np.ndarray:
+    """The recursion of Sommeijer, Shampine and Verwer (1998), equations (2.1)–(2.6), of `s` stages: `μ_j, ν_j, μ̃_j, γ̃_j, c_j`.
+
+    `Y_1 = y + μ̃_1hf_0`, `Y_j = (1 − μ_j − ν_j)y + μ_jY_{j−1} + ν_jY_{j−2} + μ̃_jhf(t + c_{j−1}h, Y_{j−1}) + γ̃_jhf_0`; shape
+    `(5, s + 1)`, column `j` for stage `j`.
+    """
     w0 = 1 + (2 / 13) / stages**2  # damping ε = 2/13
-    T = [Chebyshev.basis(j) for j in range(stages + 1)]
-    value, first, second = ([p.deriv(m)(w0) if m else p(w0) for p in T] for m in range(3))
-    w1 = first[stages] / second[stages]
-    b = np.array([second[max(j, 2)] / first[max(j, 2)] ** 2 for j in range(stages + 1)])
-    a = 1 - b * np.array(value)
+    # T_j(w0), T_j'(w0), T_j''(w0) by the recursion of the Chebyshev polynomials.
+    T = np.zeros((3, stages + 1))
+    T[0, :2], T[1, 1] = (1, w0), 1
+    for j in range(2, stages + 1):
+        one, two = T[:, j - 1], T[:, j - 2]
+        T[:, j] = 2 * w0 * one + [0, 2 * one[0], 4 * one[1]] - two
+    w1 = T[1, stages] / T[2, stages]
+    late = np.maximum(np.arange(stages + 1), 2)
+    b = T[2, late] / T[1, late] ** 2
+    a = 1 - b * T[0]
+    rows = np.zeros((5, stages + 1))
+    mu, nu, mu_tilde, gamma, c = rows
+    mu[2:], nu[2:] = 2 * b[2:] * w0 / b[1:-1], -b[2:] / b[:-2]
+    mu_tilde[1], mu_tilde[2:] = b[1] * w1, 2 * b[2:] * w1 / b[1:-1]
+    gamma[2:] = -a[1:-1] * mu_tilde[2:]
+    c[1] = mu_tilde[1]
+    for j in range(2, stages + 1):
+        c[j] = mu[j] * c[j - 1] + nu[j] * c[j - 2] + mu_tilde[j] + gamma[j]
+    return rows
+
+
+def _chebyshev_tableau(stages: int) -> diffrax.ButcherTableau:
+    """The recursion written out as a tableau, and the error estimate, equation (2.14)."""
     unit = np.eye(stages + 1)
     # (Y_j − y)/h in terms of the fields at y, Y_1, …, Y_s, the last of which is the next state.
-    rows = [np.zeros(stages + 1), b[1] * w1 * unit[0]]
-    for j in range(2, stages + 1):
-        mu, nu, mu_tilde = 2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1]
-        rows.append(mu * rows[j - 1] + nu * rows[j - 2] + mu_tilde * (unit[j - 1] - a[j - 1] * unit[0]))
+    rows = [np.zeros(stages + 1)]
+    for j, (mu, nu, mu_tilde, gamma, _) in enumerate(_chebyshev_rows(stages).T[1:], 1):
+        before = rows[j - 2] if j > 1 else 0.0
+        rows.append(mu * rows[j - 1] + nu * before + mu_tilde * unit[j - 1] + gamma * unit[0])
     return diffrax.ButcherTableau(
         a_lower=tuple(rows[j][:j] for j in range(1, stages + 1)),
         b_sol=rows[stages],
@@ -94,6 +116,110 @@ def RKC(stages: int = 10) -> diffrax.AbstractERK:
 
     _RKC.__name__ = _RKC.__qualname__ = f"RKC{stages}"
     return _RKC()
+
+
+#: A step of `s` stages is stable up to `hλ = _REACH·(s² − 1)`, equation (2.7) there.
+_REACH = 2 / 3 * (1 - 2 / 15 * 2 / 13)
+#: By how much the power method may underrate `λ`, from below and a step late.
+_UNDERRATED = 1.1
+#: Products of the power method before the first step.
+_FIRST_PRODUCTS = 30
+
+
+@functools.cache
+def _automatic_rows(most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of stages to choose from, at most 5 % apart, and `_chebyshev_rows` of each, padded by zeros."""
+    counts = [3]
+    while counts[-1] < most:
+        counts.append(min(most, max(counts[-1] + 1, int(1.05 * counts[-1]))))
+    rows = [np.pad(_chebyshev_rows(s), ((0, 0), (0, most - s))) for s in counts]
+    return np.array(counts), np.stack(rows)
+
+
+class AutomaticRKC(diffrax.AbstractAdaptiveSolver):
+    """`gdflow.RKC` with as many stages as each step needs, so that accuracy alone chooses the steps.
+
+    A step `h` takes about `√(1.5hλ)` stages for the largest eigenvalue `λ` of the Hessian, which the power method tracks by one
+    product of it with a vector a step (Sommeijer, Shampine, Verwer 1998). One program serves fast transients and the slowest
+    directions. Three states are kept, however many the stages are.
+
+    The number of stages is found on the way, so that there are no derivatives backwards (`jax.grad`). In lanes all wait
+    for the one with most stages: `RKC` serves there.
+
+    **Arguments:** `most`: stages, from 3 on. Longer steps than these allow are refused by the error estimate and tried again.
+
+    ```python
+    >>> gf.simulate(problem, net, 1e4, solver=gf.AutomaticRKC(), rtol=1e-4, atol=1e-7)
+    ```
+    """
+
+    most: Any = eqx.field(static=True, default=250)
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar[Callable[..., diffrax.ThirdOrderHermitePolynomialInterpolation]] = (
+        diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+    )
+
+    def __check_init__(self):
+        if not isinstance(self.most, int) or not 3 <= self.most <= 1000:
+            raise ValueError(f"AutomaticRKC takes a number from 3 to 1000 for its most stages, got {self.most}")
+
+    def order(self, terms):
+        return 2
+
+    def error_order(self, terms):
+        return 3
+
+    def init(self, terms, t0, t1, y0, args):
+        field = terms.vf(t0, y0, args)
+
+        def product(_, vector_and_value):
+            return self._product(terms, t0, y0, args, vector_and_value[0])
+
+        return field, jax.lax.fori_loop(0, _FIRST_PRODUCTS, product, _normalized(field))
+
+    def func(self, terms, t0, y0, args):
+        return terms.vf(t0, y0, args)
+
+    def _product(self, terms, t, y, args, vector):
+        """One iteration of the power method: the next vector, of length 1, and the modulus of the eigenvalue."""
+        _, image = jax.jvp(lambda y: terms.vf(t, y, args), (y,), (vector,))
+        return _normalized(image)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        first, (vector, before) = solver_state
+        h = jnp.asarray(t1 - t0)
+        vector, value = self._product(terms, t0, y0, args, vector)
+        needed = _UNDERRATED * h * jnp.maximum(value, before) / _REACH
+        counts, table = _automatic_rows(self.most)
+        place = jnp.searchsorted(counts, jnp.sqrt(1 + jnp.where(jnp.isfinite(needed), needed, 0.0)))
+        place = jnp.minimum(place, len(counts) - 1)
+        stages, rows = jnp.asarray(counts)[place], jnp.asarray(table, h.dtype)[place]
+
+        def combine(weights, *states):
+            return jax.tree.map(lambda *leaves: sum(w * x for w, x in zip(weights, leaves, strict=True)), *states)
+
+        def stage(j, states):
+            earlier, last = states
+            mu, nu, mu_tilde, gamma, _ = rows[:, j]
+            field = terms.vf(t0 + rows[4, j - 1] * h, last, args)
+            weights = (1 - mu - nu, mu, nu, h * mu_tilde, h * gamma)
+            return last, combine(weights, y0, last, earlier, field, first)
+
+        start = combine((1.0, h * rows[2, 1]), y0, first)
+        _, y1 = jax.lax.fori_loop(2, stages + 1, stage, (y0, start))
+        last = terms.vf(t1, y1, args)
+        error = combine((0.8, -0.8, 0.4 * h, 0.4 * h), y0, y1, first, last)
+        ends = jax.tree.map(lambda a, b: h * jnp.stack([a, b]), first, last)
+        dense = dict(y0=y0, y1=y1, k=ends)
+        return y1, error, dense, (last, (vector, value)), diffrax.RESULTS.successful
+
+
+def _normalized(vector):
+    """A state divided by its length, and the length; zero stays zero."""
+    square = sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(vector))
+    length = jnp.sqrt(square)
+    return jax.tree.map(lambda x: x / jnp.where(length > 0, length, 1.0), vector), length
 
 
 class GaussLegendre(diffrax.AbstractSolver):
