@@ -155,9 +155,13 @@ class LinearObjective(DataObjective):
         if net.waist is None:
             return net.pullback(self.end_to_end_gradient(net.end_to_end))
         upper, lower = net.halves
-        middle = matmul(lower, self.design)
+        middle = self._times_design(lower, self.design)
         error = self.loss.gradient(matmul(upper, middle), self.target)
-        return net.pullback_halves(matmul(error, middle.T), matmul(matmul(upper.T, error), self.design.T))
+        back = self._times_design(matmul(upper.T, error), self.design.T)
+        return net.pullback_halves(matmul(error, middle.T), back)
+
+    def _times_design(self, matrix: Array, design: Array) -> Array:
+        return matrix * jnp.diagonal(design)[None, :] if self.diagonal else matmul(matrix, design)
 
     def features(self, net: LayerTuple) -> Float[Array, " q"]:
         """The output `WD`, as far as the loss sees it: factors of one product are not told apart."""

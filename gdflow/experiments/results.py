@@ -17,7 +17,11 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 
 from gdflow.plotting import COLORS
+from gdflow.plotting.style import hide_box, set_range
 from gdflow.tables import Printable, column_table
+
+#: What may be said of a claim.
+VERDICTS = ("confirmed", "NOT confirmed", "not decidable from the print", "not decided")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +29,9 @@ class Claim:
     """A statement of the source and what was measured of it.
 
     - `statement`: what the source says; `criterion`: what was taken to decide it.
-    - `confirmed`: whether the criterion is met, `None` where the runs ended too early to tell.
-    - `measured`: the numbers that decided it.
+    - `confirmed`: whether the criterion is met, `None` where that could not be told.
+    - `measured`: the numbers that decided it, in a line; `details`: all of them.
+    - `reason`: why it is not decided, where it is not; `unprinted`: whether it hangs on what the source does not state.
     - `ours`: whether it is a check or an addition of ours and not in the source.
     """
 
@@ -34,7 +39,10 @@ class Claim:
     criterion: str
     confirmed: bool | None
     measured: str
+    reason: str = ""
     ours: bool = False
+    details: tuple[str, ...] = ()
+    unprinted: bool = False
 
     @property
     def text(self) -> str:
@@ -43,7 +51,9 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """`confirmed`, `NOT confirmed` or `not decided`."""
+        """One of `VERDICTS`."""
+        if self.unprinted:
+            return "not decidable from the print"
         return {True: "confirmed", False: "NOT confirmed", None: "not decided"}[self.confirmed]
 
 
@@ -54,109 +64,115 @@ def every(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-    """A quantity along the flow by two solvers: `first` at the times `ts[:len(first)]`, `second` at `ts[:len(second)]`.
+class Bundle:
+    """One quantity along several draws of one flow: `values[i]` at the times `ts`.
 
-    The first may end earlier, where its budget of steps does; `values` are those of the first as far as it goes and of the
-    second from there on.
+    Zero where a draw has arrived, NaN after the end of a draw that has not. `color`: the same in all panels.
     """
 
     label: str
+    color: int
     ts: Float[np.ndarray, " T"]
-    first: Float[np.ndarray, " n"]
-    second: Float[np.ndarray, " k"]
+    values: Float[np.ndarray, "draws T"]
 
     @property
-    def values(self) -> Float[np.ndarray, " k"]:
-        """The first solver's as far as it goes, then the second's."""
-        return np.concatenate([self.first, self.second[len(self.first) :]])
+    def end(self) -> float:
+        """Until when all draws are known."""
+        known = np.isfinite(self.values).all(axis=0)
+        return float(self.ts[known][-1])
 
     @property
-    def times(self) -> Float[np.ndarray, " k"]:
-        """The times of `values`."""
-        return self.ts[: max(len(self.first), len(self.second))]
+    def unfinished(self) -> bool:
+        """Whether a draw ended before it had arrived."""
+        return self.end < self.ts[-1] or not bool(np.all(self.values[:, -1] == 0))
 
     @property
-    def final(self) -> float:
-        """The last value."""
-        return float(self.values[-1])
-
-    def at(self, t: float) -> float:
-        """The value at the last saved time up to `t`."""
-        return float(self.values[np.searchsorted(self.times, t, side="right") - 1])
-
-    def time_to(self, fraction: float) -> float:
-        """The first saved time from which on the values stay within a fraction of the first one; infinite if none."""
-        above = np.flatnonzero(self.values > fraction * self.values[0])
-        return float(self.times[above[-1] + 1]) if above[-1] + 1 < len(self.values) else np.inf
-
-    def late_rate(self, *, floor: float = 1e-6, until: float = np.inf) -> float:
-        """The exponential rate at the end: minus the slope of the logarithm, by least squares over the second half of the
-        time before the values fall below `floor` times the first (round-off, tolerances) or `until` is reached; NaN if that
-        half has fewer than four saved times.
-        """
-        usable = (self.times <= until) & (np.minimum.accumulate(self.values) > floor * self.values[0])
-        end = self.times[usable][-1]
-        window = usable & (self.times >= end / 2)
-        if window.sum() < 4:
-            return np.nan
-        return float(-np.polyfit(self.times[window], np.log(self.values[window]), 1)[0])
+    def smallest(self) -> float:
+        """The largest of the last values before the draws arrive: below it the curves are not known."""
+        last = [row[row > 0][-1] for row in self.values if row[-1] == 0 and np.any(row > 0)]
+        return max(last, default=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One panel of a picture: `limits` are values that curves tend to, drawn dotted in the curve's colour (NaN: none)."""
+    """One panel of a picture."""
 
     title: str
-    curves: Sequence[Curve]
-    limits: Sequence[float] = ()
+    bundles: Sequence[Bundle]
 
 
-def draw_panels(
-    panels: Sequence[Panel],
-    ylabel: str,
-    *,
-    solvers: tuple[str, str],
-    xscale: str = "linear",
-    yscale: str = "log",
-    floor: float = 0.0,
-    noise: float = 0.0,
-) -> Figure:
-    """Panels side by side: the first solver solid, the second dashed, one colour a curve.
+#: The share of the draws between the edges of a band.
+_BAND = (10, 90)
 
-    **Arguments:** `solvers`: their names; `floor`: values below it are left out; `noise`: the second solver's curves end where
-    they fall to this fraction of their first value.
+
+def draw_panels(panels: Sequence[Panel], ylabel: str, foot: str = "") -> Figure:
+    """Panels side by side, of equal ranges, both axes logarithmic: of every bundle the median and the band of 80 % of the draws.
+
+    Curves go down to the value from which on one of the draws is no longer known. An open circle marks where runs end before they
+    have arrived.
+
+    **Arguments:** `foot`: a line below, such as sizes, seed and version.
     """
-    figure = Figure(figsize=(5.6 * len(panels), 4.2), layout="constrained")
-    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        _draw_panel(axes, panel, solvers, floor, noise, positive=xscale == "log")
-        axes.set(xlabel="flow time $t$", ylabel=ylabel, xscale=xscale, yscale=yscale)
+    bundles = [bundle for panel in panels for bundle in panel.bundles]
+    floor = max(bundle.smallest for bundle in bundles) or 1e-300
+    figure = Figure(figsize=(5.4 * len(panels), 4.3), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True)[0]
+    labels = [[bundle.label for bundle in panel.bundles] for panel in panels]
+    for place, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
+        for bundle in panel.bundles:
+            _draw_bundle(axes, bundle, floor)
         axes.set_title(panel.title, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"({'abcdef'[place]})", loc="left", fontsize=10, fontweight="bold")
+        hide_box(axes)
         axes.grid(color="0.92", lw=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel("flow time $t$")
+        if place == 0 or labels[place] != labels[0]:
+            _add_legend(axes, panel)
+    first, last = _shown_times(bundles, floor)
+    top = 1.6 * max(float(np.max(bundle.values[:, bundle.ts <= bundle.end])) for bundle in bundles)
+    for axes in grid:
+        set_range(axes, "x", first, last, log=True)
+        set_range(axes, "y", floor, top, log=True)
+    grid[0].set_ylabel(ylabel)
+    if foot:
+        figure.supxlabel(foot, fontsize=7, color="0.4", x=0.99, ha="right")
     return figure
 
 
-def _draw_panel(
-    axes: Axes, panel: Panel, solvers: tuple[str, str], floor: float, noise: float, *, positive: bool
-) -> None:
-    """The curves of one panel; with `positive`, from the first positive time on."""
-    limits = panel.limits or [np.nan] * len(panel.curves)
-    for k, (curve, limit) in enumerate(zip(panel.curves, limits, strict=True)):
-        color = COLORS[k % len(COLORS)]
-        above = np.minimum.accumulate(curve.second) > noise * curve.second[0]
-        for values, line, width in ((np.where(above, curve.second, np.nan), "--", 1.1), (curve.first, "-", 1.8)):
-            ts = curve.ts[: len(values)]
-            shown = np.where((values > floor) & ((ts > 0) | (not positive)), values, np.nan)
-            axes.plot(ts, shown, line, color=color, lw=width, label=curve.label if line == "-" else None)
-        if np.isfinite(limit):
-            axes.axhline(limit, color=color, lw=0.9, ls=":", zorder=0)
-    handles, labels = axes.get_legend_handles_labels()
-    styles = [("-", 1.8, solvers[0]), ("--", 1.1, solvers[1])]
-    if np.isfinite(limits).any():
-        styles.append((":", 0.9, "predicted limit"))
-    handles += [Line2D([], [], color="0.4", ls=line, lw=width) for line, width, _ in styles]
-    axes.legend(handles, labels + [name for *_, name in styles], fontsize=8)
+def _draw_bundle(axes: Axes, bundle: Bundle, floor: float) -> None:
+    color = COLORS[bundle.color % len(COLORS)]
+    shown = (bundle.ts > 0) & (bundle.ts <= bundle.end)
+    ts, values = bundle.ts[shown], np.maximum(bundle.values[:, shown], 0.1 * floor)
+    low, high = np.percentile(values, _BAND, axis=0)
+    if len(values) > 1:
+        axes.fill_between(ts, low, high, color=color, alpha=0.18, lw=0)
+    median = np.median(values, axis=0)
+    below = np.flatnonzero(median < floor)
+    stop = below[0] + 1 if below.size else len(ts)  # it leaves the panel through its lower edge
+    axes.plot(ts[:stop], median[:stop], color=color, lw=1.6)
+    if bundle.unfinished and not below.size:
+        axes.plot(ts[-1], median[-1], "o", color=color, mfc="white", ms=5, clip_on=False, zorder=5)
+
+
+def _add_legend(axes: Axes, panel: Panel) -> None:
+    handles = [Line2D([], [], color=COLORS[b.color % len(COLORS)], lw=1.6, label=b.label) for b in panel.bundles]
+    if any(bundle.unfinished for bundle in panel.bundles):
+        handles.append(Line2D([], [], color="0.4", ls="", marker="o", mfc="white", ms=5, label="runs end here"))
+    axes.legend(handles=handles, fontsize=8, loc="lower left", framealpha=0.9, edgecolor="none")
+
+
+def _shown_times(bundles: Sequence[Bundle], floor: float) -> tuple[float, float]:
+    """From before the first curve moves to where the last one leaves the panel or ends."""
+    starts, ends = [], []
+    for bundle in bundles:
+        known = bundle.ts <= bundle.end
+        ts, median = bundle.ts[known], np.median(bundle.values[:, known], axis=0)
+        moved = np.flatnonzero(abs(median / median[0] - 1) > 0.02)
+        starts.append(ts[max(moved[0], 1)] if moved.size else ts[1])
+        above = np.flatnonzero(np.percentile(bundle.values[:, known], _BAND[1], axis=0) >= floor)
+        ends.append(ts[min(above[-1] + 1, len(ts) - 1)])
+    return float(min(starts)), float(max(ends))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -166,7 +182,7 @@ class FigureResult(Printable):
     - `name`: of its files; `title`; `paper`: what the source shows there.
     - `claims`: each with its verdict.
     - `table`: the curves, one row a time, solver and run; `runs`: one row a run.
-    - `figure`: the picture (show it in a notebook as `result.figure`); `notes`: choices and corrections.
+    - `figure`: the picture (show it in a notebook as `result.figure`); `notes`: choices; `errata`: what is misprinted.
     """
 
     name: str
@@ -177,12 +193,13 @@ class FigureResult(Printable):
     runs: pa.Table
     figure: Figure
     notes: tuple[str, ...] = ()
+    errata: tuple[str, ...] = ()
 
     def __rich__(self) -> RenderableType:
         table = column_table(f"{self.name}: {self.title}", "claim", "verdict", "measured")
         table.box = rich.box.SIMPLE
         table.columns[2].justify = "left"
-        table.columns[1].no_wrap = True
+        table.columns[1].max_width = len(VERDICTS[1])
         for claim in self.claims:
             color = {True: "green", False: "red", None: "yellow"}[claim.confirmed]
             table.add_row(escape(claim.text), f"[{color}]{claim.verdict}[/]", escape(claim.measured))
@@ -197,8 +214,12 @@ class FigureResult(Printable):
                 f"- **{claim.verdict}**: {claim.text}",
                 f"  - criterion: {claim.criterion}",
                 f"  - measured: {claim.measured}",
+                *(f"    - {detail}" for detail in claim.details),
+                *([f"  - why not decided: {claim.reason}"] if claim.reason else []),
             ]
         lines += ["", "## Runs", "", *markdown_table(self.runs)]
+        if self.errata:
+            lines += ["", "## Errata", "", *(f"- {erratum}" for erratum in self.errata)]
         if self.notes:
             lines += ["", "## Notes", "", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines) + "\n"
@@ -234,7 +255,7 @@ def markdown_table(table: pa.Table) -> list[str]:
 def _count(claims: Sequence[Claim]) -> str:
     verdicts = [claim.verdict for claim in claims]
     return ", ".join(
-        f"{verdicts.count(verdict)} {verdict}" for verdict in ("confirmed", "NOT confirmed", "not decided")
+        f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts or verdict == VERDICTS[0]
     )
 
 
@@ -244,7 +265,15 @@ def summary_markdown(title: str, results: Sequence[FigureResult]) -> str:
     printed, ours = ([claim for claim in claims if claim.ours == whose] for whose in (False, True))
     lines = [f"# {title}", "", f"Of {len(printed)} claims of the paper {_count(printed)}."]
     lines += [f"Of {len(ours)} that are not the paper's {_count(ours)}.", ""]
+    errata = [erratum for result in results for erratum in result.errata]
+    if errata:
+        lines += ["Misprints, corrected:", "", *(f"- {erratum}" for erratum in dict.fromkeys(errata)), ""]
     for result in results:
         lines += [f"## [{result.title}]({result.name}.md)", "", f"![{result.title}]({result.name}.png)", ""]
-        lines += [f"- **{claim.verdict}**: {claim.text} ({claim.measured})" for claim in result.claims] + [""]
+        lines += [_line(claim) for claim in result.claims] + [""]
     return "\n".join(lines)
+
+
+def _line(claim: Claim) -> str:
+    reason = f"; not decided: {claim.reason}" if claim.reason else ""
+    return f"- **{claim.verdict}**: {claim.text} ({claim.measured}{reason})"

@@ -1,99 +1,287 @@
-"""Claims that several figures make, each decided by a criterion from curves."""
+"""What decides a claim: certificates for limits, sign tests and intervals over draws for times.
 
-from collections.abc import Mapping, Sequence
+*Two sets of draws.* An order, or its absence, is decided on the even draws and again on the odd ones; where the two differ it is
+not decided. Within a set, an order of two times is tested by the signs of their differences, draw by draw, at the level `ALPHA`;
+there is no order where an interval for the median of their ratio, of the same level, lies within `NEGLIGIBLE` of 1.
+
+*Runs that end early* have times between the end of the run and infinity, and a difference of two such times has no sign: it
+counts against either order.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import scipy.stats
+from jaxtyping import Float
 
-from gdflow.experiments.results import Claim, Curve, every, number_text
-from gdflow.experiments.riemannian.figures import Entry
-from gdflow.experiments.riemannian.runs import Run
+from gdflow.experiments.results import Claim, every, number_text
+from gdflow.experiments.riemannian.runs import DEVIATIONS, Case, Group, Start, Times
 
-#: A run has converged when its error is this fraction of the first one …
-CONVERGED = 1e-5
-#: … and runs are ranked by the times at which it falls to this one.
+#: Errors are compared by the times at which they fall to this fraction of the first one.
 RANKED = 1e-2
+#: The level of a sign test, one-sided, and of each end of an interval.
+ALPHA = 0.02
+#: A ratio of times between 1/1.1 and 1.1 is no dependence …
+NEGLIGIBLE = 1.1
+#: … and one below 1.5 is alike, or slight.
+ALIKE = 1.5
+
+#: Lower and upper bounds of a ratio, draw by draw.
+Ratios = Float[np.ndarray, "2 draws"]
+Pair = tuple[Group, Group]
+Panels = Sequence[Sequence[Group]]
+Decision = Callable[[Ratios], bool | None]
 
 
-#: A time, infinite where it was not reached, and the end of its run.
-Timing = tuple[float, float]
+def ratios(first: Times, second: Times) -> Ratios:
+    """The second time over the first, draw by draw, between two bounds."""
+    count = min(first.bounds.shape[1], second.bounds.shape[1])
+    (low_a, high_a), (low_b, high_b) = first.bounds[:, :count], second.bounds[:, :count]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = low_b / high_a, high_b / low_a
+    return np.stack([np.where(np.isnan(low), 0.0, low), np.where(np.isnan(high), np.inf, high)])
 
 
-def timing(curve: Curve, fraction: float = RANKED) -> Timing:
-    """When a curve falls to this fraction of its first value."""
-    return curve.time_to(fraction), float(curve.times[-1])
+def ratio_interval(values: Ratios) -> tuple[float, float]:
+    """An interval for the median of a ratio, each end wrong with a probability of `ALPHA` at most; by order statistics."""
+    count = values.shape[1]
+    # The k-th least is above the median with the probability that fewer than k are below it.
+    k = int(scipy.stats.binom.ppf(ALPHA, count, 0.5))
+    if k > 0 and scipy.stats.binom.cdf(k - 1, count, 0.5) <= ALPHA:
+        return float(np.sort(values[0])[k - 1]), float(np.sort(values[1])[count - k])
+    return 0.0, math.inf
 
 
-def run_name(run: Run) -> str:
-    """Size, depth and kind of start."""
-    return f"(d={run.case.d}, N={run.case.depth}, {run.case.start_name})"
+def sign_test(wins: int, draws: int) -> float:
+    """The probability of so many signs or more if either sign is as likely."""
+    return float(scipy.stats.binomtest(wins, draws, 0.5, alternative="greater").pvalue)
 
 
-def times_text(entries: Sequence[Entry], fraction: float = RANKED) -> str:
-    """When each run falls to this fraction, for people."""
-    return ", ".join(f"{run_name(run)} {number_text(curve.time_to(fraction))}" for run, curve in entries)
+def twice(decide: Decision, values: Ratios) -> bool | None:
+    """What is decided on the even draws and on the odd ones alike."""
+    one, other = decide(values[:, ::2]), decide(values[:, 1::2])
+    return one if one == other else None
 
 
-def is_longer(first: Timing, second: Timing) -> bool | None:
-    """Whether the second time is longer than the first."""
-    (a, end_a), (b, end_b) = first, second
-    if np.isfinite(a):
-        return a < b if np.isfinite(b) else True if end_b > a else None
-    return False if np.isfinite(b) and end_a > b else None
+def is_longer(values: Ratios) -> bool | None:
+    """Whether ratios are above 1 more often than not: `False` where below, or their median is near 1."""
+    low, high = ratio_interval(values)
+    if low > 1 / NEGLIGIBLE and high < NEGLIGIBLE:
+        return False
+    count = values.shape[1]
+    if sign_test(int(np.sum(values[0] > 1)), count) <= ALPHA:
+        return True
+    return False if sign_test(int(np.sum(values[1] < 1)), count) <= ALPHA else None
 
 
-def are_alike(first: Timing, second: Timing) -> bool | None:
-    """Whether two times differ by less than a factor 2."""
-    (a, end_a), (b, end_b) = first, second
-    if np.isfinite(a) and np.isfinite(b):
-        return bool(0.5 < a / b < 2)
-    return False if (np.isfinite(a) and end_b > 2 * a) or (np.isfinite(b) and end_a > 2 * b) else None
+def is_alike(values: Ratios) -> bool | None:
+    """Whether the median ratio lies within `ALIKE` of 1."""
+    low, high = ratio_interval(values)
+    return True if low > 1 / ALIKE and high < ALIKE else False if high < 1 / ALIKE or low > ALIKE else None
 
 
-def still_falls(curve: Curve, limit: float = 0.0) -> bool:
-    """Whether the distance from the limit falls by at least 1 % in the second half of the run."""
-    return bool(curve.final - limit < 0.99 * (curve.at(0.5 * float(curve.times[-1])) - limit))
+def is_slightly_longer(values: Ratios) -> bool | None:
+    """Whether ratios are above 1 more often than not, and their median is below `ALIKE`."""
+    return every([is_longer(values), is_alike(values)])
 
 
-def all_settle(errors: Mapping[str, float], falling: Mapping[str, bool], bound: float) -> bool | None:
-    """Whether every run ends below the bound; not decided where one does not and still falls."""
-    return every(True if error < bound else None if falling[label] else False for label, error in errors.items())
+def ratio_text(values: Ratios) -> str:
+    """The median ratio, or where it lies."""
+    if np.isfinite(values[1]).all():
+        return f"×{np.median(values[0]):.3g}"
+    low, high = ratio_interval(values)
+    return f"×{low:.3g} to {high:.3g}"
 
 
-def listed(values: Mapping[str, float], digits: int = 2) -> str:
-    """The numbers of several runs, for people."""
-    return ", ".join(f"{label} {value:.{digits}g}" for label, value in values.items())
-
-
-def converges(entries: Sequence[Entry], statement: str) -> Claim:
-    """That the errors go to zero, or still fall where the runs end."""
-    ratios = {run_name(run): curve.final / curve.values[0] for run, curve in entries}
-    falling = {run_name(run): still_falls(curve) for run, curve in entries}
-    return Claim(
-        statement,
-        f"in every run the error at T is below {CONVERGED:g} of the first one; not decided where it is not but still falls, "
-        "by at least 1 % in the second half of the run",
-        all_settle(ratios, falling, CONVERGED),
-        "error at T over the first: " + listed(ratios),
+def ratio_detail(values: Ratios) -> str:
+    """Median ratio, its interval, signs and their probability."""
+    low, high = ratio_interval(values)
+    wins, losses, count = int(np.sum(values[0] > 1)), int(np.sum(values[1] < 1)), values.shape[1]
+    side, more = ("longer", wins) if wins >= losses else ("shorter", losses)
+    return (
+        f"{ratio_text(values)}, median in [{low:.3g}, {high:.3g}], {side} in {more} of {count} draws "
+        f"(p = {sign_test(more, count):.1g})"
     )
 
 
-def slower_with_depth(panels: Sequence[Sequence[Entry]], statement: str, fraction: float = RANKED) -> Claim:
-    """That deeper networks of the same panel take longer."""
-    rows = [[timing(curve, fraction) for _, curve in entries] for entries in panels]
+def pair_text(first: Case, second: Case) -> str:
+    """What two cases have in common, and what not: `d=20, balanced: N=20 over N=2`."""
+    common, one, other = [], [], []
+    for a, b in zip(_features(first), _features(second), strict=True):
+        if a == b:
+            common.append(a)
+        else:
+            one.append(a)
+            other.append(b)
+    return f"{', '.join(common)}: {', '.join(other)} over {', '.join(one)}"
+
+
+def _features(case: Case) -> tuple[str, ...]:
+    return f"d={case.d}", f"r={case.rank}", f"N={case.depth}", case.start_name
+
+
+def _compare(pairs: Sequence[Pair], decide: Decision, statement: str, criterion: str, **measure) -> Claim:
+    """A claim on the ratio of the times of every pair.
+
+    **Arguments:** `measure`: the fraction and the quantity of the times.
+    """
+    measure = {"fraction": RANKED, **measure}
+    values = {pair_text(a.case, b.case): ratios(a.times(**measure), b.times(**measure)) for a, b in pairs}
+    verdicts = {label: twice(decide, value) for label, value in values.items()}
+    confirmed = every(verdicts.values())
+    left = "; ".join(label for label, verdict in verdicts.items() if verdict is None)
+    groups = list(dict.fromkeys(group for pair in pairs for group in pair))
     return Claim(
         statement,
-        f"in every panel the time to {fraction:g} of the first value increases from every N to the next",
-        every(is_longer(a, b) for row in rows for a, b in zip(row[:-1], row[1:], strict=True)),
-        "times: " + "; ".join(times_text(entries, fraction) for entries in panels),
+        criterion,
+        confirmed,
+        "; ".join(f"{label} {ratio_text(value)}" for label, value in values.items()),
+        f"neither the order nor its absence shows in both sets of draws for {left}" if confirmed is None else "",
+        details=(
+            *(f"{label}: {ratio_detail(value)}" for label, value in values.items()),
+            "median times: " + ", ".join(f"{g.name} {number_text(g.times(**measure).median)}" for g in groups),
+        ),
     )
 
 
-def slower_with_size(panels: Sequence[Sequence[Entry]], statement: str) -> Claim:
-    """That the larger networks, in the second panel, take longer."""
-    small, large = ({run.case.depth: timing(curve) for run, curve in entries} for entries in panels)
+def longer_text(fraction: float = RANKED, quantity: str = "error") -> str:
+    """How an order is decided."""
+    return (
+        f"for the {quantity} to fall to {fraction:g} of the first, more often than not: sign tests at the level "
+        f"{ALPHA:g} on the even "
+        f"and on the odd draws, and a median ratio that is not within {100 * (NEGLIGIBLE - 1):.0f} % of 1"
+    )
+
+
+def takes_longer(pairs: Sequence[Pair], statement: str, what: str, *, loss: bool = False) -> Claim:
+    """That of every pair the second takes longer than the first.
+
+    **Arguments:** `what`: what the pairs are; `loss`: whether losses are compared, which are squares.
+    """
+    fraction, quantity = (RANKED**2, "losses") if loss else (RANKED, "errors")
+    criterion = f"{what} it takes longer {longer_text(fraction, 'loss' if loss else 'error')}"
+    return _compare(pairs, is_longer, statement, criterion, fraction=fraction, quantity=quantity)
+
+
+def ends(groups: Sequence[Group]) -> Pair:
+    """The first and the last: least and largest."""
+    return groups[0], groups[-1]
+
+
+def slower_with_depth(panels: Panels, statement: str, *, loss: bool = False) -> Claim:
+    """That in every panel the deepest networks take longer than the shallowest."""
+    return takes_longer(
+        [ends(panel) for panel in panels], statement, "in every panel, from the least to the largest N,", loss=loss
+    )
+
+
+def slower_with_size(panels: Panels, statement: str) -> Claim:
+    """That for every depth the networks of the second panel take longer than those of the first."""
+    small = {group.case.depth: group for group in panels[0]}
+    pairs = [(small[group.case.depth], group) for group in panels[1] if group.case.depth in small]
+    return takes_longer(pairs, statement, "for every N, from the left panel's size to the right one's,")
+
+
+def alike(pairs: Sequence[Pair], statement: str) -> Claim:
+    """That of every pair the two take about as long."""
+    criterion = (
+        f"for every N and size an interval for the median ratio of the times to {RANKED:g} of the first error lies "
+        f"within 1/{ALIKE:g} "
+        f"and {ALIKE:g}, each end of it wrong with a probability of {ALPHA:g}, on the even and on the odd draws"
+    )
+    return _compare(pairs, is_alike, statement, criterion)
+
+
+def slightly_longer(pairs: Sequence[Pair], statement: str) -> Claim:
+    """That of every pair the second takes longer, and by no more than a slight factor."""
+    criterion = f"for every N and size it takes longer {longer_text()}, and the median ratio is below {ALIKE:g}"
+    return _compare(pairs, is_slightly_longer, statement, criterion)
+
+
+def stronger(weak: Pair, strong: Pair, statement: str) -> Claim:
+    """That a time grows by a larger factor from one group to the other in the second pair than in the first."""
+    growths = [ratios(a.times(RANKED), b.times(RANKED)) for a, b in (weak, strong)]
+    value = ratios(Times(growths[0]), Times(growths[1]))
+    verdict = twice(is_longer, value)
+    labels = [f"{b.case.task}, {pair_text(a.case, b.case)}" for a, b in (weak, strong)]
     return Claim(
         statement,
-        f"for every N the time to {RANKED:g} of the first error is longer in the right panel",
-        every(is_longer(small[depth], time) for depth, time in large.items()),
-        ", ".join(f"N={N}: {number_text(small[N][0])} and {number_text(b)}" for N, (b, _) in large.items()),
+        f"the time to {RANKED:g} of the first error grows by a larger factor, more often than not: sign tests at the "
+        f"level {ALPHA:g} "
+        "on the even and on the odd draws",
+        verdict,
+        "; ".join(f"{label} {ratio_text(growth)}" for label, growth in zip(labels, growths, strict=True)),
+        "neither the order nor its absence shows in both sets of draws" if verdict is None else "",
+        details=(
+            *(f"{label}: {ratio_detail(growth)}" for label, growth in zip(labels, growths, strict=True)),
+            f"the second factor over the first: {ratio_detail(value)}",
+        ),
     )
+
+
+def converges(groups: Sequence[Group], statement: str) -> Claim:
+    """That every run's limit is proved to be a global minimum."""
+    runs = [run for group in groups for run in group.runs]
+    certified, arrived = sum(run.certified for run in runs), sum(run.converged for run in runs)
+    left = [group for group in groups if not all(run.certified for run in group.runs)]
+    return Claim(
+        statement,
+        "in every run the loss falls below the second-lowest critical value, which proves that the limit is a global "
+        "minimum",
+        None if left else True,
+        f"{certified} of {len(runs)} runs certified; in {arrived} the error falls to 1e-5 of the first",
+        "; ".join(_why_open(group) for group in left),
+        details=tuple(_course(group) for group in groups),
+    )
+
+
+def _course(group: Group) -> str:
+    runs = group.runs
+    return (
+        f"{group.name}: {sum(run.certified for run in runs)} of {len(runs)} certified, "
+        f"{sum(run.converged for run in runs)} arrived, "
+        f"median end t = {np.median([run.end for run in runs]):.3g}, largest error at the end "
+        f"{max(run.errors[-1] / run.errors[0] for run in runs):.2g} of the first"
+    )
+
+
+def _why_open(group: Group) -> str:
+    rest = [run for run in group.runs if not run.certified]
+    rate = float(np.median([run.rate for run in rest]))
+    most = "at most " if group.case.task == "supervised" else ""
+    return (
+        f"{len(rest)} of {len(group.runs)} runs of {group.name} end at t = {group.case.span:g} before; their slowest "
+        "direction decays at "
+        f"a rate of {most}{rate:.2g} (median), for 1e-5 it takes about t = {11.5 / rate:.2g}"
+    )
+
+
+def by_law(panels: Mapping[Start, Panels], decide: Callable[[Panels], Claim]) -> Claim:
+    """One claim for starts whose law the print does not give: what all laws agree on."""
+    claims = {law: decide(groups) for law, groups in panels.items()}
+    verdicts = {law: claim.confirmed for law, claim in claims.items()}
+    first = next(iter(claims.values()))
+    common = next(iter(verdicts.values())) if len(set(verdicts.values())) == 1 else None
+    unprinted = True in verdicts.values() and False in verdicts.values()
+    reason = "; ".join(f"{law}: {claim.reason}" for law, claim in claims.items() if claim.reason)
+    if unprinted:
+        reason = "it hangs on the standard deviation of the starts, which the print does not give"
+    elif common is None and False in verdicts.values():
+        reason = f"not confirmed for {', '.join(law for law, v in verdicts.items() if v is False)}; {reason}"
+    return dataclasses.replace(
+        first,
+        criterion=f"{first.criterion}; for each standard deviation of the entries of W_j: "
+        + ", ".join(f"{DEVIATIONS[law]} ({law})" for law in claims),
+        confirmed=common,
+        measured=" | ".join(f"{law}: {claim.verdict}, {_short(claim.measured)}" for law, claim in claims.items()),
+        reason=reason if common is None else "",
+        details=tuple(f"{law}: {claim.verdict}; {detail}" for law, claim in claims.items() for detail in claim.details),
+        unprinted=unprinted,
+    )
+
+
+def _short(measured: str) -> str:
+    """What was measured without what was compared."""
+    return ", ".join(f"×{part.rsplit('×', 1)[1]}" if "×" in part else part for part in measured.split("; "))

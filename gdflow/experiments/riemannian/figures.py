@@ -1,177 +1,251 @@
-"""What the figures have in common: which runs they show, how they are measured, and how a result is put together."""
+"""What the figures have in common: which cases they show and how often, and how a result is put together."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from gdflow.experiments.results import Claim, Curve, FigureResult, Panel, draw_panels
-from gdflow.experiments.riemannian.runs import SOLVERS, STEP_FACTOR, STEP_FACTOR_OTHERS, Case, Run, Runs
+from gdflow.experiments.results import Bundle, Claim, FigureResult, Panel, draw_panels
+from gdflow.experiments.riemannian.claims import RANKED
+from gdflow.experiments.riemannian.runs import (
+    CONVERGED,
+    DEVIATIONS,
+    LAWS,
+    RTOL,
+    Case,
+    Group,
+    Run,
+    Runs,
+    Start,
+    saved_times,
+)
 
-#: A run and what is shown of it.
-Entry = tuple[Run, Curve]
-#: A quantity of a run at end-to-end matrices.
-Measure = Callable[[Run, Float[np.ndarray, "n d d"]], Float[np.ndarray, " n"]]
+#: A quantity of a run at its saved times.
+Measure = Callable[[Run], Float[np.ndarray, " T"]]
 
 DEPTHS = (2, 5, 10, 20)
-#: Errors below this are not drawn, and the adaptive solver's not where they have fallen to this fraction of the first one.
-FLOOR, NOISE = 1e-9, 1e-6
+#: Colours of depths and of dimensions, the same in all figures.
+_COLORS = {2: 0, 5: 1, 10: 2, 20: 3}
+#: The laws of starts, the first of which is drawn: the teacher's.
+STARTS: tuple[Start, ...] = tuple(LAWS)
+#: Spans: whatever it takes, and for the largest networks.
+LONG, LARGE = 1e6, 1e4
+
 WIDTHS_CEILING = (
     "Widths by the printed ceiling, d_j = ⌈r + (d − r)(j − 1)/(N − 1)⌉ (section B.1 rounds to the nearest instead)."
 )
 BALANCED = (
-    "Balanced starts: V_0, which the print leaves undefined, is a Haar orthogonal matrix like the other V_j; U_j are the "
-    "first d_1 columns of V_j."
+    "Balanced starts: V_0, which the print leaves undefined, is a Haar orthogonal matrix like the other V_j; U_j are "
+    "the "
+    "first d_1 columns of V_j. The flow from them is that of widths (d, r, …, r, d), in which it is followed."
 )
 GAUSSIAN = (
-    "Non-balanced starts: the print gives no standard deviation; here it is 1/√d_j, as for the teacher's factors."
+    "Non-balanced starts: the print gives no standard deviation. Claims are decided for "
+    + ", ".join(f"{DEVIATIONS[law]} ({law})" for law in STARTS)
+    + f"; the picture shows {STARTS[0]}, the teacher's."
 )
 SOLVING = (
-    f"RK4 with the fixed step h, hλ = {STEP_FACTOR:g} (stable below 2.785), λ the bound N·max(1, σ_1(W*))^{{2−2/N}}·λ_max(XXᵀ) "
-    "for balanced starts, the larger of it and the Hessian's largest eigenvalue at the start for others, where it grows on the "
-    f"way and hλ = {STEP_FACTOR_OTHERS:g}; none is printed. "
-    "Beside it an adaptive solver: the Riemannian flow of W in low-rank form (Tsit5) for balanced starts, Tsit5 or "
-    "Runge–Kutta–Chebyshev on the factors for others. Where RK4's budget ends before T, errors and times are those of the "
-    "adaptive solver. `difference` is the largest ‖W_RK4 − W_adaptive‖_F."
+    f"Stabilised Runge–Kutta–Chebyshev steps at a relative tolerance of {RTOL:g} in place of RK4 with an unprinted "
+    "step. Curves are "
+    "medians over draws of data, teacher and start, bands hold 80 % of the draws. A run ends when its limit is "
+    "certified and its "
+    f"error is {CONVERGED:g} of the first, or at the end of its span."
 )
 
-
-def distance_to_best(run: Run, W: Float[np.ndarray, "n d d"]) -> Float[np.ndarray, " n"]:
-    """`‖W − U_kΣ_kV_kᵀ(XXᵀ)^{-1/2}‖_F`."""
-    return np.linalg.norm(W - run.best, axis=(1, 2))
+Task = Literal["autoencoder", "supervised"]
 
 
-def loss_of(run: Run, W: Float[np.ndarray, "n d d"]) -> Float[np.ndarray, " n"]:
-    """`L¹(W) = ½‖Y − WX‖_F²`."""
-    return np.asarray(jax.vmap(run.problem.end_to_end_loss)(jnp.asarray(W)))
+def sizes(fast: bool, task: Task) -> tuple[tuple[int, int], tuple[int, int]]:
+    """`(d, r)` of the left and the right panel of Figures 1 to 4 and 8, 9; smaller on the right with `fast`."""
+    if task == "supervised":
+        return (20, 2), (40, 4) if fast else (200, 20)
+    return (20, 1), (40, 2) if fast else (200, 10)
 
 
-def measured_curve(run: Run, measure: Measure, label: str) -> Curve:
-    """What both solvers say of a quantity."""
-    return Curve(label, run.ts, measure(run, run.first), measure(run, run.second))
+def panel_cases(runs: Runs, task: Task, panel: int, start: Start) -> list[tuple[Case, int]]:
+    """The cases of one panel of Figures 1 to 4 and 8, 9, each with how many draws of it.
 
-
-def panel_cases(runs: Runs, task: Literal["autoencoder", "supervised"], panel: int, balanced: bool) -> list[Case]:
-    """The runs of one panel of Figures 1 to 4 and 8, 9.
-
-    Fast, only the left panels with balanced starts have deep networks, which take long to compile.
+    Fast, only balanced starts on the left have networks deeper than 5: others take long to compile.
     """
-    small, large, fast = {
-        "supervised": ((20, 2, 100.0), (200, 20, 10.0), (40, 4, 10.0)),
-        "autoencoder": ((20, 1, 60.0), (200, 10, 100.0), (40, 2, 40.0)),
-    }[task]
-    depths = DEPTHS if not runs.fast else (2,) if panel else (2, 5, 20) if balanced else (2, 5)
-    d, rank, t1 = (fast if runs.fast else large) if panel else small
-    if runs.fast and not panel:
-        t1 = 20.0
-    return [Case(task, d, rank, N, balanced, t1, seed=runs.seed) for N in depths]
+    d, rank = sizes(runs.fast, task)[panel]
+    if runs.fast:
+        depths = (2, 5, 20) if start == "balanced" and not panel else (2, 5)
+        draws = 60 if start == "balanced" else 24 if panel else 40
+        return [(Case(task, d, rank, N, start, LONG), draws) for N in depths]
+    plan = [(N, *(_large(task, N, start) if panel else _small(N, start))) for N in DEPTHS]
+    return [(Case(task, d, rank, N, start, span), draws) for N, span, draws in plan if draws]
 
 
-def both_starts(runs: Runs, task: Literal["autoencoder", "supervised"]) -> list[list[Case]]:
-    """Two panels with non-balanced starts, then the same with balanced ones."""
-    panels = [panel_cases(runs, task, k, False) for k in (0, 1)]
-    return panels + [[dataclasses.replace(case, balanced=True) for case in panel] for panel in panels]
+def _small(depth: int, start: Start) -> tuple[float, int]:
+    """Span and number of draws with d = 20, where most runs take less than a second."""
+    return LONG, 200 if start == "balanced" else 20 if depth == 20 else 60
 
 
-def by_depth(case: Case) -> str:
-    """The label of a curve where panels compare depths …"""
-    return f"$N = {case.depth}$"
+def _large(task: Task, depth: int, start: Start) -> tuple[float, int]:
+    """Span and number of draws with d = 200, where a run takes from a second to minutes."""
+    if start == "balanced":
+        cheap = task == "autoencoder" or depth <= 5
+        return (LARGE, 100 if depth == 2 else 60 if cheap else 24) if depth < 20 or cheap else (3e3, 20)
+    # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.
+    if depth <= 5:
+        return 1e3, 20
+    return (100.0 if depth == 10 else 10.0), (2 if start == STARTS[0] else 0)
 
 
-def by_dimension(case: Case) -> str:
+def get_panels(runs: Runs, number: int, asked: Sequence[Sequence[tuple[Case, int]]]) -> list[list[Group]]:
+    """The groups of runs of the panels of a figure."""
+    known = runs.get(f"Figure {number}", [one for panel in asked for one in panel])
+    return [[known[case] for case, _ in panel] for panel in asked]
+
+
+def errors_of(run: Run) -> Float[np.ndarray, " T"]:
+    """`‖W(t) − W*‖_F`."""
+    return run.errors
+
+
+def losses_of(run: Run) -> Float[np.ndarray, " T"]:
+    """`L¹(W(t)) = ½‖Y − W(t)X‖_F²`."""
+    return run.losses
+
+
+def excess_of(run: Run) -> Float[np.ndarray, " T"]:
+    """`‖X − W(t)X‖_F/√(Σ_{i>r}σ_i²) − 1`."""
+    return run.misfits / np.sqrt(2 * run.least) - 1
+
+
+def by_depth(case: Case) -> tuple[str, int]:
+    """Label and colour of a curve where panels compare depths …"""
+    return f"$N = {case.depth}$", _COLORS[case.depth]
+
+
+def by_dimension(case: Case) -> tuple[str, int]:
     """… and where they compare sizes."""
-    return f"$d_x = {case.d}$, $r = {case.rank}$"
+    dimensions = [4, 10, 20, 40, 60, 80, 100, 200]
+    return f"$d_x = {case.d}$, $r = {case.rank}$", dimensions.index(case.d)
 
 
-def measured_panels(
-    runs: Runs,
-    number: int,
-    cases: Sequence[Sequence[Case]],
-    measure: Measure,
-    label: Callable[[Case], str] = by_depth,
-) -> list[list[Entry]]:
-    """The runs of the panels of a figure, each with its curve."""
-    known = runs.get(f"Figure {number}", [case for panel in cases for case in panel])
-    return [[(known[case], measured_curve(known[case], measure, label(case))) for case in panel] for panel in cases]
+def bundle(group: Group, measure: Measure, label: Callable[[Case], tuple[str, int]]) -> Bundle:
+    """The curves of a group at common times."""
+    ts = saved_times(group.case.span)
+    values = np.full((len(group.runs), len(ts)), np.nan)
+    for row, run in zip(values, group.runs, strict=True):
+        known = int(np.sum(ts <= run.end))
+        row[:known] = measure(run)[:known]
+        if run.converged:
+            row[known:] = 0.0
+    text, color = label(group.case)
+    return Bundle(text, color, ts, values)
 
 
-def size_titles(panels: Sequence[Sequence[Entry]]) -> list[str]:
+def size_titles(panels: Sequence[Sequence[Group]]) -> list[str]:
     """Panels named by size, rank and kind of start."""
-    return [f"$d_x = {p[0][0].case.d}$, $r = {p[0][0].case.rank}$, {p[0][0].case.start_name}" for p in panels]
+    return [f"$d_x = {p[0].case.d}$, $r = {p[0].case.rank}$, {p[0].case.start_name}" for p in panels]
+
+
+def depth_titles(panels: Sequence[Sequence[Group]]) -> list[str]:
+    """Panels named by depth and kind of start."""
+    return [f"$N = {p[0].case.depth}$, {p[0].case.start_name}" for p in panels]
+
+
+#: Orders are decided from no fewer draws than these: six of six signs are needed in each half.
+ENOUGH = 12
+
+
+def followed(groups: Sequence[Group]) -> list[Group]:
+    """Those with enough draws to decide an order."""
+    return [group for group in groups if len(group.runs) >= ENOUGH]
+
+
+def few(panels: Sequence[Sequence[Group]]) -> str:
+    """Which groups of a figure decide no order."""
+    names = [group.name for panel in panels for group in panel if len(group.runs) < ENOUGH]
+    return (
+        f"Shown, but with too few draws to decide an order: {', '.join(names)}."
+        if names
+        else "All groups decide orders."
+    )
+
+
+def matched(
+    panels: Sequence[Sequence[Group]], others: Sequence[Sequence[Group]], *, depths: bool = True
+) -> list[tuple[Group, Group]]:
+    """Pairs of groups of equal size, and of equal depth with `depths`."""
+
+    def key(group: Group) -> tuple[int, ...]:
+        return (group.case.d, group.case.depth if depths else 0)
+
+    first = {key(group): group for panel in panels for group in panel}
+    return [(first[key(group)], group) for panel in others for group in panel if key(group) in first]
 
 
 def figure_result(
+    runs: Runs,
     number: int,
     title: str,
     paper: str,
-    panels: Sequence[Sequence[Entry]],
+    panels: Sequence[Sequence[Group]],
     quantity: str,
     claims: Iterable[Claim],
     notes: Sequence[str],
     *,
     ylabel: str,
     titles: Sequence[str],
-    xscale: str = "linear",
-    limits: Sequence[Sequence[float]] | None = None,
-    yscale: str = "log",
-    floor: float = FLOOR,
-    noise: float = NOISE,
-    until: float = np.inf,
+    measure: Measure = errors_of,
+    label: Callable[[Case], tuple[str, int]] = by_depth,
+    errata: Sequence[str] = (),
+    others: Sequence[Group] = (),
 ) -> FigureResult:
     """Collects picture, tables and claims.
 
-    **Arguments:** `quantity`: names the column of values; `limits`: what they tend to, for every curve, if not to 0; `until`: the
-    part of a run that late rates are fitted to.
+    **Arguments:** `quantity`: names the column of values; `others`: groups that claims rest on and the picture does not show.
     """
-    name = f"riemannian-{number}"
+    origin = dict(sizes="fast" if runs.fast else "published", seed=runs.seed, version=version("gdflow"))
+    draws = sorted({len(group.runs) for panel in panels for group in panel})
+    foot = f"{origin['sizes']} sizes, {draws[0]}–{draws[-1]} draws, seed {runs.seed}, gdflow {origin['version']}"
     picture = draw_panels(
-        [Panel(t, [c for _, c in p], li) for t, p, li in zip(titles, panels, limits or [()] * len(panels), strict=True)],
-        ylabel, solvers=SOLVERS, xscale=xscale, yscale=yscale, floor=floor, noise=noise,
-    )  # fmt: skip
-    rows, summary = [], []
-    tends_to = limits or [[0.0] * len(entries) for entries in panels]
-    for panel, entries, ends in zip(("left", "right"), panels, tends_to, strict=True):
-        for (run, curve), end in zip(entries, ends, strict=True):
-            case = run.case
-            key = dict(panel=panel, d=case.d, r=case.rank, N=case.depth, start=case.start_name)
-            for solver, values in zip(SOLVERS, (curve.first, curve.second), strict=True):
-                for t, value in zip(run.ts, values, strict=False):
-                    rows.append({**key, "solver": solver, "t": float(t), quantity: float(value)})
-            course: dict[str, float] = {"limit": end}
-            if limits is None:
-                course = {"t to 1e-2": curve.time_to(1e-2), "t to 1e-5": curve.time_to(1e-5)}
-                course["late rate"] = curve.late_rate(until=until * float(curve.times[-1]))
-            summary.append(
-                {
-                    **key,
-                    "seed": case.seed,
-                    "h": run.step,
-                    "λ": run.eigenvalue,
-                    "RK4 to t": run.span,
-                    "adaptive steps": run.num_steps,
-                    "T": float(curve.times[-1]),
-                    f"{quantity} at T": curve.final,
-                    **course,
-                    "difference": run.difference,
-                    "ended": run.status,
-                }
-            )
-    agreement = max(
-        (run.difference / np.linalg.norm(run.best) for entries in panels for run, _ in entries), default=0.0
+        [Panel(t, [bundle(g, measure, label) for g in p]) for t, p in zip(titles, panels, strict=True)], ylabel, foot
     )
-    solvers = Claim(
-        "the two solvers agree",
-        "the largest ‖W_RK4(t) − W_adaptive(t)‖_F is below 1 % of ‖W*‖_F in every run",
-        bool(agreement < 1e-2),
-        f"largest relative difference {agreement:.2g}",
-        ours=True,
+    rows: list[dict[str, object]] = []
+    summary: list[dict[str, object]] = []
+    for panel, groups in (*zip(("left", "right"), panels, strict=True), ("not shown", others)):
+        for group in groups:
+            key = {**_key(group.case), "panel": panel}
+            if panel != "not shown":
+                for run in group.runs:
+                    rows.extend(
+                        {**origin, **key, "draw": run.draw, "t": float(t), quantity: float(value)}
+                        for t, value in zip(run.ts, measure(run), strict=True)
+                    )
+            summary.append({**origin, **key, **_course(group)})
+    sizes_note = (
+        f"{'Fast' if runs.fast else 'Published'} sizes; seed {runs.seed}; gdflow {origin['version']}. In the numbers "
+        "every draw has its "
+        "own curve; in the runs every case has the medians of its draws."
     )
     return FigureResult(
-        name, f"Figure {number}: {title}", paper, (*claims, solvers), pa.Table.from_pylist(rows),
-        pa.Table.from_pylist(summary), picture, (*notes, SOLVING),
+        f"riemannian-{number}", f"Figure {number}: {title}", paper, tuple(claims), pa.Table.from_pylist(rows),
+        pa.Table.from_pylist(summary), picture, (sizes_note, *notes, SOLVING), tuple(errata),
     )  # fmt: skip
+
+
+def _key(case: Case) -> dict[str, object]:
+    return dict(task=case.task, d=case.d, r=case.rank, N=case.depth, start=case.start_name)
+
+
+def _course(group: Group) -> dict[str, object]:
+    """Medians over the draws, and how many of them got where."""
+    runs = group.runs
+    return {
+        "draws": len(runs),
+        "certified": sum(run.certified for run in runs),
+        "arrived": sum(run.converged for run in runs),
+        "span": group.case.span,
+        "end": float(np.median([run.end for run in runs])),
+        f"t to {RANKED:g}": group.times(RANKED).median,
+        "t to 1e-4": group.times(1e-4).median,
+        "end rate": float(np.median([run.rate for run in runs])),
+        "steps": float(np.median([run.steps for run in runs])),
+    }

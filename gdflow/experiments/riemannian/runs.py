@@ -1,20 +1,20 @@
-"""The runs behind the figures of Terstiege, Rauhut, Bah, Westdickenberg (2022): data, widths, starts, two solvers.
+"""The runs behind the figures of Terstiege, Rauhut, Bah, Westdickenberg (2022): data, widths, starts, the flow to its limit.
 
-*Step.* The paper prints none. RK4 is stable for `hλ < 2.785`, `λ` the largest eigenvalue of the Hessian. Where `W` has the
-singular values `σ`, the Gauss–Newton part of it is at most `Nσ_1^{2−2/N}λ_max(XXᵀ)` for balanced factors (the kernel of `𝒜_{W,N}`
-in `gdflow.manifold` is largest there). So here `h = 1/λ` with `λ` this bound at the larger of start and limit. Twice the step
-would be stable too, but wrong by some per cent in the first moments, where the fast modes die out. For non-balanced starts that
-is no bound: there `λ` is the Hessian's largest eigenvalue at the start if that is larger, and `h = 1/(4λ)`, since the eigenvalue
-grows on the way: with `h = 1/λ` the autoencoder with d = 20, r = 1, N = 20 is wrong by 7 %, with half of it by 3 %, with a
-quarter by 1e-6.
+*Balanced starts.* The start of section B.1 is `W_j = V_jI_{d_jd_1}U_{j−1}ᵀ`, with ranges `V_jI_{d_jd_1}` of dimension `d_1 = r`.
+By eq. (6) of Chitour, Liao, Couillet (2022) `Ẇ_j` has its range in that of `W_{j+1}ᵀ` and its rows in the range of `W_{j−1}`, so
+these spaces never move, and in their orthonormal bases the flow *is* that of widths `(d, r, …, r, d)` from the layers
+`(U_0ᵀ, I, …, I, U_N)`, whatever the hidden widths were. It is followed in these.
 
-*Budget.* With a fixed step some of the runs would take hours: RK4 goes as far as a budget of work lets it, the adaptive
-solver several times as far, mostly all the way. The two are compared where both are.
+*Solver.* Stabilised steps (`gdflow.AutomaticRKC`) on all layers as one vector: their length is chosen by accuracy, their number
+of stages by the largest eigenvalue `λ` of the Hessian, so that the slow directions of deep networks are followed to the end. The
+paper's RK4 would need a step of `2.785/λ` all the way.
+
+*End.* A run ends when its limit is certified, that is, its loss has fallen below the second-lowest critical value, and its error
+is `CONVERGED` times the first; or at the end of its span.
 """
 
 import concurrent.futures
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -25,23 +25,34 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Key
 
-from gdflow.dynamics import RKC, LowRank, riemannian_flow, simulate
-from gdflow.initialization import AbstractInitialization, Balanced, Gaussian, fan_out
-from gdflow.landscape import extreme_eigenpairs
+from gdflow.dynamics import AutomaticRKC, gradient_flow_field
+from gdflow.dynamics.step_control import first_step, step_control
+from gdflow.dynamics.stopping import AtCertificate
+from gdflow.initialization import AbstractInitialization, Gaussian, fan_in, fan_out
 from gdflow.manifold import best_fit
-from gdflow.network import LayerTuple, count_parameters
+from gdflow.network import LayerTuple
 from gdflow.problem import Problem
 
-#: `hλ` of RK4, which is stable below 2.785, from balanced starts and from others.
-STEP_FACTOR, STEP_FACTOR_OTHERS = 1.0, 0.25
-#: Relative and absolute tolerance of the adaptive solver, Tsit5. Where stability binds it, a tight one costs nothing.
-RTOL, ATOL = 1e-8, 1e-11
-#: On the factors RKC, of order 2, takes over where stability would bind Tsit5: its stages, and looser tolerances.
-STAGES, LOOSER = 20, 1000.0
+#: A run has converged when its limit is certified and its error is this fraction of the first one.
+CONVERGED = 1e-5
+#: Relative and absolute tolerance of a step.
+RTOL, ATOL = 3e-5, 3e-8
+#: Most stages and most steps.
+STAGES, STEPS = 1000, 20_000
+#: Saved times: from this one on, so many a decade.
+FIRST_TIME, PER_DECADE = 1e-3, 25
 
-SOLVERS = ("RK4", "adaptive")
+Start = Literal["balanced", "fan-out", "Glorot", "fan-in"]
+#: The laws of non-balanced starts by the standard deviation of the entries of `W_j`, which the print does not give.
+LAWS: dict[Start, Callable] = {
+    "fan-out": fan_out,
+    "Glorot": lambda d_in, d_out: (2 / (d_in + d_out)) ** 0.5,
+    "fan-in": fan_in,
+}
+DEVIATIONS = {"fan-out": "1/√d_j", "Glorot": "√(2/(d_{j−1} + d_j))", "fan-in": "1/√d_{j−1}"}
 
 
 def layer_widths(d: int, rank: int, depth: int, rounding: Literal["nearest", "ceiling"]) -> tuple[int, ...]:
@@ -62,192 +73,254 @@ def layer_widths(d: int, rank: int, depth: int, rounding: Literal["nearest", "ce
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One run: `Y = X` or `Y = W̃X` of dimension `d`, with `m = 3d` samples; rank `d_1`, depth `N`, kind of start, time span.
+    """What is run: `Y = X` or `Y = W̃X` of dimension `d`, with `m = 3d` samples; rank `d_1`, depth `N`, kind of start, span.
 
-    `seed`: what data, teacher and start are drawn with.
+    Data, teachers and starts belong to a seed and a draw: within a draw `X` is the same for all cases of one dimension, and so is
+    the balanced `W(0)` of one rank, whatever the depth.
     """
 
     task: Literal["autoencoder", "supervised"]
     d: int
     rank: int
     depth: int
-    balanced: bool
-    t1: float
+    start: Start
+    span: float
     rounding: Literal["nearest", "ceiling"] = "ceiling"
-    seed: int = 0
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """`(d_0, …, d_N)`."""
+        """`(d_0, …, d_N)` as printed."""
         return layer_widths(self.d, self.rank, self.depth, self.rounding)
 
     @property
     def start_name(self) -> str:
-        """`balanced` or `non-balanced`."""
-        return "balanced" if self.balanced else "non-balanced"
+        """`balanced`, or `non-balanced` with the law."""
+        return self.start if self.start == "balanced" else f"non-balanced, {self.start}"
 
-    def teacher(self) -> Float[np.ndarray, "d d"]:
+    def teacher(self, seed: int, draw: int) -> Float[np.ndarray, "d d"]:
         """`W̃ = W̃_N ⋯ W̃_1` with Gaussian entries of standard deviation `1/√d_j`."""
-        return _teacher(self.widths, self.seed)
+        law = Gaussian(self.widths, fan_out)
+        return np.asarray(_end_to_end(_draw(law, _keys(seed, draw, self.d)[1])))
 
-    def problem(self) -> Problem:
-        """The data in data coordinates: `x_i ~ N(0, I/d)`; the same `X` for all cases of this dimension."""
+    def problem(self, seed: int, draw: int) -> Problem:
+        """The data in data coordinates: `x_i ~ N(0, I/d)`."""
         shape = (self.d, 3 * self.d)
-        X = np.asarray(jax.random.normal(_keys(self.seed, self.d)[0], shape)) / math.sqrt(self.d)
-        return Problem(X, X if self.task == "autoencoder" else self.teacher() @ X)
+        X = np.asarray(jax.random.normal(_keys(seed, draw, self.d)[0], shape)) / math.sqrt(self.d)
+        return Problem(X, X if self.task == "autoencoder" else self.teacher(seed, draw) @ X)
 
-    def start(self) -> LayerTuple:
-        """The balanced start of section B.1, all singular values of the product 1; or Gaussian with standard deviation `1/√d_j`.
+    def begin(self, seed: int, draw: int) -> LayerTuple:
+        """The start in data coordinates: a balanced one in the widths `(d, r, …, r, d)`, others in the printed ones."""
+        key = _keys(seed, draw, self.d)[2]
+        if self.start != "balanced":
+            return _draw(Gaussian(self.widths, LAWS[self.start]), key)
+        first, last = _frames(key, self.d)
+        return LayerTuple([first[:, : self.rank].T, *[np.eye(self.rank)] * (self.depth - 2), last[:, : self.rank]])
 
-        The paper does not give the standard deviation of the second: it is the teacher's here.
-        """
-        law = Balanced(self.widths) if self.balanced else Gaussian(self.widths, fan_out)
-        return _draw(law, _keys(self.seed, self.d)[2])
 
-
-def _keys(seed: int, d: int) -> Key[Array, " 3"]:
+def _keys(seed: int, draw: int, d: int) -> Key[Array, " 3"]:
     """For data, teacher and start."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), d), 3)
+    key = jax.random.fold_in(jax.random.key(seed), draw)
+    return jax.random.split(jax.random.fold_in(key, d), 3)
 
 
-def _draw(law: AbstractInitialization, key: Key[Array, ""]) -> LayerTuple:
-    """A draw as one program, compiled in haste: it runs once, and a deep network has as many shapes as layers."""
-    return jax.jit(lambda key: law.draw(key), compiler_options={"xla_backend_optimization_level": 0})(key)
-
-
-@functools.lru_cache(maxsize=64)
-def _teacher(widths: tuple[int, ...], seed: int) -> np.ndarray:
-    return np.asarray(_draw(Gaussian(widths, fan_out), _keys(seed, widths[0])[1]).end_to_end)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A case and what two solvers made of it: end-to-end matrices `W` at the times `ts`.
-
-    - `first`: by RK4 on the factors with step `step`, as far as its budget goes.
-    - `second`: adaptive; balanced starts by the Riemannian flow of `W`, others on the factors. Shorter than
-      `ts` only if it ended early, as `status` says.
-    - `eigenvalue`: the `λ` that the step was chosen by.
-    - `best`: the limit that Theorem 6 predicts, `U_kΣ_kV_kᵀ(XXᵀ)^{-1/2}`.
-    """
-
-    case: Case
-    problem: Problem
-    best: Float[np.ndarray, "d d"]
-    ts: Float[np.ndarray, " T"]
-    first: Float[np.ndarray, "n d d"]
-    second: Float[np.ndarray, "k d d"]
-    step: float
-    eigenvalue: float
-    num_steps: int
-    status: str
-
-    @property
-    def difference(self) -> float:
-        """The largest `‖W_RK4(t) − W_adaptive(t)‖_F` over the saved times that both reached."""
-        both = min(len(self.first), len(self.second))
-        return float(np.linalg.norm(self.first[:both] - self.second[:both], axis=(1, 2)).max())
-
-    @property
-    def span(self) -> float:
-        """How far RK4 went."""
-        return float(self.ts[len(self.first) - 1])
-
-    @property
-    def final(self) -> Float[np.ndarray, "d d"]:
-        """`W` at the end: by RK4 if it got there, else by the adaptive solver."""
-        return (self.first if len(self.first) >= len(self.second) else self.second)[-1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """Most steps of RK4 in one run, and most work in multiplications (the larger networks meet this one first).
-
-    `ahead`: how many times as much the adaptive solver may do on the factors.
-    """
-
-    steps: int
-    work: float
-    ahead: float = 3.0
-
-    def evaluations(self, widths: tuple[int, ...]) -> int:
-        """The number of gradients for RK4, with networks of these widths."""
-        d = widths[0]
-        # A gradient is two sweeps over the layers and two products with the design.
-        return 4 * max(min(self.steps, int(self.work / (12 * d * count_parameters(widths) + 8 * d**3))), 16)
-
-
-FULL, FAST = Budget(steps=10_000, work=5e11, ahead=5.0), Budget(steps=3_000, work=1e11)
-
-
-def compute(case: Case, budget: Budget) -> Run:
-    """Runs a case with both solvers."""
-    problem, start = case.problem(), case.start()
-    best = np.asarray(best_fit(problem, case.rank))
-    largest = float(problem.decomposition.S_X[0]) ** 2
-    sigma = max(1.0, float(np.linalg.norm(best, 2)))
-    eigenvalue = case.depth * sigma ** (2 - 2 / case.depth) * largest
-    if not case.balanced:
-        values, _ = extreme_eigenpairs(problem, start, which="largest", tolerance=1e-2)
-        eigenvalue = max(eigenvalue, float(values[0]))
-
-    total = math.ceil(case.t1 * eigenvalue / (STEP_FACTOR if case.balanced else STEP_FACTOR_OTHERS))
-    step = case.t1 / total
-    # Saved times lie between two steps nowhere, so that RK4 is not interpolated; its end is one of them.
-    grid = np.union1d(np.geomspace(1e-4 * case.t1, case.t1, 41), np.linspace(0.0, case.t1, 41))
-    affordable = min(budget.evaluations(case.widths) // 4, total)
-    counts = np.union1d(np.minimum(np.rint(grid / step).astype(int), total), affordable)
-    ts = np.minimum(counts * step, case.t1)
-    used = int(np.sum(counts <= affordable))
-    first, _, reached = _flow(problem.without_info(), start, jnp.asarray(ts[:used]), step=step, max_steps=10**7)
-    # Steps of Tsit5, of six gradients, are at most about 3/λ, and λ grows on the way.
-    stiff = 3 * eigenvalue * case.t1 > budget.evaluations(case.widths)
-    second, num_steps, status = _adaptive(case, problem, start, ts, stiff, budget)
-    first = first[np.isfinite(first).all(axis=(1, 2))]
-    second = second[np.isfinite(second).all(axis=(1, 2))]
-    return Run(
-        case, problem, best, ts, first, second, step, eigenvalue, num_steps, f"RK4 at t = {reached:.4g}, {status}"
-    )
+def _frames(key: Key[Array, ""], d: int) -> list[Float[np.ndarray, "d d"]]:
+    """`V_0` and `V_N`, Haar orthogonal."""
+    frames = []
+    for part in jax.random.split(key):
+        Q, R = np.linalg.qr(np.asarray(jax.random.normal(part, (d, d))))
+        frames.append(Q * np.sign(np.diag(R)))
+    return frames
 
 
 @eqx.filter_jit
-def _simulate(problem: Problem, start: LayerTuple, ts: Float[Array, " T"], options: dict) -> tuple:
-    trajectory = simulate(problem, start, ts[-1], ts=ts, dense=False, **options)
-    return trajectory.map_over_time(lambda net: net.end_to_end), trajectory.num_steps, trajectory.final_time
+def _draw(law: AbstractInitialization, key: Key[Array, ""]) -> LayerTuple:
+    return law.sample(key, 0)
 
 
-def _flow(problem: Problem, start: LayerTuple, ts: Float[Array, " T"], **options: Any) -> tuple[np.ndarray, int, float]:
-    """`W` along the flow of the factors, the number of steps and the end. One program, which keeps no networks."""
-    matrices, num_steps, end = _simulate(problem, start, ts, options)
-    return np.asarray(matrices), int(num_steps), float(end)
+@eqx.filter_jit
+def _end_to_end(net: LayerTuple) -> Array:
+    return net.end_to_end
 
 
-def _adaptive(
-    case: Case, problem: Problem, start: LayerTuple, ts: Float[np.ndarray, " T"], stiff: bool, budget: Budget
-) -> tuple[np.ndarray, int, str]:
-    """`W` at the saved times by the adaptive solver, its number of steps, and how it ended."""
-    if case.balanced:
-        # In low-rank form a step costs so much less that Tsit5 gets far also where stability binds it.
-        W = eqx.filter_jit(lambda net: net.end_to_end)(start)
-        flow = riemannian_flow(
-            problem, W, case.depth, case.t1, rank=case.rank, ts=jnp.asarray(ts), form=LowRank(boundary=1e-6),
-            max_steps=4 * budget.steps, rtol=RTOL, atol=ATOL,
-        )  # fmt: skip
-        how = "boundary met" if bool(flow.at_boundary) else "Riemannian flow"
-        return np.asarray(flow.matrices), int(flow.num_steps), f"{how} at t = {float(flow.final_time):.4g}"
-    stages, loose = (STAGES, LOOSER) if stiff else (6, 1.0)
-    matrices, num_steps, end = _flow(
-        problem.without_info(), start, jnp.asarray(ts), solver=RKC(stages) if stiff else diffrax.Tsit5(),
-        max_steps=int(budget.ahead * budget.evaluations(case.widths)) // stages, rtol=RTOL * loose, atol=ATOL * loose,
+def slowest_rate(problem: Problem, rank: int) -> float:
+    """The least eigenvalue of the Riemannian Hessian of the autoencoder at `U_rU_rᵀ`, at which `W(t)` ends whatever `N`.
+
+    On the exchange of the eigenvectors `i ≤ r < j` of `XXᵀ` the operator `𝒜_{W,N}` is the identity, and the Hessian has the
+    least eigenvalue `½(λ_i + λ_j − √((λ_i − λ_j)² + 4λ_j²))`; inside the range of `W` all are at least `λ_r`, which is larger.
+    The least over all pairs need not be that of the neighbours `(r, r + 1)`.
+    """
+    values = np.asarray(problem.singular_values) ** 2
+    top, rest = values[:rank, None], values[None, rank:]
+    return float(np.min(0.5 * (top + rest - np.sqrt((top - rest) ** 2 + 4 * rest**2))))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One flow and what is measured along it, at the saved times that it reached.
+
+    - `errors`: `‖W(t) − W*‖_F`, `W*` the best fit of rank `r`, which Theorem 6 predicts; `losses`: `½‖Y − W(t)X‖²`.
+    - `end`: how far it went; `certified`: whether the loss proves that the exact flow tends to `W*`'s value; `status`.
+    - `least`: the loss of `W*`; `size`: `‖W*‖_F`; `teacher_error`: `‖W* − W̃‖_F/‖W̃‖_F`, NaN for the autoencoder.
+    - `rate`: an upper bound of the rate at which `W(t)` ends, for the autoencoder the rate itself (`slowest_rate`).
+    - `steps`: of the solver; `stiffness`: the largest eigenvalue of the Hessian that it met at the end.
+    """
+
+    case: Case
+    draw: int
+    ts: Float[np.ndarray, " T"]
+    errors: Float[np.ndarray, " T"]
+    losses: Float[np.ndarray, " T"]
+    end: float
+    certified: bool
+    status: str
+    least: float
+    size: float
+    teacher_error: float
+    rate: float
+    steps: int
+
+    @property
+    def misfits(self) -> Float[np.ndarray, " T"]:
+        """`‖Y − W(t)X‖_F`."""
+        return np.sqrt(2 * self.losses)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the limit is certified and the error has fallen to `CONVERGED` times the first."""
+        return self.certified and bool(self.errors[-1] <= 1.05 * CONVERGED * self.errors[0])
+
+
+def saved_times(span: float) -> Float[np.ndarray, " T"]:
+    """Zero, and times of equal ratios to the end of the span."""
+    count = math.ceil(PER_DECADE * math.log10(span / FIRST_TIME)) + 1
+    return np.concatenate([[0.0], np.geomspace(FIRST_TIME, span, count)])
+
+
+def compute(case: Case, seed: int, draw: int) -> Run:
+    """Follows a case until its limit is certified and nearly reached, or to the end of its span."""
+    data, start = case.problem(seed, draw), case.begin(seed, draw)
+    problem = data.isometric()
+    net = problem.convert(start, data.coordinates, problem.coordinates)
+    best = jnp.asarray(best_fit(problem, case.rank))
+    stop = AtCertificate().prepare(problem, net, False)
+    ts = saved_times(case.span)
+    result = _follow(problem.objective, net, best, stop, jnp.asarray(ts))
+    saved, end, certified, steps, exhausted = jax.tree.map(np.asarray, result)
+    kept = ts <= end
+    errors, losses = (np.append(x[:-1][kept], x[-1]) for x in saved)
+    times = np.append(ts[kept], end)
+    if len(times) > 1 and times[-1] == times[-2]:
+        times, errors, losses = times[:-1], errors[:-1], losses[:-1]
+    return Run(
+        case, draw, times, errors, losses, float(end), bool(certified),
+        "steps used up" if exhausted else "end of span" if end >= case.span else "converged",
+        *_of_the_limit(case, data, problem, best, seed, draw), int(steps),
     )  # fmt: skip
-    return matrices, num_steps, f"{'RKC' if stiff else 'Tsit5'} at t = {end:.4g}"
+
+
+def _of_the_limit(
+    case: Case, data: Problem, problem: Problem, best: Array, seed: int, draw: int
+) -> tuple[float, float, float, float]:
+    """Loss and size of `W*`, its distance from the teacher, and how fast `W(t)` can end there."""
+    least, size = float(problem.end_to_end_loss(best)), float(jnp.linalg.norm(best))
+    if case.task == "autoencoder":
+        return least, size, np.nan, slowest_rate(problem, case.rank)
+    teacher = case.teacher(seed, draw)
+    error = float(np.linalg.norm(np.asarray(best_fit(data, case.rank)) - teacher) / np.linalg.norm(teacher))
+    # The loss vanishes at W*, and moves the left singular vector r out of the range at the rate σ_r^{2−2/N}‖Xᵀv_r‖².
+    _, sigma, Vt = np.linalg.svd(teacher)
+    stretch = float(np.sum((Vt[case.rank - 1] @ np.asarray(data.design)) ** 2))
+    return least, size, error, float(sigma[case.rank - 1] ** (2 - 2 / case.depth)) * stretch
+
+
+@eqx.filter_jit
+def _follow(
+    objective: Any, net: LayerTuple, best: Float[Array, "d d"], stop: AtCertificate, ts: Float[Array, " T"]
+) -> tuple[Any, Array, Bool[Array, ""], Array, Bool[Array, ""]]:
+    """Errors and losses at the saved times and at the end, the end, whether it is certified, steps, and whether they ran out.
+
+    All layers are one vector: a solver's step is then a handful of operations instead of one for every layer.
+    """
+    y0, unravel = ravel_pytree(net)
+
+    def field(t, y, objective):
+        return ravel_pytree(gradient_flow_field(t, unravel(y), objective))[0]
+
+    def error(y):
+        return jnp.linalg.norm(unravel(y).end_to_end - best)
+
+    def measure(t, y, objective):
+        return error(y), objective.effective_loss(unravel(y))
+
+    first = error(y0)
+
+    def certified(t, y, objective):
+        return stop.value(t, unravel(y), objective) <= 0
+
+    def arrived(t, y, objective, **_):
+        return (error(y) <= CONVERGED * first) & certified(t, y, objective)
+
+    solver, controller, terms = AutomaticRKC(STAGES), step_control(RTOL, ATOL), diffrax.ODETerm(field)
+    solution: Any = diffrax.diffeqsolve(
+        terms, solver, ts[0], ts[-1], first_step(terms, solver, controller, ts[0], ts[-1], y0, objective), y0, args=objective,
+        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=ts, fn=measure), diffrax.SubSaveAt(t1=True)]),
+        stepsize_controller=controller, event=diffrax.Event(arrived), max_steps=STEPS, throw=False,
+        adjoint=diffrax.ForwardMode(),
+    )  # fmt: skip
+    saved, (last,) = solution.ys
+    end, last = solution.ts[1][0], last
+    ends = jax.tree.map(lambda values, value: jnp.append(values, value), saved, measure(end, last, objective))
+    exhausted = solution.result == diffrax.RESULTS.max_steps_reached
+    return ends, end, certified(end, last, objective), solution.stats["num_steps"], exhausted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """The runs of one case, one a draw."""
+
+    case: Case
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """Size, depth and start."""
+        return f"(d={self.case.d}, r={self.case.rank}, N={self.case.depth}, {self.case.start_name})"
+
+    def times(self, fraction: float, quantity: str = "errors") -> "Times":
+        """When each run's errors, or losses, fall to a fraction of the first for good."""
+        pairs = [_time_to(run.ts, getattr(run, quantity), fraction) for run in self.runs]
+        return Times(np.array(pairs).T.reshape(2, -1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Times:
+    """Times of several draws, each between two bounds: equal where it was reached, else the end of the run and infinity."""
+
+    bounds: Float[np.ndarray, "2 draws"]
+
+    @property
+    def median(self) -> float:
+        """The median; infinite if half of the draws did not get there."""
+        return float(np.median(self.bounds[1]))
+
+
+def _time_to(ts: np.ndarray, values: np.ndarray, fraction: float) -> tuple[float, float]:
+    above = np.flatnonzero(values > fraction * values[0])
+    last = int(above[-1])
+    if last + 1 == len(values):
+        return float(ts[-1]), math.inf
+    # Linear in the logarithm of the value: the ends of these curves are exponential.
+    one, other = math.log(values[last]), math.log(max(values[last + 1], 1e-300))
+    share = (one - math.log(fraction * values[0])) / (one - other)
+    time = float(ts[last] + share * (ts[last + 1] - ts[last]))
+    return time, time
 
 
 class Runs:
-    """Computes cases, each once, two at a time.
+    """Computes cases, each draw of each once, two at a time.
 
-    **Arguments:** `fast`: smaller right-hand panels and a smaller budget; `report`: told after every run what is
-    done, `(label, done, total)`; `seed`: of data, teachers and starts.
+    **Arguments:** `fast`: smaller right-hand panels and fewer draws; `report`: told after every run what is done, `(label, done,
+    total)`; `seed`: of data, teachers and starts.
 
     **Raises:** `ValueError` without double precision, which the errors in the figures need, and for seeds that are none.
     """
@@ -259,20 +332,25 @@ class Runs:
             raise ValueError(f"a seed lies between 0 and 2**63 - 1, got {seed}")
         self.fast, self.seed = fast, seed
         self._report = report or (lambda label, done, total: None)
-        self._known: dict[Case, Run] = {}
+        self._known: dict[tuple[Case, int], Run] = {}
 
-    def get(self, label: str, cases: Sequence[Case]) -> dict[Case, Run]:
-        """The runs of these cases, of which those not yet known are computed."""
-        missing = [case for case in dict.fromkeys(cases) if case not in self._known]
-        budget = FAST if self.fast else FULL
+    def get(self, label: str, asked: Sequence[tuple[Case, int]]) -> dict[Case, Group]:
+        """So many draws of each of these cases, of which those not yet known are computed."""
+        numbers: dict[Case, int] = {}
+        for case, draws in asked:
+            numbers[case] = max(draws, numbers.get(case, 0))
+        # First draws first: each compiles a program of its own, so that no two wait for one.
+        jobs = sorted(((case, k) for case, num in numbers.items() for k in range(num)), key=lambda job: job[1] > 0)
+        missing = [job for job in jobs if job not in self._known]
         # Compilation uses one core, and so do small matrices: two runs at a time keep two of them busy.
         with concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
             self._report(label, 0, len(missing))
+            futures = {pool.submit(compute, case, self.seed, draw): (case, draw) for case, draw in missing}
             try:
-                for done, run in enumerate(pool.map(lambda case: compute(case, budget), missing), 1):
-                    self._known[run.case] = run
+                for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+                    self._known[futures[future]] = future.result()
                     self._report(label, done, len(missing))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return {case: self._known[case] for case in cases}
+        return {case: Group(case, tuple(self._known[case, k] for k in range(num))) for case, num in numbers.items()}
