@@ -117,6 +117,7 @@ def draw_panels(panels: Sequence[Panel], ylabel: str, foot: str = "") -> Figure:
     floor = max(bundle.smallest for bundle in bundles) or 1e-300
     figure = Figure(figsize=(5.4 * len(panels), 4.3), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True)[0]
+    figure.get_layout_engine().set(wspace=0.05)
     labels = [[bundle.label for bundle in panel.bundles] for panel in panels]
     for place, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
         for bundle in panel.bundles:
@@ -168,7 +169,7 @@ def _shown_times(bundles: Sequence[Bundle], floor: float) -> tuple[float, float]
     for bundle in bundles:
         known = bundle.ts <= bundle.end
         ts, median = bundle.ts[known], np.median(bundle.values[:, known], axis=0)
-        moved = np.flatnonzero(abs(median / median[0] - 1) > 0.02)
+        moved = np.flatnonzero(abs(median / median[0] - 1) > 0.05)
         starts.append(ts[max(moved[0], 1)] if moved.size else ts[1])
         above = np.flatnonzero(np.percentile(bundle.values[:, known], _BAND[1], axis=0) >= floor)
         ends.append(ts[min(above[-1] + 1, len(ts) - 1)])

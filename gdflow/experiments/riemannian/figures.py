@@ -204,7 +204,8 @@ def figure_result(
     """
     origin = dict(sizes="fast" if runs.fast else "published", seed=runs.seed, version=version("gdflow"))
     draws = sorted({len(group.runs) for panel in panels for group in panel})
-    foot = f"{origin['sizes']} sizes, {draws[0]}–{draws[-1]} draws, seed {runs.seed}, gdflow {origin['version']}"
+    count = str(draws[0]) if len(draws) == 1 else f"{draws[0]} to {draws[-1]}"
+    foot = f"{origin['sizes']} sizes, {count} draws, seed {runs.seed}, gdflow {origin['version']}"
     picture = draw_panels(
         [Panel(t, [bundle(g, measure, label) for g in p]) for t, p in zip(titles, panels, strict=True)], ylabel, foot
     )
