@@ -69,3 +69,16 @@ def _real(name: str, value: Any, wanted: str) -> Any:
     if isinstance(number, bool | np.bool_) or not isinstance(number, numbers.Real):
         raise TypeError(f"{name} must be {wanted}, got {value!r}")
     return number
+
+
+def check_double_precision() -> None:
+    """`ValueError` unless JAX computes in double precision, for experiments whose errors are below single precision."""
+    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ValueError('experiments need double precision: jax.config.update("jax_enable_x64", True)')
+
+
+def check_seed(seed: int) -> int:
+    """A seed, or a `ValueError` for what is none."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"a seed lies between 0 and 2**63 - 1, got {seed}")
+    return seed

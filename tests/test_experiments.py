@@ -301,7 +301,7 @@ def test_bundles_show_what_is_known():
         bundle(g, lambda run: run.errors, by_dimension) for g in (group([1.0, 2.0]), group([1.0, 1e-4]))
     )
     assert not arrived.unfinished
-    assert arrived.smallest == pytest.approx(1e-5, rel=0.5)
+    assert 1e-5 <= arrived.smallest < 3e-5  # saved times are 25 a decade
     assert not unfinished.unfinished or unfinished.end == 1e4
     figure = draw_panels([Panel("one", [arrived]), Panel("other", [unfinished])], "error", "seed 0")
     (left, right) = figure.axes
@@ -362,7 +362,8 @@ def test_a_figure_is_written_and_decided(small, tmp_path, monkeypatch):
 
 def test_every_figure_has_an_experiment():
     figures = [f"riemannian-{n}" for n in range(1, 10)]
-    assert list(experiments.EXPERIMENTS) == ["riemannian", *figures, "spurious-minima"]
+    drawn = ["landscape", "landscape-2", "landscape-3", "landscape-4"]
+    assert list(experiments.EXPERIMENTS) == ["riemannian", *figures, *drawn, "spurious-minima"]
     assert experiments.EXPERIMENTS["riemannian"].outputs == tuple(f"riemannian-{n}" for n in range(1, 10))
     for experiment in experiments.EXPERIMENTS.values():
         assert experiment.description

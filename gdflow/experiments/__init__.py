@@ -4,10 +4,12 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import rich.progress
 
 from gdflow.basins.storage import prepare_folder
+from gdflow.experiments import landscape as landscape
 from gdflow.experiments import riemannian as riemannian
 from gdflow.experiments import spurious_minima as spurious_minima
 from gdflow.experiments.results import Claim as Claim
@@ -36,23 +38,28 @@ class Experiment:
         return (*(file for name in self.outputs for file in file_names(name)), *index)
 
 
-def _riemannian(numbers: tuple[int, ...], description: str) -> Experiment:
-    return Experiment(
-        description,
-        tuple(f"riemannian-{number}" for number in numbers),
-        lambda fast, report, seed: riemannian.run_figures(numbers, fast, report, seed),
-    )
+def _figures(paper: ModuleType, description: str) -> dict[str, Experiment]:
+    """The figures of a paper together, by its name, and each by its number."""
+
+    def experiment(numbers: tuple[int, ...], description: str) -> Experiment:
+        return Experiment(
+            description,
+            tuple(f"{name}-{number}" for number in numbers),
+            lambda fast, report, seed: paper.run_figures(numbers, fast, report, seed),
+        )
+
+    name = paper.__name__.rsplit(".", 1)[1]
+    single = {
+        f"{name}-{number}": experiment((number,), (figure.__doc__ or "").split(" Arguments as")[0].splitlines()[0])
+        for number, figure in paper.FIGURES.items()
+    }
+    return {name: experiment(tuple(paper.FIGURES), description), **single}
 
 
 #: All experiments by name.
 EXPERIMENTS: dict[str, Experiment] = {
-    "riemannian": _riemannian(
-        tuple(riemannian.FIGURES), "Figures 1-9 of Terstiege, Rauhut, Bah, Westdickenberg (2022), Appendix"
-    ),
-    **{
-        f"riemannian-{number}": _riemannian((number,), (figure.__doc__ or "").split(" Arguments as")[0].splitlines()[0])
-        for number, figure in riemannian.FIGURES.items()
-    },
+    **_figures(riemannian, "Figures 1-9 of Terstiege, Rauhut, Bah, Westdickenberg (2022), Appendix"),
+    **_figures(landscape, "Figures 2-4 of Chitour, Liao, Couillet (2022), from computed objects"),
     spurious_minima.NAME: Experiment(
         "How often ReLU students end at spurious minima, by the flow and by descent (after Safran, Shamir 2018)",
         (spurious_minima.NAME,),

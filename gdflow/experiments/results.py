@@ -12,6 +12,7 @@ import rich.box
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -115,9 +116,8 @@ def draw_panels(panels: Sequence[Panel], ylabel: str, foot: str = "") -> Figure:
     """
     bundles = [bundle for panel in panels for bundle in panel.bundles]
     floor = max(bundle.smallest for bundle in bundles) or 1e-300
-    figure = Figure(figsize=(5.4 * len(panels), 4.3), layout="constrained")
+    figure = Figure(figsize=(5.4 * len(panels), 4.3), layout=ConstrainedLayoutEngine(wspace=0.05))
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True)[0]
-    figure.get_layout_engine().set(wspace=0.05)
     labels = [[bundle.label for bundle in panel.bundles] for panel in panels]
     for place, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
         for bundle in panel.bundles:

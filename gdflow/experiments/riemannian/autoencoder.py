@@ -64,8 +64,10 @@ def _dimensions(
 def _balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
     """Dimensions between `2N` and `20N`, as printed; at `N = 20` up to 200. Fast, `N = 10` stands in for `N = 20`."""
     if runs.fast:
-        left = ((10, 60), (20, 60), (40, 60))
-        return [_dimensions(2, left, "balanced"), _dimensions(10, ((20, 40), (60, 24)), "balanced")]
+        return [
+            _dimensions(2, ((10, 60), (20, 60), (40, 60)), "balanced"),
+            _dimensions(10, ((20, 40), (60, 24)), "balanced"),
+        ]
     left = ((4, 100), (10, 100), (20, 100), (40, 100))
     return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 100), (100, 24), (200, 20)), "balanced")]
 
@@ -219,8 +221,8 @@ def figure_8(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     claims = [
         Claim(
             "the convergence is smooth",
-            "from where the error has fallen to half of the first for good, it never rises from one saved time to the next, 25 of "
-            "them a decade, by more than 1e-6 of the first",
+            "from where the error has fallen to half of the first for good, it never rises from one saved time to the next, "
+            "25 of them a decade, by more than 1e-6 of the first",
             rise < 1e-6,
             f"largest rise {number_text(rise)} of the first error",
         ),

@@ -28,6 +28,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key
 
+from gdflow.checks import check_double_precision, check_seed
 from gdflow.dynamics import AutomaticRKC, gradient_flow_field
 from gdflow.dynamics.step_control import first_step, step_control
 from gdflow.dynamics.stopping import AtCertificate
@@ -326,11 +327,8 @@ class Runs:
     """
 
     def __init__(self, fast: bool = False, report: Callable[[str, int, int], None] | None = None, seed: int = 0):
-        if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-            raise ValueError('experiments need double precision: jax.config.update("jax_enable_x64", True)')
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"a seed lies between 0 and 2**63 - 1, got {seed}")
-        self.fast, self.seed = fast, seed
+        check_double_precision()
+        self.fast, self.seed = fast, check_seed(seed)
         self._report = report or (lambda label, done, total: None)
         self._known: dict[tuple[Case, int], Run] = {}
 

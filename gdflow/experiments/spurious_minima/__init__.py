@@ -18,8 +18,7 @@ From Python: `gdflow.experiments.spurious_minima.spurious_minima(fast=True).figu
 
 from collections.abc import Callable, Iterator
 
-import jax
-
+from gdflow.checks import check_double_precision, check_seed
 from gdflow.experiments.results import FigureResult
 from gdflow.experiments.spurious_minima.claims import CLAIMS
 from gdflow.experiments.spurious_minima.figures import NOTES, class_notes, class_table, draw, run_table
@@ -45,10 +44,8 @@ def spurious_minima(
 
     **Raises:** `ValueError` without double precision, and for seeds that are none.
     """
-    if not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise ValueError('experiments need double precision: jax.config.update("jax_enable_x64", True)')
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"a seed lies between 0 and 2**63 - 1, got {seed}")
+    check_double_precision()
+    check_seed(seed)
     return result(compute(study or (FAST if fast else FULL), report, seed))
 
 
