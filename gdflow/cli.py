@@ -388,14 +388,15 @@ def experiment(
     ----------
     name
         riemannian: all nine figures of Terstiege, Rauhut, Bah, Westdickenberg (2022). riemannian-1 to riemannian-9: one of them.
+        landscape: Figures 2 to 4 of Chitour, Liao, Couillet (2022) from computed objects. landscape-2 to landscape-4: one of them.
         spurious-minima: how often ReLU students of orthonormal teachers end at minima that are not global, by the flow and by
         descent, after Safran and Shamir (2018).
     out
         Folder for the pictures, the numbers (CSV) and the texts (Markdown).
     fast
-        Smaller sizes and shorter times: minutes instead of half an hour.
+        Smaller sizes and fewer draws: minutes instead of half an hour or more.
     seed
-        Of data, teachers and starts: whether a claim holds for others too.
+        Of data, teachers and starts: another one repeats the experiment on others.
     overwrite
         Replace results that are in the folder.
     progress

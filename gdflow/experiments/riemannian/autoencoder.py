@@ -69,7 +69,7 @@ def _balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
             _dimensions(10, ((20, 40), (60, 24)), "balanced"),
         ]
     left = ((4, 100), (10, 100), (20, 100), (40, 100))
-    return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 100), (100, 24), (200, 20)), "balanced")]
+    return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 40), (100, 24), (200, 20)), "balanced")]
 
 
 def late_rate(run: Run) -> float:

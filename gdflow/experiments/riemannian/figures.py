@@ -81,18 +81,21 @@ def panel_cases(runs: Runs, task: Task, panel: int, start: Start) -> list[tuple[
 
 def _small(depth: int, start: Start) -> tuple[float, int]:
     """Span and number of draws with d = 20, where most runs take less than a second."""
-    return LONG, 200 if start == "balanced" else 20 if depth == 20 else 60
+    if start == "balanced":
+        return LONG, 200
+    return LARGE, 20 if depth == 20 else 60
 
 
 def _large(task: Task, depth: int, start: Start) -> tuple[float, int]:
     """Span and number of draws with d = 200, where a run takes from a second to minutes."""
     if start == "balanced":
-        cheap = task == "autoencoder" or depth <= 5
-        return (LARGE, 100 if depth == 2 else 60 if cheap else 24) if depth < 20 or cheap else (3e3, 20)
-    # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.
+        if task == "autoencoder":
+            return LARGE, 40
+        return {2: (LARGE, 100), 5: (LARGE, 60), 10: (LARGE, 24), 20: (3e3, 20)}[depth]
     if depth <= 5:
-        return 1e3, 20
-    return (100.0 if depth == 10 else 10.0), (2 if start == STARTS[0] else 0)
+        return 500.0, 20
+    # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.
+    return (30.0 if depth == 10 else 4.0), (2 if start == STARTS[0] else 0)
 
 
 def get_panels(runs: Runs, number: int, asked: Sequence[Sequence[tuple[Case, int]]]) -> list[list[Group]]:
