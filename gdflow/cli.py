@@ -388,7 +388,7 @@ def experiment(
     ----------
     name
         riemannian: all nine figures of Terstiege, Rauhut, Bah, Westdickenberg (2022). riemannian-1 to riemannian-9: one of them.
-        landscape: Figures 2 to 4 of Chitour, Liao, Couillet (2022) from computed objects. landscape-2 to landscape-4: one of them.
+        landscape: Figures 2 to 4 of Chitour, Liao, Couillet (2022), computed. landscape-2 to landscape-4: one of them.
         spurious-minima: how often ReLU students of orthonormal teachers end at minima that are not global, by the flow and by
         descent, after Safran and Shamir (2018).
     out

@@ -28,7 +28,7 @@ from gdflow.experiments.riemannian.claims import (
     slower_with_depth,
     twice,
 )
-from gdflow.experiments.riemannian.figures import bundle, by_dimension
+from gdflow.experiments.riemannian.figures import bundle, by_depth
 from gdflow.experiments.riemannian.runs import (
     LAWS,
     Case,

@@ -133,7 +133,7 @@ def figure_5(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
         "The paper shows that W(t) converges to U_rU_rᵀ for all N and ranks considered, more slowly for larger d and "
         "N.",
         panels, "error", claims, (WIDTHS_NEAREST, BALANCED, SIZES), ylabel=r"$\|W(t) - U_rU_r^\top\|_F$",
-        titles=depth_titles(panels), label=by_dimension,
+        titles=depth_titles(panels), label=by_dimension(panels),
     )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def figure_6(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
         "The paper shows ‖X − W(t)X‖_F converging to √(Σ_{i>r} σ_i²), σ_i² the eigenvalues of XXᵀ.",
         panels, "excess", claims, (WIDTHS_NEAREST, BALANCED, SIZES, "The picture shows the relative difference from the limit."),
         ylabel=r"$\|X - W(t)X\|_F\,/\sqrt{\sum_{i>r}\sigma_i^2}\ -\ 1$", titles=depth_titles(panels), measure=excess_of,
-        label=by_dimension, errata=(ROOT,),
+        label=by_dimension(panels), errata=(ROOT,),
     )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     def asked(start: Start) -> list[list[tuple[Case, int]]]:
         if runs.fast:
             return [_dimensions(5, ((10, 40), (40, 16)), start), _dimensions(10, ((20, 24),), start)]
-        left, right = ((10, 100), (40, 40), (100, 20)), ((20, 60), (80, 20))
+        left, right = ((10, 100), (40, 40), (80, 20)), ((20, 60), (50, 20))
         large = _dimensions(10, ((200, 2 if start == STARTS[0] else 0),), start, 30.0)
         return [_dimensions(5, left, start), [*_dimensions(10, right, start), *large]]
 
@@ -196,7 +196,7 @@ def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
         runs, 7, "autoencoder, non-balanced starts",
         "The paper shows that W(t) converges to U_rU_rᵀ as in the balanced case.",
         panels, "error", claims, (WIDTHS_NEAREST, GAUSSIAN, few(panels)), ylabel=r"$\|W(t) - U_rU_r^\top\|_F$",
-        titles=depth_titles(panels), label=by_dimension, errata=(CAPTION,),
+        titles=depth_titles(panels), label=by_dimension(panels), errata=(CAPTION,),
         others=[g for s in STARTS[1:] for panel in by_start[s] for g in panel],
     )  # fmt: skip
 

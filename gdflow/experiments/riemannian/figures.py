@@ -91,7 +91,7 @@ def _large(task: Task, depth: int, start: Start) -> tuple[float, int]:
     if start == "balanced":
         if task == "autoencoder":
             return LARGE, 40
-        return {2: (LARGE, 100), 5: (LARGE, 60), 10: (LARGE, 24), 20: (3e3, 20)}[depth]
+        return {2: (LARGE, 100), 5: (LARGE, 60), 10: (LARGE, 24), 20: (2e3, 20)}[depth]
     if depth <= 5:
         return 500.0, 20
     # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.
@@ -124,10 +124,10 @@ def by_depth(case: Case) -> tuple[str, int]:
     return f"$N = {case.depth}$", _COLORS[case.depth]
 
 
-def by_dimension(case: Case) -> tuple[str, int]:
-    """… and where they compare sizes."""
-    dimensions = [4, 10, 20, 40, 60, 80, 100, 200]
-    return f"$d_x = {case.d}$, $r = {case.rank}$", dimensions.index(case.d)
+def by_dimension(panels: Sequence[Sequence[Group]]) -> Callable[[Case], tuple[str, int]]:
+    """… and where they compare sizes: one colour a size, the same in both panels."""
+    dimensions = sorted({group.case.d for panel in panels for group in panel})
+    return lambda case: (f"$d_x = {case.d}$, $r = {case.rank}$", dimensions.index(case.d))
 
 
 def bundle(group: Group, measure: Measure, label: Callable[[Case], tuple[str, int]]) -> Bundle:
