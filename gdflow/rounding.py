@@ -68,10 +68,17 @@ def coarse_residual_error(
 
     **Arguments:** `squares`: `‖W_1‖²_F, …, ‖W_N‖²_F`, of one network or of many.
     """
-    dtype = objective.target.dtype
-    factor = gamma(2 * widths[0] + widths[-1] + sum(widths[1:-1]), float(jnp.finfo(dtype).eps))
-    norms = frobenius(jnp.stack(squares), dtype)
-    return factor * _design_norm(objective) * jnp.prod(norms, axis=0) + _of_target(objective)
+    factor, rest = coarse_error_parts(objective, widths)
+    norms = frobenius(jnp.stack(squares), objective.target.dtype)
+    return factor * jnp.prod(norms, axis=0) + rest
+
+
+def coarse_error_parts(
+    objective: LinearObjective | Problem, widths: tuple[int, ...]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`a` and `b` of the coarse bound `a∏‖W_j‖_F + b`."""
+    factor = gamma(2 * widths[0] + widths[-1] + sum(widths[1:-1]), float(jnp.finfo(objective.target.dtype).eps))
+    return factor * _design_norm(objective), _of_target(objective)
 
 
 def product_error(net: LayerTuple, first: int) -> tuple[Float[Array, ""], Float[Array, ""]]:

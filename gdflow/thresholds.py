@@ -153,13 +153,22 @@ class Thresholds(eqx.Module):
     def _bounds(self, thresholds: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return residual_bound(thresholds, self.num_entries)
 
+    @property
+    def bounds(self) -> Float[Array, " K"]:
+        """Of `values`, what `√(2L̂) + δ` has to be below."""
+        return self._bounds(self.values)
+
+    def bound(self, ground: Int[Array, "*n"] | int = 0) -> Float[Array, "*n"]:
+        """What `√(2L̂) + δ` has to be below for a limit at the level `ground`, the lowest one that the start can reach."""
+        return self._bounds(self.threshold(ground))
+
     def level(self, loss: Float[Array, "*n"], error: Float[Array, "*n"]) -> Int[Array, "*n"]:
         """Distance from the bottom: 0 certifies the lowest level; `k`: the limit is at one of the lowest `k+1` levels.
 
         Capped at `K`, where nothing is claimed; `K` also for a loss that is not a number. `error`: `δ`, see above.
         """
         reach = jnp.sqrt(2 * loss) + error
-        below = reach[..., None] < self._bounds(self.values).reshape((1,) * loss.ndim + (-1,))
+        below = reach[..., None] < self.bounds.reshape((1,) * loss.ndim + (-1,))
         return self.values.shape[0] - jnp.sum(below, axis=-1)
 
     def threshold(self, ground: Int[Array, "*n"] | int = 0) -> Float[Array, "*n"]:
@@ -172,7 +181,7 @@ class Thresholds(eqx.Module):
 
     def goal(self, error: Float[Array, "*n"], ground: Int[Array, "*n"] | int = 0) -> Float[Array, "*n"]:
         """The computed loss below which a state is certified: `½(√(2T) − δ)²`, zero where that is never."""
-        return 0.5 * jnp.square(jnp.maximum(self._bounds(self.threshold(ground)) - error, 0.0))
+        return 0.5 * jnp.square(jnp.maximum(self.bound(ground) - error, 0.0))
 
     def certified(
         self, loss: Float[Array, "*n"], error: Float[Array, "*n"], ground: Int[Array, "*n"] | int = 0
@@ -181,4 +190,4 @@ class Thresholds(eqx.Module):
 
         At 0 that is a global minimum, if the lowest level is `separated`. `error`: `δ`, see above.
         """
-        return jnp.sqrt(2 * loss) + error < self._bounds(self.threshold(ground))
+        return jnp.sqrt(2 * loss) + error < self.bound(ground)

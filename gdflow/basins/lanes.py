@@ -214,16 +214,21 @@ def run_lanes(
             with lock:
                 sink((done_high << np.uint64(32)) | done_low, columns)
 
+    devices = jax.local_devices()
+    in_threads([lambda device=devices[i % len(devices)]: work(device) for i in range(threads)], stop)
+
+
+def in_threads(works: Sequence[Callable[[], None]], stop: threading.Event) -> None:
+    """Calls functions at once, a thread each. `stop` is set when one fails, or at the end."""
     # JAX's precision setting may have been made for the calling thread only; its workers are to inherit it.
     x64 = jnp.result_type(float) == jnp.float64
 
-    def work_alike(device: jax.Device) -> None:
+    def alike(work: Callable[[], None]) -> None:
         with jax.enable_x64(x64):
-            work(device)
+            work()
 
-    devices = jax.local_devices()
-    with concurrent.futures.ThreadPoolExecutor(threads) as executor:
-        futures = [executor.submit(work_alike, devices[i % len(devices)]) for i in range(threads)]
+    with concurrent.futures.ThreadPoolExecutor(len(works)) as executor:
+        futures = [executor.submit(alike, work) for work in works]
         try:
             for future in futures:
                 future.result()

@@ -40,7 +40,7 @@ _RETURNED, _STRIDE, _ROUNDS = 1e-8, 1e-6, 3
 DEFAULT_STEPS = 10_000
 
 #: The first step where a method finds none.
-_FIRST_STEP = 0.01
+FIRST_STEP = 0.01
 
 
 def _count_or_none(max_steps: Any) -> int | None:
@@ -289,7 +289,7 @@ class LaneProcess(AbstractProcess):
         zero = jnp.zeros_like(loss)
         memory, t_next, control = method.begin_with(objective, starts, ids)
         # Where the start is critical the selection of the first step has nothing to go by and may return no number.
-        t_next = jnp.minimum(jnp.where(jnp.isfinite(t_next) & (t_next > 0), t_next, _FIRST_STEP), limits.t1)
+        t_next = jnp.minimum(jnp.where(jnp.isfinite(t_next) & (t_next > 0), t_next, FIRST_STEP), limits.t1)
         here = Place(starts, memory, zero, t_next, loss)
         now = self.moment(starts, memory, zero, loss)
         verdict, decided = self.verdict.begin(objective, now)

@@ -1,0 +1,9 @@
+"""The fused engine: starts go from their beginning to their verdict in one compiled loop, instead of step by step through XLA.
+
+It runs what the batch engine of `gdflow.basins.lanes` runs, for linear networks with the squared error and narrow layers, by
+explicit Runge–Kutta methods, with verdicts by levels; all else, and where there is no compiler, is left to that. Decisions, and the
+rows made of the states in which starts end, are the same.
+"""
+
+from gdflow.basins.fused.engine import run_fused as run_fused
+from gdflow.basins.fused.engine import why_not_fused as why_not_fused

@@ -1,0 +1,148 @@
+"""Starts in pools: drawn by JAX, run from their beginning to their verdict by the compiled program."""
+
+import ctypes
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gdflow.basins.fused.build import program
+from gdflow.basins.fused.source import NUMBERS, fused_source
+from gdflow.basins.lanes import in_threads
+from gdflow.basins.methods.runge_kutta import RungeKutta, path_weights
+from gdflow.basins.outcomes import Status
+from gdflow.basins.process import FIRST_STEP, LaneProcess
+from gdflow.basins.riders import Crossings, Drift
+from gdflow.ids import split_ids
+from gdflow.layouts import LanesLast
+from gdflow.losses import SquaredError
+from gdflow.objective import LinearObjective
+from gdflow.rounding import coarse_error_parts, coarse_is_enough
+from gdflow.verdicts import AlmostSure, Balanced, LevelVerdict
+
+#: How starts end, numbered as in the program.
+_ENDS = np.array([
+    Status.CERTIFIED, Status.STATIONARY, Status.CONVERGED, Status.DIVERGING, Status.NON_FINITE, Status.TIME_LIMIT,
+    Status.STEP_LIMIT,
+])  # fmt: skip
+
+
+def why_not_fused(process: Any) -> str | None:
+    """Why a process is left to XLA; `None` if the program can run it."""
+    if jax.default_backend() != "cpu" or jnp.result_type(float) != jnp.float64:
+        return "it is for CPUs in double precision"
+    if type(process) is not LaneProcess or type(process.method) is not RungeKutta:
+        return "it is for explicit Runge–Kutta methods"
+    objective, method, verdict = process.objective, process.method, process.verdict
+    if not (isinstance(objective, LinearObjective) and isinstance(objective.loss, SquaredError) and objective.diagonal):
+        return "it is for linear networks with the squared error"
+    if not isinstance(method.layout, LanesLast) or not coarse_is_enough(process.starts.widths):
+        return "the layers are too wide"
+    if path_weights(method.solver) is None or not (isinstance(method.shortest, float) and method.shortest == 0):
+        return "the method has no polynomial between its steps, or a shortest step"
+    if type(verdict) not in (LevelVerdict, AlmostSure, Balanced) or getattr(verdict, "has_sides", False):
+        return "it is for verdicts by levels that are the same for all starts"
+    kinds = [type(rider) for rider in process.riders]
+    if len(set(kinds)) < len(kinds) or not set(kinds) <= {Drift, Crossings}:
+        return "a rider looks at every step"
+    return None
+
+
+@functools.cache
+def _program(widths: tuple[int, ...], solver: Any, levels: int, crossings: int) -> Any:
+    function = program(fused_source(widths, solver, levels, crossings)).run
+    function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 23]
+    return function
+
+
+@eqx.filter_jit
+def _draw(process: LaneProcess, high: Any, low: Any) -> Any:
+    """The starts of a pool, entry by entry: the starts along the last axis."""
+    nets, _ = process.draw(high, low)
+    return jnp.concatenate([w.reshape(-1, high.shape[0]) for w in nets.weights])
+
+
+def _numbers(process: LaneProcess) -> np.ndarray:
+    """The numbers that the program takes, in the order of `NUMBERS`."""
+    method, limits, objective = process.method, process.limits, process.objective
+    factor, rest = coarse_error_parts(objective, process.starts.widths)  # type: ignore[arg-type]
+    values = dict(
+        rtol=method.rtol, atol=method.atol, order=method.order, t1=limits.t1, largest=process.largest,
+        tolerance=limits.gradient_tolerance, dwell=limits.dwell, max_steps=limits.most_steps, round_off=factor, target_error=rest,
+        tiny=2.0**20 * np.finfo(float).tiny, widen=1 + 2.0**10 * np.finfo(float).eps,
+        bound=process.verdict.thresholds.bound(), first_step=FIRST_STEP,  # type: ignore[attr-defined]
+    )  # fmt: skip
+    return np.array([float(values[name]) for name in NUMBERS])
+
+
+class Fused:
+    """The program of a process, with all that does not change from pool to pool."""
+
+    def __init__(self, process: LaneProcess):
+        objective: Any = process.objective
+        levels = process.verdict.thresholds.bounds  # type: ignore[attr-defined]
+        crossings = [rider.levels for rider in process.riders if isinstance(rider, Crossings)]
+        self.drifts = any(isinstance(rider, Drift) for rider in process.riders)
+        self.size = process.starts.num_parameters
+        data = (*(crossings or [np.zeros(0)]), objective.target, jnp.diagonal(objective.design), _numbers(process), levels)
+        self.constants = [np.ascontiguousarray(x, np.float64) for x in data]
+        self.num_crossings = self.constants[0].size
+        self.program = _program(process.starts.widths, process.method.solver, levels.shape[0], self.num_crossings)
+
+    def run(self, starts: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of some starts. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""
+        size, num = starts.shape
+        y = np.array(starts, order="C")
+        f = np.empty((size, num))
+        t, t_next, loss, quiet, slope, drift, time = np.empty((7, num))
+        steps, status, highest = np.empty((3, num), np.int64)
+        # An entry more: of none there is no address.
+        mark_y = np.empty((self.num_crossings * size + 1, num))
+        mark_t, mark_next, mark_loss, times = np.empty((4, self.num_crossings + 1, num))
+        arrays = [
+            y, starts, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, drift, time,
+            times, *self.constants,
+        ]  # fmt: skip
+        self.program(num, *(x.ctypes.data for x in arrays))
+        decided = status == 0
+        rows = dict(
+            status=_ENDS[status], limit=np.where(decided, 0, -1), highest=np.where(decided, 0, highest), time=time, steps=steps,
+            loss=loss, gradient_norm=slope,
+        )  # fmt: skip
+        if self.drifts:
+            rows["drift"] = drift
+        return rows | {f"crossing_{k}": times[k] for k in range(self.num_crossings)}
+
+
+def run_fused(
+    process: LaneProcess,
+    ids: Sequence[int] | np.ndarray,
+    sink: Callable[[np.ndarray, dict[str, np.ndarray]], None],
+    *,
+    pool: int,
+    threads: int,
+    halted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs the starts with the given ids, as `gdflow.basins.lanes.run_lanes`; a pool is handed on when all of it is done."""
+    fused = Fused(process)
+    queue, lock, stop = iter(range(0, len(ids), pool)), threading.Lock(), threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            with lock:
+                first = None if halted() else next(queue, None)
+            if first is None:
+                return
+            part = np.asarray(ids[first : first + pool], dtype=np.uint64)
+            words = (np.pad(word, (0, pool - len(part))) for word in split_ids(part))
+            starts = np.asarray(_draw(process, *words))
+            columns = fused.run(np.ascontiguousarray(starts[:, : len(part)]))
+            with lock:
+                sink(part, columns)
+
+    in_threads([work] * threads, stop)

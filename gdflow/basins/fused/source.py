@@ -1,0 +1,438 @@
+"""The fused loop as C: some starts side by side in vector registers, from their beginning to their verdict.
+
+A lane is an element of a vector of `V` doubles. A first pass begins all starts of a pool; then one loop tries a step of all lanes,
+decides on it, and refills lanes that are done; a last pass repeats the steps in which something was crossed, and locates when. All sizes are fixed in the source: widths, the tableau, the number of levels and of crossings; all
+numbers that depend on data, tolerances or limits are arguments, so that one program serves all plans of a shape. Nothing of the
+source is made from text: only integers and floating-point constants go in.
+
+The decisions are those of `gdflow.basins.process.LaneProcess` (`init`, `step`, `rows`) with `gdflow.basins.methods.RungeKutta`, in
+the same order; roots are found as in `gdflow.dynamics.crossings`.
+"""
+
+from typing import Any
+
+import diffrax
+import numpy as np
+
+from gdflow.basins.methods.runge_kutta import path_weights
+
+#: Lanes of a block: one register of AVX-512, two of AVX2.
+LANES = 8
+#: Rows and columns of the sums that stay in registers.
+_ROWS, _COLUMNS = 2, 6
+
+#: Numbers that depend on the plan, in this order in the array `numbers`.
+NUMBERS = (
+    "rtol", "atol", "order", "t1", "largest", "tolerance", "dwell", "max_steps", "round_off", "target_error", "tiny", "widen", "bound",
+    "first_step",
+)  # fmt: skip
+
+
+def fused_source(widths: tuple[int, ...], solver: diffrax.AbstractERK, levels: int, crossings: int) -> str:
+    """The source for networks of some widths, a solver, and so many levels of the verdict and of timed crossings."""
+    tableau: Any = solver.tableau
+    sizes = [a * b for a, b in zip(widths[1:], widths[:-1], strict=True)]
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+    parts = [_HEAD, f"#define P {offsets[-1]}", f"#define LEVELS {levels}", f"#define CROSSINGS {crossings}"]
+    parts += [f"#define {name.upper()} numbers[{k}]" for k, name in enumerate(NUMBERS)]
+    parts += [_field(widths, offsets), _attempt(tableau, offsets), _interpolant(solver), _drift(widths, offsets), _LOOP]
+    return "\n".join(parts) + "\n"
+
+
+_HEAD = f"""
+#include <math.h>
+#include <stdint.h>
+#define V {LANES}
+typedef double v __attribute__((vector_size(8 * V)));
+typedef int64_t m __attribute__((vector_size(8 * V)));
+#define CHOOSE(c, a, b) ((v)(((m)(a) & (c)) | ((m)(b) & ~(c))))
+#define EACH(i) for (int i = 0; i < V; ++i)
+static inline v same(double x) {{ v r; EACH(i) r[i] = x; return r; }}
+static inline v root(v x) {{ v r; EACH(i) r[i] = __builtin_sqrt(x[i]); return r; }}
+static inline v larger(v a, v b) {{ return CHOOSE(a > b, a, b); }}
+static inline v smaller(v a, v b) {{ return CHOOSE(a < b, a, b); }}
+static inline v size_of(v x) {{ return (v)((m)x & INT64_MAX); }}
+static inline m is_finite(v x) {{ return size_of(x) < same(INFINITY); }}
+static inline int any(m c) {{ int64_t r = 0; EACH(i) r |= c[i]; return r != 0; }}
+"""
+
+
+def _number(x: float) -> str:
+    return float(x).hex()
+
+
+def _product(out: str, a: str, b: str, shape: tuple[int, int, int], a_steps: tuple[int, int], b_steps: tuple[int, int]) -> str:
+    """`out = a b`, `shape` rows, inner, columns; `a(i, k) = a[i·s + k·t]`, `b(k, j) = b[k·s + j·t]`; block by block."""
+    rows, inner, columns = shape
+    lines = []
+    for i in range(0, rows, _ROWS):
+        for j in range(0, columns, _COLUMNS):
+            h, w = range(min(_ROWS, rows - i)), range(min(_COLUMNS, columns - j))
+            names = [f"s{r}{c}" for r in h for c in w]
+            lines.append("{ v " + ", ".join(f"{name} = {{0}}" for name in names) + ";")
+            lines.append(f"for (int k = 0; k < {inner}; ++k) {{")
+            lines += [f"const v a{r} = {a}[{(i + r) * a_steps[0]} + k * {a_steps[1]}];" for r in h]
+            lines += [f"const v b{c} = {b}[k * {b_steps[0]} + {(j + c) * b_steps[1]}];" for c in w]
+            lines += [f"s{r}{c} += a{r} * b{c};" for r in h for c in w]
+            lines.append("}")
+            lines += [f"{out}[{(i + r) * columns + j + c}] = s{r}{c};" for r in h for c in w]
+            lines.append("}")
+    return "\n".join(lines)
+
+
+def _forward(widths: tuple[int, ...], offsets: np.ndarray) -> tuple[list[str], dict[int, str]]:
+    """Lines that compute the products `W_j … W_1`, and where these are."""
+    lines, right = [], {1: "y"}
+    for j in range(2, len(widths)):
+        lines.append(f"v r{j}[{widths[j] * widths[0]}];")
+        shape = (widths[j], widths[j - 1], widths[0])
+        lines.append(
+            _product(f"r{j}", f"(y + {offsets[j - 1]})", right[j - 1], shape, (widths[j - 1], 1), (widths[0], 1))
+        )
+        right[j] = f"r{j}"
+    return lines, right
+
+
+def _field(widths: tuple[int, ...], offsets: np.ndarray) -> str:
+    """The loss at `y`, and with `−∇L`: products from the right, the residual, products from the left (eq. (6), diagonal design)."""
+    depth, d_in, d_out = len(widths) - 1, widths[0], widths[-1]
+    forward, right = _forward(widths, offsets)
+    residual = f"const v e = {right[depth]}[i * {d_in} + j] * design[j] - target[i * {d_in} + j];"
+    loops = f"for (int i = 0; i < {d_out}; ++i) for (int j = 0; j < {d_in}; ++j) {{"
+    data = "const double *target, const double *design"
+    value = [f"static v value(const v *restrict y, {data}) {{", *forward, "v loss = {0};", loops, residual]
+    value += ["loss += e * e; }", "return 0.5 * loss; }"]
+    lines = [f"static v field(const v *restrict y, v *restrict k, {data}) {{", *forward]
+    first = "k" if depth == 1 else f"left{depth}"
+    if depth > 1:
+        lines.append(f"v {first}[{d_out * d_in}];")
+    lines += ["v loss = {0};", loops, residual, f"loss += e * e; {first}[i * {d_in} + j] = -e * design[j]; }}"]
+    for j in range(depth, 1, -1):
+        shape = (widths[j], d_in, widths[j - 1])
+        lines.append(_product(f"(k + {offsets[j - 1]})", f"left{j}", right[j - 1], shape, (d_in, 1), (1, d_in)))
+        goal = f"left{j - 1}" if j > 2 else "k"
+        if j > 2:
+            lines.append(f"v {goal}[{widths[j - 1] * d_in}];")
+        shape = (widths[j - 1], widths[j], d_in)
+        lines.append(_product(goal, f"(y + {offsets[j - 1]})", f"left{j}", shape, (1, widths[j - 1]), (d_in, 1)))
+    return "\n".join([*value, *lines, "return 0.5 * loss;", "}"])
+
+
+def _interpolant(solver: diffrax.AbstractERK) -> str:
+    """The state inside a step, a polynomial in `s` from −1 to 1, linear in the ends and the stages."""
+    weights = path_weights(solver)
+    assert weights is not None
+    names = ["y[p]", "y1[p]", *(f"h * k[{i}][p]" for i in range(weights.shape[1] - 2))]
+    used = np.flatnonzero(np.any(weights != 0, axis=0))
+    lines = ["static void inside(const v *y, const v *y1, const v (*k)[P], v h, v s, v *out) {"]
+    for i in used:
+        terms = _number(weights[-1, i])
+        for w in weights[-2::-1, i]:
+            terms = f"({terms} * s + {_number(w)})"
+        lines.append(f"const v c{i} = same(0.0) + {terms};")
+    total = " + ".join(f"c{i} * ({names[i]})" for i in used)
+    return "\n".join([*lines, f"for (int p = 0; p < P; ++p) out[p] = {total};", "}"])
+
+
+def _drift(widths: tuple[int, ...], offsets: np.ndarray) -> str:
+    """`max_j ‖C_j(y) − C_j(x)‖_F / max ‖W_j‖²`, as `gdflow.invariants.drift`."""
+    lines = ["static v drift(const v *y, const v *x) {", "v worst = {0}, scale = {0}, sum;"]
+    for j in range(len(widths) - 1):
+        for net in "yx":
+            lines.append("sum = same(0.0);")
+            lines.append(f"for (int p = {offsets[j]}; p < {offsets[j + 1]}; ++p) sum += {net}[p] * {net}[p];")
+            lines.append("scale = larger(scale, sum);")
+    for j in range(1, len(widths) - 1):
+        before, d, after = widths[j - 1 : j + 2]
+        first, last = offsets[j - 1], offsets[j]
+        lines.append(f"""sum = same(0.0);
+        for (int a = 0; a < {d}; ++a) for (int b = 0; b <= a; ++b) {{
+            v c = {{0}};
+            for (int i = 0; i < {after}; ++i) {{
+                const int p = {last} + i * {d} + a, q = {last} + i * {d} + b;
+                c += y[p] * y[q] - x[p] * x[q];
+            }}
+            for (int i = 0; i < {before}; ++i) {{
+                const int p = {first} + a * {before} + i, q = {first} + b * {before} + i;
+                c -= y[p] * y[q] - x[p] * x[q];
+            }}
+            sum += (a == b ? 1.0 : 2.0) * c * c;
+        }}
+        worst = larger(worst, root(sum));""")
+    lines.append("return worst / CHOOSE(scale > 0.0, scale, same(1.0)); }")
+    return "\n".join(lines)
+
+
+def _sum(weights: Any, names: list[str]) -> str:
+    terms = [f"{_number(w)} * {name}" for w, name in zip(weights, names, strict=True) if w != 0]
+    return " + ".join(terms) or "same(0.0)"
+
+
+def _attempt(tableau: Any, offsets: np.ndarray) -> str:
+    """A step of every lane: the next state, the field and the loss there, and the sum of squares of the scaled error."""
+    stages, last = len(tableau.b_sol), bool(tableau.fsal and tableau.ssal)
+    names = [f"k[{i}][p]" for i in range(stages)]
+    lines = [
+        f"#define STAGES {stages}",
+        "static v attempt(const v *restrict y, v (*restrict k)[P], v h, v *restrict y1, v *restrict f1, v *restrict loss,",
+        "                 const double *target, const double *design, const double *numbers) {",
+    ]
+    for i, row in enumerate(tableau.a_lower, 1):
+        lines.append(f"for (int p = 0; p < P; ++p) y1[p] = y[p] + h * ({_sum(row, names[:i])});")
+        lines.append(f"*loss = field(y1, k[{i}], target, design);")
+    if last:
+        lines.append(f"for (int p = 0; p < P; ++p) f1[p] = k[{stages - 1}][p];")
+    else:
+        lines.append(f"for (int p = 0; p < P; ++p) y1[p] = y[p] + h * ({_sum(tableau.b_sol, names)});")
+        lines.append("*loss = field(y1, f1, target, design);")
+    lines.append("v sum = {0};")
+    lines.append("for (int p = 0; p < P; ++p) {")
+    lines.append(f"const v e = h * ({_sum(tableau.b_error, names)});")
+    lines.append("const v s = e / (ATOL + RTOL * larger(size_of(y[p]), size_of(y1[p])));")
+    lines.append("sum += s * s; }")
+    bounds = ", ".join(map(str, offsets))
+    layers = f"static const int offsets[] = {{{bounds}}};\n#define DEPTH {len(offsets) - 1}\n"
+    return layers + "\n".join([*lines, "return sum;", "}"])
+
+
+#: The passes over a pool. Arrays of a pool have the starts along their last axis.
+_LOOP = """
+#define DATA target, design
+#define CONSTANTS const double *target, const double *design, const double *numbers, const double *levels
+enum { CERTIFIED, STATIONARY, CONVERGED, DIVERGING, NON_FINITE, TIME_LIMIT, STEP_LIMIT };
+
+static v error_of(const v *y, const double *numbers, v *squares) {  // the bound of the error of the computed residual
+    v product = same(1.0), all = same(0.0);
+    for (int j = 0; j < DEPTH; ++j) {
+        v square = same(0.0);
+        for (int p = offsets[j]; p < offsets[j + 1]; ++p) square += y[p] * y[p];
+        all += square;
+        product *= root(square + TINY) * WIDEN;
+    }
+    *squares = all;
+    return ROUND_OFF * product + TARGET_ERROR;
+}
+
+static m level_of(v reach, const double *levels) {
+    m level = (m){0} + LEVELS;
+    for (int k = 0; k < LEVELS; ++k) level += (m)(reach < levels[k]);
+    return level;
+}
+
+static v rms(const v *x, const v *scale) {
+    v sum = same(0.0);
+    for (int p = 0; p < P; ++p) sum += (x[p] / scale[p]) * (x[p] / scale[p]);
+    return root(sum / (double)P);
+}
+
+static v first_step(const v *y, const v *f, const double *numbers, const double *target, const double *design) {
+    v scale[P], moved[P], there[P];
+    for (int p = 0; p < P; ++p) scale[p] = ATOL + size_of(y[p]) * RTOL;
+    const v d0 = rms(y, scale), d1 = rms(f, scale);
+    const m tiny = (d0 < 1e-5) | (d1 < 1e-5);
+    const v h0 = CHOOSE(tiny, same(1e-6), 0.01 * (d0 / CHOOSE(tiny, same(1.0), d1)));
+    for (int p = 0; p < P; ++p) moved[p] = y[p] + h0 * f[p];
+    field(moved, there, DATA);
+    for (int p = 0; p < P; ++p) there[p] -= f[p];
+    const v most = larger(d1, rms(there, scale) / h0);
+    v h1;
+    EACH(i) h1[i] = pow(0.01 / most[i], 1.0 / ORDER);
+    h1 = smaller(100.0 * h0, CHOOSE(most <= 1e-15, larger(same(1e-6), h0 * 1e-3), h1));
+    h1 = CHOOSE(is_finite(h1) & (h1 > 0.0), h1, same(FIRST_STEP));
+    return smaller(h1, same(T1));
+}
+
+/* All starts of a pool: the field, the first step, and which are over before they begin. */
+static void begin(int64_t num, const double *y, double *f, double *next, double *loss, double *quiet, int64_t *status,
+                  int64_t *highest, double *mark_next, const double *crossings, CONSTANTS) {
+    for (int64_t first = 0; first < num; first += V) {
+        v Y[P], F[P], squares;
+        const int64_t rest = num - first;
+        for (int p = 0; p < P; ++p) EACH(i) Y[p][i] = y[p * num + first + (i < rest ? i : 0)];
+        const v value = field(Y, F, DATA), h = first_step(Y, F, numbers, DATA);
+        const v reach = root(2.0 * value) + error_of(Y, numbers, &squares);
+        const m level = level_of(reach, levels);
+        v slope = same(0.0);
+        for (int p = 0; p < P; ++p) slope += F[p] * F[p];
+        slope = root(slope);
+        EACH(i) if (i < rest) {
+            const int64_t n = first + i;
+            for (int p = 0; p < P; ++p) f[p * num + n] = F[p][i];
+            next[n] = h[i], loss[n] = value[i], highest[n] = level[i];
+            quiet[n] = slope[i] <= TOLERANCE ? 0.0 : INFINITY;
+            status[n] = !(isfinite(squares[i]) && isfinite(value[i])) ? NON_FINITE : reach[i] < BOUND ? CERTIFIED
+                      : slope[i] <= 1e-150 ? STATIONARY : sqrt(squares[i]) > LARGEST ? DIVERGING : -1;
+            for (int c = 0; c < CROSSINGS; ++c) mark_next[c * num + n] = value[i] < crossings[c] ? 0.0 : NAN;
+        }
+    }
+}
+
+/* Steps until every start is over. One whose step decides it stays at the beginning of that step. */
+static void fly(int64_t num, double *y, double *f, double *t, double *t_next, double *loss, double *quiet, int64_t *steps,
+                int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
+                const double *crossings, CONSTANTS) {
+    v Y[P], Y1[P], F1[P], K[STAGES][P], T, NEXT, LOSS, QUIET, marked[CROSSINGS + 1];
+    m STEPS, HIGHEST;
+    int64_t lane[V], taken = 0;
+    int busy = 0;
+    for (int p = 0; p < P; ++p) Y[p] = K[0][p] = same(0.0);
+    T = LOSS = QUIET = same(0.0), NEXT = same(1.0), STEPS = HIGHEST = (m){0};
+    for (int c = 0; c <= CROSSINGS; ++c) marked[c] = same(0.0);
+    EACH(i) lane[i] = -1;
+    for (;;) {
+        EACH(i) if (lane[i] < 0) {
+            while (taken < num && status[taken] >= 0) ++taken;
+            if (taken == num) continue;
+            const int64_t n = lane[i] = taken++;
+            ++busy;
+            for (int p = 0; p < P; ++p) Y[p][i] = y[p * num + n], K[0][p][i] = f[p * num + n];
+            T[i] = 0.0, NEXT[i] = t_next[n], LOSS[i] = loss[n], QUIET[i] = quiet[n], STEPS[i] = 0, HIGHEST[i] = highest[n];
+            for (int c = 0; c < CROSSINGS; ++c) marked[c][i] = mark_next[c * num + n];
+        }
+        if (!busy) return;
+        const v h = NEXT - T;
+        v loss1, squares;
+        v norm = root(attempt(Y, K, h, Y1, F1, &loss1, DATA, numbers) / (double)P);
+        const m finite = is_finite(norm) & is_finite(loss1);
+        norm = CHOOSE(finite, norm, same(INFINITY));
+        const m keep = (norm < 1.0) & finite;
+        v factor;
+        EACH(i) factor[i] = 0.9 * pow(1.0 / norm[i], 1.0 / ORDER);
+        factor = smaller(larger(factor, CHOOSE(keep, same(1.0), same(0.2))), CHOOSE(keep, same(10.0), same(0.9)));
+        const v t1 = CHOOSE(keep, NEXT, T), next = t1 + h * factor;
+        const v reach = root(2.0 * loss1) + error_of(Y1, numbers, &squares);
+        const m level = level_of(reach, levels), falls = keep & (level < HIGHEST);
+        HIGHEST = (level & falls) | (HIGHEST & ~falls);
+        const m decided = keep & (reach < BOUND), moved = keep & ~decided, active = ~decided;
+        for (int c = 0; c < CROSSINGS; ++c) {
+            const m crossed = keep & (marked[c] != marked[c]) & (loss1 < crossings[c]);
+            if (!any(crossed)) continue;
+            EACH(i) if (crossed[i] && lane[i] >= 0) {
+                const int64_t n = c * num + lane[i];
+                for (int p = 0; p < P; ++p) mark_y[(c * (int64_t)P + p) * num + lane[i]] = Y[p][i];
+                mark_t[n] = T[i], mark_next[n] = marked[c][i] = NEXT[i], mark_loss[n] = LOSS[i];
+            }
+        }
+        v slope = same(0.0);
+        for (int p = 0; p < P; ++p) {
+            Y[p] = CHOOSE(moved, Y1[p], Y[p]);
+            K[0][p] = CHOOSE(moved, F1[p], K[0][p]);
+            slope += K[0][p] * K[0][p];
+        }
+        slope = root(slope);
+        const m calm = moved & (slope <= TOLERANCE);
+        QUIET = CHOOSE(moved, CHOOSE(calm, smaller(QUIET, t1), same(INFINITY)), QUIET);
+        const m converged = calm & (t1 - QUIET >= DWELL), still = moved & (slope <= 1e-150);
+        const m too_short = active & (next - t1 <= 8.0 * 0x1p-52 * t1);
+        STEPS += 1;
+        const m far = (moved & (root(squares) > LARGEST)) | (too_short & finite);
+        const m late = active & (t1 >= T1), many = active & (__builtin_convertvector(STEPS, v) >= MAX_STEPS);
+        T = CHOOSE(active, t1, T);
+        NEXT = CHOOSE(active, smaller(next, same(T1)), NEXT);
+        LOSS = CHOOSE(moved, loss1, LOSS);
+        const m over = decided | still | converged | far | too_short | late | many;
+        if (!any(over)) continue;
+        EACH(i) if (over[i] && lane[i] >= 0) {
+            const int64_t n = lane[i];
+            for (int p = 0; p < P; ++p) y[p * num + n] = Y[p][i], f[p * num + n] = K[0][p][i];
+            t[n] = T[i], t_next[n] = NEXT[i], loss[n] = LOSS[i], steps[n] = STEPS[i], highest[n] = HIGHEST[i];
+            status[n] = decided[i] ? CERTIFIED : still[i] ? STATIONARY : converged[i] ? CONVERGED : far[i] ? DIVERGING
+                      : too_short[i] ? NON_FINITE : late[i] ? TIME_LIMIT : STEP_LIMIT;
+            lane[i] = -1;
+            --busy;
+        }
+    }
+}
+
+/* When the loss falls to a level inside a step: Chandrupatla's method, in all lanes at once, until those that are wanted are done. */
+static v crossing(const v *Y, const v *Y1, const v (*K)[P], v t0, v t1, v excess0, v excess1, v level, m wanted,
+                  const double *target, const double *design) {
+    const v h = t1 - t0;
+    const m falls = excess0 > excess1;
+    v share = CHOOSE(falls, excess1 / CHOOSE(falls, excess1 - excess0, same(-1.0)), same(0.5));
+    v x1 = t1, f1 = excess1, x2 = t0, f2 = excess0, x3 = t0, f3 = excess0, S[P];
+    for (int count = 0; count < 60; ++count) {
+        const m open = (size_of(x2 - x1) > 4 * 0x1p-52 * size_of(x1)) & (f1 != 0.0) & is_finite(f1);
+        if (!any(open & wanted)) break;
+        const v x = x1 + share * (x2 - x1);
+        inside(Y, Y1, K, h, 2.0 * ((x - t0) / h) - 1.0, S);
+        const v f = value(S, DATA) - level;
+        const m alike = ((f > 0.0) == (f1 > 0.0)) & ((f < 0.0) == (f1 < 0.0));
+        x3 = CHOOSE(alike, x1, x2), f3 = CHOOSE(alike, f1, f2);
+        x2 = CHOOSE(alike, x2, x1), f2 = CHOOSE(alike, f2, f1);
+        x1 = x, f1 = f;
+        const v xi = (x1 - x2) / (x3 - x2), phi = (f1 - f2) / (f3 - f2);
+        const m safe = (phi * phi < xi) & ((1.0 - phi) * (1.0 - phi) < 1.0 - xi);
+        const v inverse = f1 / (f2 - f1) * f3 / (f2 - f3) + (x3 - x1) / (x2 - x1) * f1 / (f3 - f1) * f2 / (f3 - f2);
+        const v least = 0x1p-52 * larger(size_of(x1), same(1e-300)) / size_of(x2 - x1);
+        share = CHOOSE(safe, inverse, same(0.5));
+        share = smaller(larger(share, smaller(least, same(0.5))), larger(1.0 - least, same(0.5)));
+    }
+    return CHOOSE(excess0 <= 0.0, t0, CHOOSE(size_of(f1) <= size_of(f2), x1, x2));
+}
+
+/* The steps in which something was crossed are made again: those of the marks of one level, or those that decided (level NULL),
+   which also end there. */
+static void locate(int64_t num, double *y, double *f, const double *t, const double *t_next, double *loss, const int64_t *steps,
+                   const int64_t *status, const double *level, double *time, CONSTANTS) {
+    int64_t chosen[V];
+    int count = 0;
+    for (int64_t n = 0; n <= num; ++n) {
+        if (n < num && (level ? t_next[n] > t[n] : status[n] == CERTIFIED && steps[n] > 0)) chosen[count++] = n;
+        if (count < V && (n < num || !count)) continue;
+        v Y[P], Y1[P], F1[P], K[STAGES][P], T, NEXT, LOSS, loss1, squares;
+        m wanted = (m){0};
+        EACH(i) {
+            const int64_t k = chosen[i < count ? i : 0];
+            wanted[i] = -(int64_t)(i < count);
+            for (int p = 0; p < P; ++p) Y[p][i] = y[p * num + k];
+            T[i] = t[k], NEXT[i] = t_next[k], LOSS[i] = loss[k];
+        }
+        field(Y, K[0], DATA);
+        attempt(Y, K, NEXT - T, Y1, F1, &loss1, DATA, numbers);
+        v goal;
+        if (level) {
+            goal = same(*level);
+        } else {
+            const v rest = larger(BOUND - error_of(Y1, numbers, &squares), same(0.0));
+            goal = 0.5 * rest * rest;
+        }
+        const v found = crossing(Y, Y1, K, T, NEXT, LOSS - goal, loss1 - goal, goal, wanted, DATA);
+        EACH(i) if (i < count) {
+            const int64_t k = chosen[i];
+            time[k] = found[i];
+            if (level) continue;
+            for (int p = 0; p < P; ++p) y[p * num + k] = Y1[p][i], f[p * num + k] = F1[p][i];
+            loss[k] = loss1[i];
+        }
+        count = 0;
+    }
+}
+
+void run(int64_t num, double *y, double *start, double *f, double *t, double *t_next, double *loss, double *quiet, int64_t *steps,
+         int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
+         double *slope, double *drifted, double *time, double *times, const double *crossings, CONSTANTS) {
+    begin(num, y, f, t_next, loss, quiet, status, highest, mark_next, crossings, DATA, numbers, levels);
+    for (int64_t n = 0; n < num; ++n) t[n] = 0.0, steps[n] = 0;
+    fly(num, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, crossings, DATA, numbers,
+        levels);
+    for (int c = 0; c < CROSSINGS; ++c) {
+        const int64_t at = c * num;
+        for (int64_t n = 0; n < num; ++n) times[at + n] = mark_next[at + n];
+        locate(num, mark_y + at * P, f, mark_t + at, mark_next + at, mark_loss + at, steps, status, crossings + c, times + at, DATA,
+               numbers, levels);
+    }
+    for (int64_t n = 0; n < num; ++n) time[n] = t[n];
+    locate(num, y, f, t, t_next, loss, steps, status, 0, time, DATA, numbers, levels);
+    for (int64_t first = 0; first < num; first += V) {
+        v Y[P], X[P], sum = same(0.0);
+        const int64_t rest = num - first;
+        for (int p = 0; p < P; ++p) EACH(i) {
+            const int64_t n = p * num + first + (i < rest ? i : 0);
+            Y[p][i] = y[n], X[p][i] = start[n], sum[i] += f[n] * f[n];
+        }
+        const v size = root(sum), moved = drift(Y, X);
+        EACH(i) if (i < rest) slope[first + i] = size[i], drifted[first + i] = moved[i];
+    }
+}
+"""
