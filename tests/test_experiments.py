@@ -297,9 +297,7 @@ def test_verdicts_follow_the_numbers():
 
 
 def test_bundles_show_what_is_known():
-    arrived, unfinished = (
-        bundle(g, lambda run: run.errors, by_depth) for g in (group([1.0, 2.0]), group([1.0, 1e-4]))
-    )
+    arrived, unfinished = (bundle(g, lambda run: run.errors, by_depth) for g in (group([1.0, 2.0]), group([1.0, 1e-4])))
     assert not arrived.unfinished
     assert 1e-5 <= arrived.smallest < 3e-5  # saved times are 25 a decade
     assert not unfinished.unfinished or unfinished.end == 1e4

@@ -8,6 +8,7 @@ favoured. What a start is and how it steps is the business of a *process*, a sma
 """
 
 import concurrent.futures
+import functools
 import os
 import threading
 from abc import abstractmethod
@@ -215,7 +216,7 @@ def run_lanes(
                 sink((done_high << np.uint64(32)) | done_low, columns)
 
     devices = jax.local_devices()
-    in_threads([lambda device=devices[i % len(devices)]: work(device) for i in range(threads)], stop)
+    in_threads([functools.partial(work, devices[i % len(devices)]) for i in range(threads)], stop)
 
 
 def in_threads(works: Sequence[Callable[[], None]], stop: threading.Event) -> None:

@@ -14,7 +14,8 @@ import pyarrow as pa
 from jaxtyping import Array, Key
 
 from gdflow.basins.catalogue import Catalogue, limit_labels
-from gdflow.basins.lanes import default_pool, default_threads, run_lanes
+from gdflow.basins.engines import run_process
+from gdflow.basins.lanes import default_pool, default_threads
 from gdflow.basins.methods import AbstractMethod, integrator
 from gdflow.basins.methods.adaptive import AbstractIntegrator
 from gdflow.basins.outcomes import outcome_table, schema
@@ -196,7 +197,7 @@ class Plan:
                 break
             for attempt, process in enumerate(self.processes):
                 again = _Sieve(self, attempt, sink, catalogue)
-                run_lanes(
+                run_process(
                     process, waiting, again, lanes=lanes, pool=pool, threads=min(threads, -(-len(waiting) // pool)),
                     **({} if attempt else {"halted": halted}),
                 )  # fmt: skip

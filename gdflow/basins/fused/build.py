@@ -1,8 +1,8 @@
 """Compiled programs: made by the system's compiler when they are first needed, and kept in a folder of the user's own.
 
 A program is named by a digest of its source, the compiler and the processor. Beside it lies the digest of its bytes: one that
-does not fit is made again. Files are written beside and renamed, so that several processes may make the same program at once. Where
-the folder cannot be written the program lives in a temporary one, for this process.
+does not fit is made again. Files are written beside and renamed, so that several processes may make the same program at once.
+Where the folder cannot be written the program lives in a temporary one, for this process.
 """
 
 import ctypes
@@ -48,7 +48,9 @@ def _machine() -> str:
     """What a program depends on besides its source: the compiler, its version and flags, and the processor."""
     compiler = find_compiler()
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise NoCompiler(f"{compiler} does not run: {error}") from None
     return "\n".join([compiler, version, *FLAGS, platform.machine(), _processor()])
@@ -89,8 +91,8 @@ def _program(source: str) -> ctypes.CDLL:
         if not _is_sound(kept):
             _compile(source, kept)
         return ctypes.CDLL(os.fspath(kept))
-    except OSError:  # the folder is of no use: a program for this process alone
-        with tempfile.TemporaryDirectory(prefix="gdflow-") as temporary:
+    except (OSError, RuntimeError):  # the folder is of no use, or there is no home: a program for this process alone
+        with tempfile.TemporaryDirectory(prefix="gdflow-", ignore_cleanup_errors=True) as temporary:
             made = pathlib.Path(temporary) / f"{name}.so"
             _compile(source, made)
             return ctypes.CDLL(os.fspath(made))  # stays loaded when the file is gone

@@ -23,7 +23,7 @@ from gdflow.layouts import LanesLast
 from gdflow.losses import SquaredError
 from gdflow.objective import LinearObjective
 from gdflow.rounding import coarse_error_parts, coarse_is_enough
-from gdflow.verdicts import AlmostSure, Balanced, LevelVerdict
+from gdflow.verdicts import AbstractLevelVerdict, AlmostSure, Balanced, LevelVerdict
 
 #: How starts end, numbered as in the program.
 _ENDS = np.array([
@@ -41,6 +41,8 @@ def why_not_fused(process: Any) -> str | None:
     objective, method, verdict = process.objective, process.method, process.verdict
     if not (isinstance(objective, LinearObjective) and isinstance(objective.loss, SquaredError) and objective.diagonal):
         return "it is for linear networks with the squared error"
+    if objective.target.dtype != jnp.float64:
+        return "it is for double precision"
     if not isinstance(method.layout, LanesLast) or not coarse_is_enough(process.starts.widths):
         return "the layers are too wide"
     if path_weights(method.solver) is None or not (isinstance(method.shortest, float) and method.shortest == 0):
@@ -56,7 +58,7 @@ def why_not_fused(process: Any) -> str | None:
 @functools.cache
 def _program(widths: tuple[int, ...], solver: Any, levels: int, crossings: int) -> Any:
     function = program(fused_source(widths, solver, levels, crossings)).run
-    function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 23]
+    function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 24]
     return function
 
 
@@ -69,13 +71,16 @@ def _draw(process: LaneProcess, high: Any, low: Any) -> Any:
 
 def _numbers(process: LaneProcess) -> np.ndarray:
     """The numbers that the program takes, in the order of `NUMBERS`."""
-    method, limits, objective = process.method, process.limits, process.objective
-    factor, rest = coarse_error_parts(objective, process.starts.widths)  # type: ignore[arg-type]
+    method: Any = process.method
+    objective: Any = process.objective
+    limits, verdict = process.limits, process.verdict
+    factor, rest = coarse_error_parts(objective, process.starts.widths)
+    assert isinstance(verdict, AbstractLevelVerdict)
     values = dict(
         rtol=method.rtol, atol=method.atol, order=method.order, t1=limits.t1, largest=process.largest,
         tolerance=limits.gradient_tolerance, dwell=limits.dwell, max_steps=limits.most_steps, round_off=factor, target_error=rest,
         tiny=2.0**20 * np.finfo(float).tiny, widen=1 + 2.0**10 * np.finfo(float).eps,
-        bound=process.verdict.thresholds.bound(), first_step=FIRST_STEP,  # type: ignore[attr-defined]
+        bound=verdict.thresholds.bound(), first_step=FIRST_STEP,
     )  # fmt: skip
     return np.array([float(values[name]) for name in NUMBERS])
 
@@ -85,14 +90,23 @@ class Fused:
 
     def __init__(self, process: LaneProcess):
         objective: Any = process.objective
-        levels = process.verdict.thresholds.bounds  # type: ignore[attr-defined]
-        crossings = [rider.levels for rider in process.riders if isinstance(rider, Crossings)]
+        method: Any = process.method
+        assert isinstance(process.verdict, AbstractLevelVerdict)
+        levels = process.verdict.thresholds.bounds
+        crossings: list[Any] = [rider.levels for rider in process.riders if isinstance(rider, Crossings)]
         self.drifts = any(isinstance(rider, Drift) for rider in process.riders)
         self.size = process.starts.num_parameters
-        data = (*(crossings or [np.zeros(0)]), objective.target, jnp.diagonal(objective.design), _numbers(process), levels)
+        data = (
+            *(crossings or [np.zeros(0)]),
+            objective.target,
+            jnp.diagonal(objective.design),
+            _numbers(process),
+            levels,
+        )
         self.constants = [np.ascontiguousarray(x, np.float64) for x in data]
         self.num_crossings = self.constants[0].size
-        self.program = _program(process.starts.widths, process.method.solver, levels.shape[0], self.num_crossings)
+        self.halt = np.zeros(1, np.int64)
+        self.program = _program(process.starts.widths, method.solver, levels.shape[0], self.num_crossings)
 
     def run(self, starts: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of some starts. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""
@@ -103,10 +117,10 @@ class Fused:
         steps, status, highest = np.empty((3, num), np.int64)
         # An entry more: of none there is no address.
         mark_y = np.empty((self.num_crossings * size + 1, num))
-        mark_t, mark_next, mark_loss, times = np.empty((4, self.num_crossings + 1, num))
+        mark_t, mark_next, mark_loss, times = np.zeros((4, self.num_crossings + 1, num))
         arrays = [
-            y, starts, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, drift, time,
-            times, *self.constants,
+            y, starts, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, drift,
+            time, times, self.halt, *self.constants,
         ]  # fmt: skip
         self.program(num, *(x.ctypes.data for x in arrays))
         decided = status == 0
@@ -117,6 +131,18 @@ class Fused:
         if self.drifts:
             rows["drift"] = drift
         return rows | {f"crossing_{k}": times[k] for k in range(self.num_crossings)}
+
+
+class _Stop(threading.Event):
+    """An event that the program sees, too."""
+
+    def __init__(self, flag: np.ndarray):
+        super().__init__()
+        self.flag = flag
+
+    def set(self) -> None:
+        self.flag[0] = 1
+        super().set()
 
 
 def run_fused(
@@ -130,7 +156,7 @@ def run_fused(
 ) -> None:
     """Runs the starts with the given ids, as `gdflow.basins.lanes.run_lanes`; a pool is handed on when all of it is done."""
     fused = Fused(process)
-    queue, lock, stop = iter(range(0, len(ids), pool)), threading.Lock(), threading.Event()
+    queue, lock, stop = iter(range(0, len(ids), pool)), threading.Lock(), _Stop(fused.halt)
 
     def work() -> None:
         while not stop.is_set():
@@ -142,6 +168,8 @@ def run_fused(
             words = (np.pad(word, (0, pool - len(part))) for word in split_ids(part))
             starts = np.asarray(_draw(process, *words))
             columns = fused.run(np.ascontiguousarray(starts[:, : len(part)]))
+            if stop.is_set():  # what was halted has no rows
+                return
             with lock:
                 sink(part, columns)
 

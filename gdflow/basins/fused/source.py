@@ -1,12 +1,13 @@
-"""The fused loop as C: some starts side by side in vector registers, from their beginning to their verdict.
+"""The fused program as C: some starts side by side in vector registers, from their beginning to their verdict.
 
-A lane is an element of a vector of `V` doubles. A first pass begins all starts of a pool; then one loop tries a step of all lanes,
-decides on it, and refills lanes that are done; a last pass repeats the steps in which something was crossed, and locates when. All sizes are fixed in the source: widths, the tableau, the number of levels and of crossings; all
-numbers that depend on data, tolerances or limits are arguments, so that one program serves all plans of a shape. Nothing of the
-source is made from text: only integers and floating-point constants go in.
+A lane is an element of a vector of `V` doubles. A first pass begins all starts of a pool; then one loop tries a step of all
+lanes, decides on it, and refills lanes that are done; a last pass repeats the steps in which something was crossed, and locates
+when. All sizes are fixed in the source: widths, the tableau, the number of levels and of crossings; all numbers that depend on
+data, tolerances or limits are arguments, so that one program serves all plans of a shape. Nothing of the source comes from text:
+only integers and floating-point constants go in.
 
-The decisions are those of `gdflow.basins.process.LaneProcess` (`init`, `step`, `rows`) with `gdflow.basins.methods.RungeKutta`, in
-the same order; roots are found as in `gdflow.dynamics.crossings`.
+The decisions are those of `gdflow.basins.process.LaneProcess` (`init`, `step`, `rows`) with `gdflow.basins.methods.RungeKutta`,
+in the same order; roots are found as in `gdflow.dynamics.crossings`. A lane depends on no other.
 """
 
 from typing import Any
@@ -23,8 +24,8 @@ _ROWS, _COLUMNS = 2, 6
 
 #: Numbers that depend on the plan, in this order in the array `numbers`.
 NUMBERS = (
-    "rtol", "atol", "order", "t1", "largest", "tolerance", "dwell", "max_steps", "round_off", "target_error", "tiny", "widen", "bound",
-    "first_step",
+    "rtol", "atol", "order", "t1", "largest", "tolerance", "dwell", "max_steps", "round_off", "target_error", "tiny", "widen",
+    "bound", "first_step",
 )  # fmt: skip
 
 
@@ -61,7 +62,9 @@ def _number(x: float) -> str:
     return float(x).hex()
 
 
-def _product(out: str, a: str, b: str, shape: tuple[int, int, int], a_steps: tuple[int, int], b_steps: tuple[int, int]) -> str:
+def _product(
+    out: str, a: str, b: str, shape: tuple[int, int, int], a_steps: tuple[int, int], b_steps: tuple[int, int]
+) -> str:
     """`out = a b`, `shape` rows, inner, columns; `a(i, k) = a[i·s + k·t]`, `b(k, j) = b[k·s + j·t]`; block by block."""
     rows, inner, columns = shape
     lines = []
@@ -94,7 +97,7 @@ def _forward(widths: tuple[int, ...], offsets: np.ndarray) -> tuple[list[str], d
 
 
 def _field(widths: tuple[int, ...], offsets: np.ndarray) -> str:
-    """The loss at `y`, and with `−∇L`: products from the right, the residual, products from the left (eq. (6), diagonal design)."""
+    """The loss at `y`, and with `−∇L`: products from the right, the residual, products from the left (diagonal design)."""
     depth, d_in, d_out = len(widths) - 1, widths[0], widths[-1]
     forward, right = _forward(widths, offsets)
     residual = f"const v e = {right[depth]}[i * {d_in} + j] * design[j] - target[i * {d_in} + j];"
@@ -270,7 +273,7 @@ static void begin(int64_t num, const double *y, double *f, double *next, double 
 /* Steps until every start is over. One whose step decides it stays at the beginning of that step. */
 static void fly(int64_t num, double *y, double *f, double *t, double *t_next, double *loss, double *quiet, int64_t *steps,
                 int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
-                const double *crossings, CONSTANTS) {
+                const double *crossings, const volatile int64_t *halt, CONSTANTS) {
     v Y[P], Y1[P], F1[P], K[STAGES][P], T, NEXT, LOSS, QUIET, marked[CROSSINGS + 1];
     m STEPS, HIGHEST;
     int64_t lane[V], taken = 0;
@@ -289,7 +292,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
             T[i] = 0.0, NEXT[i] = t_next[n], LOSS[i] = loss[n], QUIET[i] = quiet[n], STEPS[i] = 0, HIGHEST[i] = highest[n];
             for (int c = 0; c < CROSSINGS; ++c) marked[c][i] = mark_next[c * num + n];
         }
-        if (!busy) return;
+        if (!busy || *halt) return;
         const v h = NEXT - T;
         v loss1, squares;
         v norm = root(attempt(Y, K, h, Y1, F1, &loss1, DATA, numbers) / (double)P);
@@ -344,7 +347,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
     }
 }
 
-/* When the loss falls to a level inside a step: Chandrupatla's method, in all lanes at once, until those that are wanted are done. */
+/* When the loss falls to a level inside a step: Chandrupatla's method. Lanes that are done stay as they are. */
 static v crossing(const v *Y, const v *Y1, const v (*K)[P], v t0, v t1, v excess0, v excess1, v level, m wanted,
                   const double *target, const double *design) {
     const v h = t1 - t0;
@@ -352,15 +355,15 @@ static v crossing(const v *Y, const v *Y1, const v (*K)[P], v t0, v t1, v excess
     v share = CHOOSE(falls, excess1 / CHOOSE(falls, excess1 - excess0, same(-1.0)), same(0.5));
     v x1 = t1, f1 = excess1, x2 = t0, f2 = excess0, x3 = t0, f3 = excess0, S[P];
     for (int count = 0; count < 60; ++count) {
-        const m open = (size_of(x2 - x1) > 4 * 0x1p-52 * size_of(x1)) & (f1 != 0.0) & is_finite(f1);
-        if (!any(open & wanted)) break;
+        const m open = wanted & (size_of(x2 - x1) > 4 * 0x1p-52 * size_of(x1)) & (f1 != 0.0) & is_finite(f1);
+        if (!any(open)) break;
         const v x = x1 + share * (x2 - x1);
         inside(Y, Y1, K, h, 2.0 * ((x - t0) / h) - 1.0, S);
         const v f = value(S, DATA) - level;
         const m alike = ((f > 0.0) == (f1 > 0.0)) & ((f < 0.0) == (f1 < 0.0));
-        x3 = CHOOSE(alike, x1, x2), f3 = CHOOSE(alike, f1, f2);
-        x2 = CHOOSE(alike, x2, x1), f2 = CHOOSE(alike, f2, f1);
-        x1 = x, f1 = f;
+        x3 = CHOOSE(open, CHOOSE(alike, x1, x2), x3), f3 = CHOOSE(open, CHOOSE(alike, f1, f2), f3);
+        x2 = CHOOSE(open & ~alike, x1, x2), f2 = CHOOSE(open & ~alike, f1, f2);
+        x1 = CHOOSE(open, x, x1), f1 = CHOOSE(open, f, f1);
         const v xi = (x1 - x2) / (x3 - x2), phi = (f1 - f2) / (f3 - f2);
         const m safe = (phi * phi < xi) & ((1.0 - phi) * (1.0 - phi) < 1.0 - xi);
         const v inverse = f1 / (f2 - f1) * f3 / (f2 - f3) + (x3 - x1) / (x2 - x1) * f1 / (f3 - f1) * f2 / (f3 - f2);
@@ -411,16 +414,17 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
 
 void run(int64_t num, double *y, double *start, double *f, double *t, double *t_next, double *loss, double *quiet, int64_t *steps,
          int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
-         double *slope, double *drifted, double *time, double *times, const double *crossings, CONSTANTS) {
+         double *slope, double *drifted, double *time, double *times, const int64_t *halt, const double *crossings, CONSTANTS) {
     begin(num, y, f, t_next, loss, quiet, status, highest, mark_next, crossings, DATA, numbers, levels);
     for (int64_t n = 0; n < num; ++n) t[n] = 0.0, steps[n] = 0;
-    fly(num, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, crossings, DATA, numbers,
-        levels);
+    fly(num, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, crossings, halt, DATA,
+        numbers, levels);
+    if (*halt) return;
     for (int c = 0; c < CROSSINGS; ++c) {
         const int64_t at = c * num;
         for (int64_t n = 0; n < num; ++n) times[at + n] = mark_next[at + n];
-        locate(num, mark_y + at * P, f, mark_t + at, mark_next + at, mark_loss + at, steps, status, crossings + c, times + at, DATA,
-               numbers, levels);
+        locate(num, mark_y + at * P, f, mark_t + at, mark_next + at, mark_loss + at, steps, status, crossings + c, times + at,
+               DATA, numbers, levels);
     }
     for (int64_t n = 0; n < num; ++n) time[n] = t[n];
     locate(num, y, f, t, t_next, loss, steps, status, 0, time, DATA, numbers, levels);

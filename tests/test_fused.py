@@ -1,0 +1,274 @@
+"""The fused program against XLA's lanes: the same rows; what it leaves to them; compilers, caches and their failures."""
+
+import dataclasses
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+import warnings
+
+import diffrax
+import jax
+import numpy as np
+import pytest
+
+import gdflow as gf
+from gdflow.basins import Limits, engines
+from gdflow.basins.fused import build, why_not_fused
+from gdflow.basins.plan import Plan, make_plan
+
+
+def collected(plan: Plan, ids, engine: str, monkeypatch, **options) -> dict[str, np.ndarray]:
+    monkeypatch.setenv(engines.VARIABLE, engine)
+    table = plan.collect(ids, **options)
+    return {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+
+
+def assert_alike(plan: Plan, ids, monkeypatch, *, steps: float = 1.0) -> dict[str, np.ndarray]:
+    """Both engines give the same rows. **Arguments:** `steps`: the least part of the starts with equal numbers of steps."""
+    fused, lanes = (collected(plan, ids, engine, monkeypatch) for engine in ("fused", "xla"))
+    for name in ("id", "status", "limit", "highest"):
+        np.testing.assert_array_equal(fused[name], lanes[name], err_msg=name)
+    same = fused["steps"] == lanes["steps"]
+    assert same.mean() >= steps
+    for name in [name for name in fused if name == "time" or name.startswith("crossing")]:
+        # When a level is crossed is a property of the solution, found to round-off. Where a step ends follows from estimates of
+        # errors, differences of stages: of these round-off is a part of 1e-16 over the tolerance, about.
+        certified = same & (lanes["status"] == "certified")
+        np.testing.assert_allclose(fused[name][certified], lanes[name][certified], rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(fused[name][same], lanes[name][same], rtol=1e-6, atol=1e-12, err_msg=name)
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(fused[name][same], lanes[name][same], rtol=1e-5, atol=1e-12, err_msg=name)
+    if "drift" in fused:
+        np.testing.assert_allclose(fused["drift"][same], lanes["drift"][same], rtol=1e-3, atol=1e-12)
+    return fused
+
+
+SOLVERS = (diffrax.Tsit5(), diffrax.Dopri5(), diffrax.Dopri8(), diffrax.Bosh3(), gf.RKC(10), diffrax.Heun())
+
+
+def random_plan(seed: int) -> Plan:
+    """Widths, spectra, tolerances, solvers and laws at random, from a seed."""
+    rng = np.random.default_rng(seed)
+    depth = int(rng.integers(1, 5))
+    widths = tuple(int(d) for d in rng.integers(1, 9, depth + 1))
+    rank = min(widths[0], widths[-1])
+    s = np.sort(np.exp(rng.uniform(-1.5, 1.5, rank)))[::-1]
+    problem = gf.Problem.from_singular_values(list(s), widths[0], widths[-1])
+    tolerance = 10 ** rng.uniform(-8, -3)
+    method = gf.integrator(SOLVERS[int(rng.integers(len(SOLVERS)))], rtol=tolerance, atol=1e-3 * tolerance)
+    law = gf.initialization.Gaussian(widths, scale=float(np.exp(rng.uniform(-1, 0.5))))
+    return make_plan(problem, law, key=jax.random.key(seed), method=method, limits=Limits(max_steps=3000))
+
+
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in range(3, 30))])
+def test_random_plans_give_the_same_rows(seed, monkeypatch):
+    """Of 60 starts each at most one may differ in its number of steps: an error within round-off of the tolerance."""
+    plan = random_plan(seed)
+    assert why_not_fused(plan.processes[0]) is None
+    assert_alike(plan, range(60), monkeypatch, steps=0.98)
+
+
+@pytest.fixture
+def plan():
+    return make_plan(
+        gf.Problem.from_singular_values([3, 2, 1], 6), gf.initialization.Gaussian((6, 5, 5, 3)), key=jax.random.key(0)
+    )
+
+
+def test_many_starts_of_the_workload(plan, monkeypatch):
+    rows = assert_alike(plan, range(5000), monkeypatch, steps=0.999)
+    assert np.all(rows["status"] == "certified")
+    assert rows["drift"].max() < 1e-4
+
+
+def test_data_with_a_design_of_their_own(monkeypatch):
+    rng = np.random.default_rng(1)
+    X, Y = rng.normal(size=(5, 40)), rng.normal(size=(3, 40))
+    problem = gf.Problem(X, Y)
+    assert_alike(
+        make_plan(problem, gf.initialization.Gaussian((5, 4, 3)), key=jax.random.key(2)), range(200), monkeypatch
+    )
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        Limits(t1=0.7), Limits(max_steps=9), Limits(largest=3.0), Limits(gradient_tolerance=3.0, dwell=0.05),
+        Limits(gradient_tolerance=3.0), Limits(t1=1e-9),
+    ],
+)  # fmt: skip
+def test_limits_end_the_same_starts(limits, plan, monkeypatch):
+    rows = assert_alike(dataclasses.replace(plan, limits=limits), range(300), monkeypatch)
+    assert len(set(rows["status"])) >= 1
+    assert set(rows["status"]) != {"certified"}
+
+
+def test_starts_that_are_over_at_once(monkeypatch):
+    """At a saddle, at a minimum, and where entries overflow."""
+    problem = gf.Problem.from_singular_values([2.0, 1.0])
+    layers = np.zeros((5, 2, 2, 2))
+    layers[1] = np.diag(np.sqrt([2.0, 1.0]))
+    layers[2] = 1e200
+    layers[3] = 0.3 * np.eye(2)
+    layers[4, 0, 0, 0] = layers[4, 1, 0, 0] = 1e5
+    nets = gf.LayerTuple([layers[:, 0], layers[:, 1]])
+    rows = assert_alike(make_plan(problem, nets), range(5), monkeypatch)
+    assert [rows["status"][k] for k in (0, 1, 3)] == ["stationary", "certified", "certified"]
+    assert rows["status"][2] in ("non finite", "diverging")
+    assert rows["steps"][0] == rows["steps"][1] == rows["time"][1] == 0
+
+
+def test_rows_depend_on_no_other_start(plan, monkeypatch):
+    """Bit by bit the same, whatever runs beside it, in however many threads."""
+    whole = collected(plan, range(700), "fused", monkeypatch)
+    part = collected(plan, range(300, 311), "fused", monkeypatch, threads=1)
+    again = collected(plan, range(700), "fused", monkeypatch, threads=3, lanes=5)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], again[name])
+        np.testing.assert_array_equal(whole[name][300:311], part[name])
+
+
+def test_other_verdicts_and_riders(monkeypatch):
+    problem = gf.Problem.from_singular_values([3, 2, 1])
+    law = gf.initialization.Gaussian((3, 2, 3))
+    verdict = gf.verdicts.AlmostSure(problem, law.widths)
+    some = make_plan(problem, law, key=jax.random.key(1), verdict=verdict, riders=())
+    assert why_not_fused(some.processes[0]) is None
+    assert_alike(some, range(100), monkeypatch)
+    thin = gf.initialization.Balanced((3, 2, 2, 3))
+    assert_alike(make_plan(problem, thin, key=jax.random.key(1)), range(50), monkeypatch)
+
+
+def test_what_is_left_to_xla(plan, monkeypatch):
+    problem = plan.problem
+    law, key = gf.initialization.Gaussian((6, 5, 5, 3)), jax.random.key(0)
+
+    def reason(problem=problem, law=law, **options):
+        return why_not_fused(make_plan(problem, law, key=key, **options).processes[0])
+
+    assert reason() is None
+    assert "Runge–Kutta" in reason(method=gf.integrator(diffrax.Kvaerno3()))
+    assert "too wide" in reason(law=gf.initialization.Gaussian((6, 20, 3)))
+    assert "rider" in reason(proof=True)
+    assert "rider" in reason(riders=(gf.basins.Imbalance(),))
+    square = gf.Problem.from_singular_values([2, 1])
+    assert "verdicts" in reason(square, gf.initialization.Balanced((2, 2, 2)))
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(4, 20)), rng.normal(size=(2, 20))
+    assert "squared error" in reason(gf.Problem(*data, activations="tanh"), gf.initialization.Gaussian((4, 3, 2)))
+    monkeypatch.setenv(engines.VARIABLE, "fused")
+    with pytest.raises(ValueError, match="GDFLOW_ENGINE=fused, but the fused program cannot run this plan: a rider"):
+        make_plan(problem, law, key=key, proof=True).collect(range(2))
+
+
+def test_engines_that_are_none_are_refused(plan, monkeypatch):
+    monkeypatch.setenv(engines.VARIABLE, "warp")
+    with pytest.raises(ValueError, match="GDFLOW_ENGINE must be one of auto, fused, xla, got 'warp'"):
+        plan.collect(range(2))
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A cache of its own, with nothing known of compilers and programs."""
+    from gdflow.basins.fused import engine
+
+    def forget():
+        for function in (build.find_compiler, build._machine, build._program, engine._program, engines._say_once):
+            function.cache_clear()
+
+    monkeypatch.setenv(build.FOLDER, str(tmp_path / "programs"))
+    forget()
+    yield forget
+    forget()
+
+
+SOURCE = "int answer(void) { return 42; }"
+
+
+def programs(tmp_path: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((tmp_path / "programs").glob("*.so"))
+
+
+def test_programs_are_kept_for_the_user_alone(fresh, tmp_path):
+    assert build.program(SOURCE).answer() == 42
+    (kept,) = programs(tmp_path)
+    assert stat.S_IMODE((tmp_path / "programs").stat().st_mode) == 0o700
+    before = kept.stat().st_mtime_ns
+    fresh()
+    assert build.program(SOURCE).answer() == 42
+    assert kept.stat().st_mtime_ns == before  # not made again
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x7fELF nonsense", None])
+def test_damaged_programs_are_made_again(damage, fresh, tmp_path):
+    build.program(SOURCE)
+    (kept,) = programs(tmp_path)
+    if damage is None:
+        kept.with_suffix(".sha256").unlink()
+    else:
+        kept.unlink()  # written over, the one that is loaded would be damaged
+        kept.write_bytes(damage)
+    fresh()
+    assert build.program(SOURCE).answer() == 42
+    assert len(programs(tmp_path)) == 1
+    assert build._is_sound(kept)
+
+
+def test_folders_that_others_can_write_are_not_used(fresh, tmp_path):
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs").chmod(0o777)
+    assert build.program(SOURCE).answer() == 42
+    assert programs(tmp_path) == []
+
+
+def test_folders_that_cannot_be_made_are_done_without(fresh, tmp_path):
+    (tmp_path / "programs").write_text("a file")
+    assert build.program(SOURCE).answer() == 42
+
+
+def test_without_a_compiler_xla_runs_and_says_so_once(fresh, plan, monkeypatch, tmp_path):
+    expected = collected(plan, range(20), "xla", monkeypatch)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.warns(
+        engines.EngineWarning, match="there is no C compiler.*install gcc or clang, or set GDFLOW_ENGINE=xla"
+    ):
+        rows = collected(plan, range(20), "auto", monkeypatch)
+    np.testing.assert_array_equal(rows["time"], expected["time"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collected(plan, range(20), "auto", monkeypatch)
+    with pytest.raises(ValueError, match="GDFLOW_ENGINE=fused, but there is no C compiler"):
+        collected(plan, range(20), "fused", monkeypatch)
+
+
+def test_a_compiler_that_fails_is_no_compiler(fresh, monkeypatch, tmp_path):
+    fake = tmp_path / "fake-cc"
+    fake.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'no can do' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CC", str(fake))
+    with pytest.raises(build.NoCompiler, match="no can do"):
+        build.program(SOURCE)
+
+
+def test_processes_may_make_the_same_program_at_once(fresh, tmp_path):
+    code = f"from gdflow.basins.fused.build import program; assert program({SOURCE!r}).answer() == 42"
+    environment = os.environ | {build.FOLDER: str(tmp_path / "programs")}
+    running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    (kept,) = programs(tmp_path)
+    assert build._is_sound(kept)
+    assert len(list((tmp_path / "programs").iterdir())) == 2  # nothing is left of the writing
+
+
+def test_a_run_can_be_halted(plan, monkeypatch):
+    """A sink that fails ends the run: other threads stop inside their pools."""
+    monkeypatch.setenv(engines.VARIABLE, "fused")
+
+    def fails(ids, columns):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan.run(range(20_000), fails, threads=2)
