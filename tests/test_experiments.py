@@ -21,8 +21,9 @@ from gdflow.experiments.riemannian.claims import (
     ALPHA,
     by_law,
     converges,
+    in_order,
     is_alike,
-    is_longer,
+    order_of,
     ratio_interval,
     ratios,
     slower_with_depth,
@@ -210,30 +211,46 @@ def test_orders_need_both_sets_of_draws():
     base = np.exp(rng.normal(size=40))
     noise = np.exp(0.3 * rng.normal(size=40))
 
-    def decided(first, second, decide=is_longer):
+    def decided(first, second, decide=order_of):
         return twice(decide, ratios(first, second))
 
-    assert decided(times(base), times(3 * base * noise)) is True
-    assert decided(times(base), times(base * noise / 3)) is False
-    assert decided(times(base), times(base * (1 + 0.01 * (noise - 1)))) is False  # no dependence
+    assert decided(times(base), times(3 * base * noise)) == 1
+    assert decided(times(base), times(base * noise / 3)) == -1
+    assert decided(times(base), times(base * (1 + 0.01 * (noise - 1)))) == 0
     assert decided(times(base), times(base * noise)) is None
     # One half says so, the other the contrary.
     mixed = np.where(np.arange(40) % 2 == 0, 3.0, 1 / 3)
     assert decided(times(base), times(base * mixed)) is None
     # Runs that end early are longer than those that arrive before, and of no order beside each other.
     late = times(np.full(40, 100.0), end=50.0)
-    assert decided(times(base), late) is True
-    assert decided(late, times(base)) is False
+    assert decided(times(base), late) == 1
+    assert decided(late, times(base)) == -1
     assert decided(late, late) is None
     assert decided(times(base), times(1.2 * base), is_alike) is True
-    assert decided(times(base), times(2 * base), is_alike) is False
+    assert decided(times(base), times(3 * base), is_alike) is False
+
+
+@pytest.mark.parametrize(
+    ("orders", "verdict"),
+    [
+        ((1, 1), True),
+        ((1, 0), True),
+        ((1, None), True),
+        ((1, -1), False),
+        ((0, 0), False),
+        ((0, None), None),
+        ((None, -1), False),
+    ],
+)  # fmt: skip
+def test_a_claim_on_several_pairs(orders, verdict):
+    assert in_order(orders) is verdict
 
 
 def test_no_order_is_found_where_there_is_none():
     """Of 400 pairs of equal laws about 2·α² = 8e-4 are ordered in both sets: four or more with a probability below 5e-4."""
     rng = np.random.default_rng(1)
-    found = [twice(is_longer, ratios(times(np.exp(a)), times(np.exp(b)))) for a, b in rng.normal(size=(400, 2, 60))]
-    assert sum(verdict is not None for verdict in found) < 4
+    found = [twice(order_of, ratios(times(np.exp(a)), times(np.exp(b)))) for a, b in rng.normal(size=(400, 2, 60))]
+    assert sum(order is not None for order in found) < 4
 
 
 def test_intervals_of_ratios_cover_the_median():

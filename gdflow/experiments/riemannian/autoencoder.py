@@ -120,11 +120,11 @@ def figure_5(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
         *(converges(p, f"N = {p[0].case.depth}: the limit of W(t) is U_rU_rᵀ for all d") for p in panels),
         takes_longer(
             [ends(panel) for panel in panels], "the convergence rates decrease with an increase in d",
-            "for every N, from the least to the largest d,",
+            "from the least to the largest d",
         ),
         takes_longer(
             matched(panels[:1], panels[1:], depths=False), "the convergence rates decrease with an increase in N",
-            "at every d that both panels have, from the least to the largest N,",
+            "from the least to the largest N, at every d that both panels have,",
         ),
         _late_rates(panels),
     ]  # fmt: skip
@@ -187,7 +187,7 @@ def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
             lambda p: takes_longer(
                 [ends(panel) for panel in p if len(panel) > 1],
                 "as for balanced starts, the convergence rates decrease with an increase in d",
-                "for every N, from the least to the largest d,",
+                "from the least to the largest d",
             ),
         ),
     ]

@@ -2,7 +2,9 @@
 
 *Two sets of draws.* An order, or its absence, is decided on the even draws and again on the odd ones; where the two differ it is
 not decided. Within a set, an order of two times is tested by the signs of their differences, draw by draw, at the level `ALPHA`;
-there is no order where an interval for the median of their ratio, of the same level, lies within `NEGLIGIBLE` of 1.
+there is no order where an interval for the median of their ratio, of the same level, lies within `NEGLIGIBLE` of 1. A claim on
+several pairs is confirmed where some show its order and none the contrary; it is denied where one does, or all show that there
+is none.
 
 *Runs that end early* have times between the end of the run and infinity, and a difference of two such times has no sign: it
 counts against either order.
@@ -10,7 +12,8 @@ counts against either order.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.stats
@@ -25,14 +28,16 @@ RANKED = 1e-2
 ALPHA = 0.02
 #: A ratio of times between 1/1.1 and 1.1 is no dependence …
 NEGLIGIBLE = 1.1
-#: … and one below 1.5 is alike, or slight.
-ALIKE = 1.5
+#: … and one below 2 is alike, or slight.
+ALIKE = 2.0
 
 #: Lower and upper bounds of a ratio, draw by draw.
 Ratios = Float[np.ndarray, "2 draws"]
 Pair = tuple[Group, Group]
+Verdict = TypeVar("Verdict")
 Panels = Sequence[Sequence[Group]]
-Decision = Callable[[Ratios], bool | None]
+Decision = Callable[[Ratios], int | None]
+Combination = Callable[[Iterable[Any]], bool | None]
 
 
 def ratios(first: Times, second: Times) -> Ratios:
@@ -59,21 +64,29 @@ def sign_test(wins: int, draws: int) -> float:
     return float(scipy.stats.binomtest(wins, draws, 0.5, alternative="greater").pvalue)
 
 
-def twice(decide: Decision, values: Ratios) -> bool | None:
+def twice(decide: Callable[[Ratios], Verdict], values: Ratios) -> Verdict | None:
     """What is decided on the even draws and on the odd ones alike."""
     one, other = decide(values[:, ::2]), decide(values[:, 1::2])
     return one if one == other else None
 
 
-def is_longer(values: Ratios) -> bool | None:
-    """Whether ratios are above 1 more often than not: `False` where below, or their median is near 1."""
+def order_of(values: Ratios) -> int | None:
+    """1 where ratios are above 1 more often than not, −1 where below, 0 where their median is near 1, `None` if neither shows."""
     low, high = ratio_interval(values)
     if low > 1 / NEGLIGIBLE and high < NEGLIGIBLE:
-        return False
+        return 0
     count = values.shape[1]
     if sign_test(int(np.sum(values[0] > 1)), count) <= ALPHA:
-        return True
-    return False if sign_test(int(np.sum(values[1] < 1)), count) <= ALPHA else None
+        return 1
+    return -1 if sign_test(int(np.sum(values[1] < 1)), count) <= ALPHA else None
+
+
+def in_order(orders: Iterable[int | None]) -> bool | None:
+    """Whether some pairs have the order 1 and none the contrary; `None` if that could not be told."""
+    orders = list(orders)
+    if -1 in orders:
+        return False
+    return True if 1 in orders else None if None in orders else False
 
 
 def is_alike(values: Ratios) -> bool | None:
@@ -84,7 +97,7 @@ def is_alike(values: Ratios) -> bool | None:
 
 def is_slightly_longer(values: Ratios) -> bool | None:
     """Whether ratios are above 1 more often than not, and their median is below `ALIKE`."""
-    return every([is_longer(values), is_alike(values)])
+    return every([in_order([order_of(values)]), is_alike(values)])
 
 
 def ratio_text(values: Ratios) -> str:
@@ -122,15 +135,17 @@ def _features(case: Case) -> tuple[str, ...]:
     return f"d={case.d}", f"r={case.rank}", f"N={case.depth}", case.start_name
 
 
-def _compare(pairs: Sequence[Pair], decide: Decision, statement: str, criterion: str, **measure) -> Claim:
+def _compare(
+    pairs: Sequence[Pair], decide: Decision, combine: Combination, statement: str, criterion: str, **measure: Any
+) -> Claim:
     """A claim on the ratio of the times of every pair.
 
-    **Arguments:** `measure`: the fraction and the quantity of the times.
+    **Arguments:** `combine`: what follows from what is decided of the pairs; `measure`: fraction and quantity of the times.
     """
     measure = {"fraction": RANKED, **measure}
     values = {pair_text(a.case, b.case): ratios(a.times(**measure), b.times(**measure)) for a, b in pairs}
     verdicts = {label: twice(decide, value) for label, value in values.items()}
-    confirmed = every(verdicts.values())
+    confirmed = combine(verdicts.values())
     left = "; ".join(label for label, verdict in verdicts.items() if verdict is None)
     groups = list(dict.fromkeys(group for pair in pairs for group in pair))
     return Claim(
@@ -151,7 +166,8 @@ def longer_text(fraction: float = RANKED, quantity: str = "error") -> str:
     return (
         f"for the {quantity} to fall to {fraction:g} of the first, more often than not: sign tests at the level "
         f"{ALPHA:g} on the even "
-        f"and on the odd draws, and a median ratio that is not within {100 * (NEGLIGIBLE - 1):.0f} % of 1"
+        f"and on the odd draws, and a median ratio that is not within {100 * (NEGLIGIBLE - 1):.0f} % of 1; in no pair "
+        "less long"
     )
 
 
@@ -161,8 +177,9 @@ def takes_longer(pairs: Sequence[Pair], statement: str, what: str, *, loss: bool
     **Arguments:** `what`: what the pairs are; `loss`: whether losses are compared, which are squares.
     """
     fraction, quantity = (RANKED**2, "losses") if loss else (RANKED, "errors")
-    criterion = f"{what} it takes longer {longer_text(fraction, 'loss' if loss else 'error')}"
-    return _compare(pairs, is_longer, statement, criterion, fraction=fraction, quantity=quantity)
+    longer = longer_text(fraction, "loss" if loss else "error")
+    criterion = f"{what} in at least one pair it takes longer {longer}; in none it takes less long"
+    return _compare(pairs, order_of, in_order, statement, criterion, fraction=fraction, quantity=quantity)
 
 
 def ends(groups: Sequence[Group]) -> Pair:
@@ -172,16 +189,14 @@ def ends(groups: Sequence[Group]) -> Pair:
 
 def slower_with_depth(panels: Panels, statement: str, *, loss: bool = False) -> Claim:
     """That in every panel the deepest networks take longer than the shallowest."""
-    return takes_longer(
-        [ends(panel) for panel in panels], statement, "in every panel, from the least to the largest N,", loss=loss
-    )
+    return takes_longer([ends(panel) for panel in panels], statement, "from the least to the largest N", loss=loss)
 
 
 def slower_with_size(panels: Panels, statement: str) -> Claim:
     """That for every depth the networks of the second panel take longer than those of the first."""
     small = {group.case.depth: group for group in panels[0]}
     pairs = [(small[group.case.depth], group) for group in panels[1] if group.case.depth in small]
-    return takes_longer(pairs, statement, "for every N, from the left panel's size to the right one's,")
+    return takes_longer(pairs, statement, "from the left panel's size to the right one's, N by N,")
 
 
 def alike(pairs: Sequence[Pair], statement: str) -> Claim:
@@ -191,20 +206,20 @@ def alike(pairs: Sequence[Pair], statement: str) -> Claim:
         f"within 1/{ALIKE:g} "
         f"and {ALIKE:g}, each end of it wrong with a probability of {ALPHA:g}, on the even and on the odd draws"
     )
-    return _compare(pairs, is_alike, statement, criterion)
+    return _compare(pairs, is_alike, every, statement, criterion)
 
 
 def slightly_longer(pairs: Sequence[Pair], statement: str) -> Claim:
     """That of every pair the second takes longer, and by no more than a slight factor."""
     criterion = f"for every N and size it takes longer {longer_text()}, and the median ratio is below {ALIKE:g}"
-    return _compare(pairs, is_slightly_longer, statement, criterion)
+    return _compare(pairs, is_slightly_longer, every, statement, criterion)
 
 
 def stronger(weak: Pair, strong: Pair, statement: str) -> Claim:
     """That a time grows by a larger factor from one group to the other in the second pair than in the first."""
     growths = [ratios(a.times(RANKED), b.times(RANKED)) for a, b in (weak, strong)]
     value = ratios(Times(growths[0]), Times(growths[1]))
-    verdict = twice(is_longer, value)
+    verdict = in_order([twice(order_of, value)])
     labels = [f"{b.case.task}, {pair_text(a.case, b.case)}" for a, b in (weak, strong)]
     return Claim(
         statement,
