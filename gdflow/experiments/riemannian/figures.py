@@ -93,7 +93,7 @@ def _large(task: Task, depth: int, start: Start) -> tuple[float, int]:
             return LARGE, 40
         return {2: (LARGE, 100), 5: (LARGE, 60), 10: (LARGE, 24), 20: (2e3, 20)}[depth]
     if depth <= 5:
-        return 500.0, 20
+        return 500.0, 60 if depth == 2 and task == "supervised" else 20
     # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.
     return (30.0 if depth == 10 else 4.0), (2 if start == STARTS[0] else 0)
 
