@@ -21,7 +21,9 @@ settings.load_profile("gdflow")
 
 
 def pytest_configure(config):
-    """Keeps compiled programs among pytest's own files, for the next run; not in CI, nor where JAX has a folder already."""
+    """Keeps compiled programs among pytest's own files, for the next run; those of JAX not in CI, nor where it has a folder."""
+    if hasattr(config, "cache"):
+        os.environ.setdefault("GDFLOW_CACHE", str(config.cache.mkdir("fused")))
     if not (os.environ.get("CI") or jax.config.jax_compilation_cache_dir) and hasattr(config, "cache"):
         keep_programs(config.cache.mkdir("programs"))
 

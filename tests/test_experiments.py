@@ -314,16 +314,22 @@ def test_verdicts_follow_the_numbers():
 
 
 def test_bundles_show_what_is_known():
-    arrived, unfinished = (bundle(g, lambda run: run.errors, by_depth) for g in (group([1.0, 2.0]), group([1.0, 1e-4])))
+    arrived, unfinished = (
+        bundle(group(rates), lambda run: run.errors, by_depth) for rates in ([1.0, 2.0], [1e-5, 1e-4])
+    )
     assert not arrived.unfinished
     assert 1e-5 <= arrived.smallest < 3e-5  # saved times are 25 a decade
-    assert not unfinished.unfinished or unfinished.end == 1e4
+    assert unfinished.unfinished
+    assert unfinished.end == pytest.approx(1e4)
     figure = draw_panels([Panel("one", [arrived]), Panel("other", [unfinished])], "error", "seed 0")
     (left, right) = figure.axes
     assert left.get_ylim() == right.get_ylim()
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["(a)", "(b)"]
-    texts = [text.get_text() for text in right.get_legend().get_texts()] if right.get_legend() else []
-    assert ("runs end here" in texts) == bool(right.get_legend())
+    texts = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert texts == [["$N = 2$"], ["runs end here"]]
+    # Until the first of the draws arrives no curve is drawn below what is known, and none after its end.
+    assert np.nanmax(left.lines[0].get_xdata()) < 20
+    assert right.lines[0].get_xdata()[-1] == pytest.approx(1e4)
 
 
 @pytest.fixture

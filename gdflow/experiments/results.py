@@ -120,16 +120,14 @@ def draw_panels(panels: Sequence[Panel], ylabel: str, foot: str = "") -> Figure:
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True, sharex=True)[0]
     labels = [[bundle.label for bundle in panel.bundles] for panel in panels]
     for place, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
-        for bundle in panel.bundles:
-            _draw_bundle(axes, bundle, floor)
+        marked = [_draw_bundle(axes, bundle, floor) for bundle in panel.bundles]
         axes.set_title(panel.title, fontsize=10)
         axes.set_title(f"({'abcdef'[place]})", loc="left", fontsize=10, fontweight="bold")
         hide_box(axes)
         axes.grid(color="0.92", lw=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel("flow time $t$")
-        if place == 0 or labels[place] != labels[0]:
-            _add_legend(axes, panel)
+        _add_legend(axes, panel.bundles if place == 0 or labels[place] != labels[0] else (), any(marked))
     first, last = _shown_times(bundles, floor)
     top = 1.6 * max(float(np.max(bundle.values[:, bundle.ts <= bundle.end])) for bundle in bundles)
     for axes in grid:
@@ -141,7 +139,8 @@ def draw_panels(panels: Sequence[Panel], ylabel: str, foot: str = "") -> Figure:
     return figure
 
 
-def _draw_bundle(axes: Axes, bundle: Bundle, floor: float) -> None:
+def _draw_bundle(axes: Axes, bundle: Bundle, floor: float) -> bool:
+    """Draws median and band; whether the end is marked."""
     color = COLORS[bundle.color % len(COLORS)]
     shown = (bundle.ts > 0) & (bundle.ts <= bundle.end)
     ts, values = bundle.ts[shown], np.maximum(bundle.values[:, shown], 0.1 * floor)
@@ -152,15 +151,18 @@ def _draw_bundle(axes: Axes, bundle: Bundle, floor: float) -> None:
     below = np.flatnonzero(median < floor)
     stop = below[0] + 1 if below.size else len(ts)  # it leaves the panel through its lower edge
     axes.plot(ts[:stop], median[:stop], color=color, lw=1.6)
-    if bundle.unfinished and not below.size:
+    marked = bundle.unfinished and not below.size
+    if marked:
         axes.plot(ts[-1], median[-1], "o", color=color, mfc="white", ms=5, clip_on=False, zorder=5)
+    return marked
 
 
-def _add_legend(axes: Axes, panel: Panel) -> None:
-    handles = [Line2D([], [], color=COLORS[b.color % len(COLORS)], lw=1.6, label=b.label) for b in panel.bundles]
-    if any(bundle.unfinished for bundle in panel.bundles):
+def _add_legend(axes: Axes, bundles: Sequence[Bundle], marked: bool) -> None:
+    handles = [Line2D([], [], color=COLORS[b.color % len(COLORS)], lw=1.6, label=b.label) for b in bundles]
+    if marked:
         handles.append(Line2D([], [], color="0.4", ls="", marker="o", mfc="white", ms=5, label="runs end here"))
-    axes.legend(handles=handles, fontsize=8, loc="lower left", framealpha=0.9, edgecolor="none")
+    if handles:
+        axes.legend(handles=handles, fontsize=8, loc="lower left", framealpha=0.9, edgecolor="none")
 
 
 def _shown_times(bundles: Sequence[Bundle], floor: float) -> tuple[float, float]:
