@@ -102,6 +102,22 @@ class Gdflow(Peer):
         return Run(np.where(highest == 0, times, np.nan), estimate.fraction, float(steps.mean()))
 
 
+class GdflowLanes(Gdflow):
+    """Without the fused program: step by step through XLA."""
+
+    name, label = "lanes", "gdflow.basin_sizes, GDFLOW_ENGINE=xla"
+
+    def run(self, num: int) -> Run:
+        before = os.environ.get("GDFLOW_ENGINE")
+        os.environ["GDFLOW_ENGINE"] = "xla"
+        try:
+            return super().run(num)
+        finally:
+            del os.environ["GDFLOW_ENGINE"]
+            if before is not None:
+                os.environ["GDFLOW_ENGINE"] = before
+
+
 class Diffrax(Peer):
     """All starts of a batch wait for its slowest."""
 
@@ -396,5 +412,5 @@ def reference_times(workload: Workload, wanted: np.ndarray) -> np.ndarray:
 
 
 PEERS: dict[str, type[Peer]] = {
-    peer.name: peer for peer in (Gdflow, Cpp, Diffrax, DiffraxSteadyState, Torchode, Torchdiffeq, SciPy)
+    peer.name: peer for peer in (Gdflow, GdflowLanes, Cpp, Diffrax, DiffraxSteadyState, Torchode, Torchdiffeq, SciPy)
 }

@@ -79,12 +79,12 @@ def all_workloads() -> list[Workload]:
     return [
         _small(
             "A", "widths 6-5-5-3, singular values 3, 2, 1, whitened", from_values([3, 2, 1], d_x=6), [5, 5],
-            nums=dict(gdflow=(200_000, 20_000), cpp=(200_000, 20_000), diffrax=(20_000, 1000), steady=(200, 20),
+            nums=dict(gdflow=(200_000, 20_000), lanes=(100_000, 5000), cpp=(200_000, 20_000), diffrax=(20_000, 1000), steady=(200, 20),
                       torchode=(1000, 200), torchdiffeq=(10_000, 200), scipy=(1000, 20)),
         ),
         _small(
             "B", "widths 10-8-8-4, singular values 4, 3, 2, 1, whitened", from_values([4, 3, 2, 1], d_x=10), [8, 8],
-            nums=dict(gdflow=(50_000, 2000), cpp=(50_000, 5000), diffrax=(5000, 0), torchode=(1000, 0),
+            nums=dict(gdflow=(50_000, 2000), lanes=(20_000, 2000), cpp=(50_000, 5000), diffrax=(5000, 0), torchode=(1000, 0),
                       torchdiffeq=(5000, 0), scipy=(500, 10)),
         ),
         _small(
@@ -95,12 +95,12 @@ def all_workloads() -> list[Workload]:
         _small(
             "D", "Linnerud data, standardised, data coordinates, widths 3-5-5-3",
             gf.Problem.from_csv(linnerud_path(), LINNERUD_TARGETS), [5, 5],
-            nums=dict(gdflow=(50_000, 5000), cpp=(50_000, 5000), diffrax=(5000, 200), scipy=(500, 10)),
+            nums=dict(gdflow=(50_000, 5000), lanes=(20_000, 5000), cpp=(50_000, 5000), diffrax=(5000, 200), scipy=(500, 10)),
         ),
         _small(
             "E", "stiff: widths 6-5-5-3, singular values 3, 0.3, 0.03, whitened", from_values([3, 0.3, 0.03], d_x=6),
             [5, 5],
-            nums=dict(gdflow=(5000, 1000), cpp=(5000, 1000), diffrax=(1000, 0), scipy=(100, 5)),
+            nums=dict(gdflow=(5000, 1000), lanes=(2000, 1000), cpp=(5000, 1000), diffrax=(1000, 0), scipy=(100, 5)),
         ),
         Workload(
             "F-orthogonal", "depth 10, all widths 4, singular values 3, 2, 1, 0.5, whitened; orthogonal starts",
