@@ -79,8 +79,8 @@ def all_workloads() -> list[Workload]:
     return [
         _small(
             "A", "widths 6-5-5-3, singular values 3, 2, 1, whitened", from_values([3, 2, 1], d_x=6), [5, 5],
-            nums=dict(gdflow=(200_000, 20_000), lanes=(100_000, 5000), cpp=(200_000, 20_000), diffrax=(20_000, 1000), steady=(200, 20),
-                      torchode=(1000, 200), torchdiffeq=(10_000, 200), scipy=(1000, 20)),
+            nums=dict(gdflow=(200_000, 20_000), lanes=(100_000, 5000), cpp=(200_000, 20_000), diffrax=(20_000, 1000),
+                      steady=(200, 20), torchode=(1000, 200), torchdiffeq=(10_000, 200), scipy=(1000, 20)),
         ),
         _small(
             "B", "widths 10-8-8-4, singular values 4, 3, 2, 1, whitened", from_values([4, 3, 2, 1], d_x=10), [8, 8],

@@ -15,7 +15,8 @@ import pytest
 
 import gdflow as gf
 from gdflow.basins import Limits, engines
-from gdflow.basins.fused import build, why_not_fused
+from gdflow.basins.fused import build, engine, why_not_fused
+from gdflow.basins.fused.source import fused_source
 from gdflow.basins.plan import Plan, make_plan
 
 
@@ -172,7 +173,6 @@ def test_engines_that_are_none_are_refused(plan, monkeypatch):
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """A cache of its own, with nothing known of compilers and programs."""
-    from gdflow.basins.fused import engine
 
     def forget():
         for function in (build.find_compiler, build._machine, build._program, engine._program, engines._say_once):
@@ -272,3 +272,55 @@ def test_a_run_can_be_halted(plan, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         plan.run(range(20_000), fails, threads=2)
+
+
+_HARNESS = """
+#include <stdio.h>
+#include <stdlib.h>
+static void *get(FILE *file, size_t count) {
+    double *x = malloc(8 * count);
+    if (fread(x, 8, count, file) != count) exit(2);
+    return x;
+}
+static void *room(size_t count) { return malloc(8 * count); }
+int main(int n, char **names) {
+    FILE *file = fopen(names[1], "rb");
+    const int64_t num = atol(names[2]), in = atol(names[3]), out = atol(names[4]);
+    int64_t *halt = calloc(1, 8), *status = room(num);
+    double *start = get(file, P * num), *y = room(P * num), *crossings = get(file, CROSSINGS), *target = get(file, in * out);
+    double *design = get(file, in), *numbers = get(file, atol(names[5])), *levels = get(file, LEVELS);
+    for (int64_t i = 0; i < P * num; ++i) y[i] = start[i];
+    double *next = calloc(CROSSINGS * num + 1, 8), *begun = calloc(CROSSINGS * num + 1, 8);
+    run(num, y, start, room(P * num), room(num), room(num), room(num), room(num), room(num), status, room(num),
+        room(CROSSINGS * P * num), begun, next, room(CROSSINGS * num), room(num), room(num), room(num), room(CROSSINGS * num),
+        halt, crossings, target, design, numbers, levels);
+    for (int64_t i = 0; i < num; ++i) printf("%d ", (int)status[i]);
+    return 0;
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_sanitizers_find_nothing(seed, monkeypatch, tmp_path):
+    """Addresses and undefined behaviour, over random plans whose numbers of starts fill no whole vectors; the same statuses."""
+    plan, num = random_plan(seed), 37
+    (process,) = plan.processes
+    fused = engine.Fused(process)
+    high, low = np.zeros(num, np.uint32), np.arange(num, dtype=np.uint32)
+    starts = np.ascontiguousarray(engine._draw(process, high, low))
+    (tmp_path / "data").write_bytes(b"".join(x.tobytes() for x in (starts, *fused.constants)))
+    _, target, design, numbers, levels = fused.constants
+    source = fused_source(plan.widths, process.method.solver, levels.size, fused.num_crossings)
+    (tmp_path / "fused.c").write_text(source + _HARNESS)
+    flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
+    checks = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    command = ["gcc", *flags, *checks, str(tmp_path / "fused.c"), "-o", str(tmp_path / "fused"), "-lm"]
+    subprocess.run(command, check=True)
+    sizes = map(str, (num, design.size, target.shape[0], numbers.size))
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
+    arguments = [str(tmp_path / "fused"), str(tmp_path / "data"), *sizes]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = fused.run(starts)
+    assert [int(engine.ENDS[int(x)]) for x in done.stdout.split()] == list(rows["status"])

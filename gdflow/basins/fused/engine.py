@@ -26,7 +26,7 @@ from gdflow.rounding import coarse_error_parts, coarse_is_enough
 from gdflow.verdicts import AbstractLevelVerdict, AlmostSure, Balanced, LevelVerdict
 
 #: How starts end, numbered as in the program.
-_ENDS = np.array([
+ENDS = np.array([
     Status.CERTIFIED, Status.STATIONARY, Status.CONVERGED, Status.DIVERGING, Status.NON_FINITE, Status.TIME_LIMIT,
     Status.STEP_LIMIT,
 ])  # fmt: skip
@@ -125,7 +125,7 @@ class Fused:
         self.program(num, *(x.ctypes.data for x in arrays))
         decided = status == 0
         rows = dict(
-            status=_ENDS[status], limit=np.where(decided, 0, -1), highest=np.where(decided, 0, highest), time=time, steps=steps,
+            status=ENDS[status], limit=np.where(decided, 0, -1), highest=np.where(decided, 0, highest), time=time, steps=steps,
             loss=loss, gradient_norm=slope,
         )  # fmt: skip
         if self.drifts:
