@@ -61,7 +61,7 @@ def _dimensions(
     ]
 
 
-def _balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
+def balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
     """Dimensions between `2N` and `20N`, as printed; at `N = 20` up to 200. Fast, `N = 10` stands in for `N = 20`."""
     if runs.fast:
         return [
@@ -70,6 +70,19 @@ def _balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
         ]
     left = ((4, 100), (10, 100), (20, 100), (40, 100))
     return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 40), (100, 24), (200, 20)), "balanced")]
+
+
+def non_balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
+    """Left and right panel of Figure 7, for every law of starts; of the largest size a glimpse for the first law."""
+    panels = []
+    for start in STARTS:
+        if runs.fast:
+            panels += [_dimensions(5, ((10, 40), (40, 16)), start), _dimensions(10, ((20, 24),), start)]
+            continue
+        right = _dimensions(10, ((20, 60), (50, 20)), start)
+        large = _dimensions(10, ((200, 2 if start == STARTS[0] else 0),), start, 30.0)
+        panels += [_dimensions(5, ((10, 100), (40, 40), (80, 20)), start), [*right, *large]]
+    return panels
 
 
 def late_rate(run: Run) -> float:
@@ -115,7 +128,7 @@ def _late_rates(panels: Sequence[Sequence[Group]]) -> Claim:
 def figure_5(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Autoencoder, balanced starts: `‖W(t) − U_rU_rᵀ‖_F` for several `d`, `r = d/2`, `N = 2`, `20`. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-    panels = get_panels(runs, 5, _balanced_sizes(runs))
+    panels = get_panels(runs, 5, balanced_sizes(runs))
     claims = [
         *(converges(p, f"N = {p[0].case.depth}: the limit of W(t) is U_rU_rᵀ for all d") for p in panels),
         takes_longer(
@@ -140,7 +153,7 @@ def figure_5(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
 def figure_6(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Autoencoder, balanced starts: `‖X − W(t)X‖_F/√(Σ_{i>r}σ_i²) − 1`, runs of Figure 5. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-    panels = get_panels(runs, 6, _balanced_sizes(runs))
+    panels = get_panels(runs, 6, balanced_sizes(runs))
     every_run = [run for panel in panels for group in panel for run in group.runs]
     left = [abs(run.losses[-1] / run.least - 1) for run in every_run]
     open_runs = sum(not run.certified for run in every_run)
@@ -169,14 +182,7 @@ def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Autoencoder, non-balanced starts: `‖W(t) − U_rU_rᵀ‖_F` for several `d`, `N = 5` and `10`. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
 
-    def asked(start: Start) -> list[list[tuple[Case, int]]]:
-        if runs.fast:
-            return [_dimensions(5, ((10, 40), (40, 16)), start), _dimensions(10, ((20, 24),), start)]
-        left, right = ((10, 100), (40, 40), (80, 20)), ((20, 60), (50, 20))
-        large = _dimensions(10, ((200, 2 if start == STARTS[0] else 0),), start, 30.0)
-        return [_dimensions(5, left, start), [*_dimensions(10, right, start), *large]]
-
-    known = get_panels(runs, 7, [panel for start in STARTS for panel in asked(start)])
+    known = get_panels(runs, 7, nonbalanced_sizes(runs))
     by_start = {start: known[2 * i : 2 * i + 2] for i, start in enumerate(STARTS)}
     ranked = {start: [followed(panel) for panel in panels] for start, panels in by_start.items()}
     claims = [
