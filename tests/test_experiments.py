@@ -183,7 +183,8 @@ def test_an_independent_integration_agrees(case):
 @pytest.mark.parametrize("rank", [1, 3])
 def test_the_slowest_rate_is_the_least_eigenvalue_of_the_hessian(rank):
     """The Riemannian Hessian at `U_rU_rᵀ` as a matrix on the whole tangent space, for depths 2 and 5."""
-    problem = Case("autoencoder", 6, rank, 2, "balanced", 1.0).problem(0, 3)
+    case = Case("autoencoder", 6, rank, 2, "balanced", 1.0)
+    problem = case.problem(0, 3)
     U = np.linalg.svd(np.asarray(problem.design))[0]
     W = U[:, :rank] @ U[:, :rank].T
     basis = [np.outer(U[:, i], U[:, j]) for i in range(6) for j in range(6) if i < rank or j < rank]
@@ -197,7 +198,25 @@ def test_the_slowest_rate_is_the_least_eigenvalue_of_the_hessian(rank):
         images = [np.asarray(apply_operator(jnp.asarray(W), jnp.asarray(Z), depth, rank=rank)) for Z in basis]
         operator = np.array([[np.sum(a * b) for a in images] for b in basis])
         rates = np.sort(np.linalg.eigvals(operator @ matrix).real)
-        assert slowest_rate(problem, rank) == pytest.approx(rates[0], rel=1e-9)
+        assert slowest_rate(problem, case, None) == pytest.approx(rates[0], rel=1e-9)
+
+
+@pytest.mark.parametrize(("depth", "draw"), [(2, 0), (3, 1), (3, 2)])
+def test_the_slowest_rate_of_a_teacher_bounds_the_least_eigenvalue(depth, draw):
+    """From above, and by less than a factor 2: other directions of the tangent space mix in."""
+    case = Case("supervised", 6, 2, depth, "balanced", 1.0)
+    problem, teacher = case.problem(0, draw), case.teacher(0, draw)
+    U, _, Vt = np.linalg.svd(teacher)
+    basis = [np.outer(U[:, i], Vt[j]) for i in range(6) for j in range(6) if i < 2 or j < 2]
+
+    def form(Z):
+        return float(riemannian_hessian_form(problem, jnp.asarray(teacher), jnp.asarray(Z), rank=2))
+
+    matrix = np.array([[0.25 * (form(a + b) - form(a - b)) for a in basis] for b in basis])
+    images = [np.asarray(apply_operator(jnp.asarray(teacher), jnp.asarray(Z), depth, rank=2)) for Z in basis]
+    operator = np.array([[np.sum(a * b) for a in images] for b in basis])
+    least = np.sort(np.linalg.eigvals(operator @ matrix).real)[0]
+    assert least * (1 - 1e-9) <= slowest_rate(problem, case, teacher) < 2 * least
 
 
 def times(values, end=np.inf):
@@ -278,7 +297,9 @@ def group(rates, case=None, span=1e4, fit=1.0):
         certified = bool(errors[-1] < 1e-2)
         status = "converged" if arrived else "end of span"
         losses = 1.0 + errors**2
-        runs.append(Run(case, draw, ts, errors, losses, ts[-1], certified, status, 1.0, 1.0, np.nan, fit * rate, 10))
+        runs.append(
+            Run(case, draw, ts, errors, losses, ts[-1], certified, status, 1.0, 1.0, np.nan, fit * rate, 1.0001, 10)
+        )
     return Group(case, tuple(runs))
 
 
@@ -303,7 +324,12 @@ def test_verdicts_follow_the_numbers():
     assert converges([one, other], "").confirmed is True
     left = converges([one, group(np.append(fast, 1e-6))], "")
     assert left.confirmed is None
-    assert "1 of 25 runs of (d=10, r=5, N=2, balanced) end at t = 10000" in left.reason
+    assert "1 of 25 runs of (d=10, r=5, N=2, balanced) end before, at t = 1e+04 (end of span)" in left.reason
+    assert "N = 20 was not run" in converges([one], "", depths=(2, 20)).reason
+    # A panel without the deepest networks decides nothing.
+    split = slower_with_depth([[one, other], [other, group(slow, dataclasses.replace(deep, depth=5))]], "")
+    assert split.confirmed is True
+    assert "N = 20 was not run in 1 of 2 panels" in split.measured
     # What depends on a law that is not printed is not decided from the print.
     panels = dict(zip(LAWS, ([[one, other]], [[one, other]], [[other, one]]), strict=True))
     split = by_law(panels, lambda p: slower_with_depth(p, ""))

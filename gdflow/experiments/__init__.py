@@ -9,6 +9,7 @@ from types import ModuleType
 import rich.progress
 
 from gdflow.basins.storage import prepare_folder
+from gdflow.checks import check_double_precision, check_seed
 from gdflow.experiments import landscape as landscape
 from gdflow.experiments import riemannian as riemannian
 from gdflow.experiments import spurious_minima as spurious_minima
@@ -96,6 +97,8 @@ def run_experiment(
     `gdflow.basins.storage.prepare_folder`, for folders that can't be written.
     """
     experiment = find_experiment(name)
+    check_double_precision()
+    check_seed(seed)
     folder = prepare_folder(folder, experiment.files, overwrite=overwrite)
     results: list[FigureResult] = []
     with rich.progress.Progress(

@@ -102,6 +102,10 @@ class Panel:
     bundles: Sequence[Bundle]
 
 
+#: Lines by colour, so that curves that coincide are seen.
+_STYLES = ("-", "--", "-.", ":")
+#: Of fewer draws no band is drawn.
+_FEW = 5
 #: The share of the draws between the edges of a band.
 _BAND = (10, 90)
 
@@ -145,12 +149,12 @@ def _draw_bundle(axes: Axes, bundle: Bundle, floor: float) -> bool:
     shown = (bundle.ts > 0) & (bundle.ts <= bundle.end)
     ts, values = bundle.ts[shown], np.maximum(bundle.values[:, shown], 0.1 * floor)
     low, high = np.percentile(values, _BAND, axis=0)
-    if len(values) > 1:
+    if len(values) >= _FEW:
         axes.fill_between(ts, low, high, color=color, alpha=0.18, lw=0)
     median = np.median(values, axis=0)
     below = np.flatnonzero(median < floor)
     stop = below[0] + 1 if below.size else len(ts)  # it leaves the panel through its lower edge
-    axes.plot(ts[:stop], median[:stop], color=color, lw=1.6)
+    axes.plot(ts[:stop], median[:stop], _STYLES[bundle.color % len(_STYLES)], color=color, lw=1.6)
     marked = bundle.unfinished and not below.size
     if marked:
         axes.plot(ts[-1], median[-1], "o", color=color, mfc="white", ms=5, clip_on=False, zorder=5)
@@ -158,7 +162,10 @@ def _draw_bundle(axes: Axes, bundle: Bundle, floor: float) -> bool:
 
 
 def _add_legend(axes: Axes, bundles: Sequence[Bundle], marked: bool) -> None:
-    handles = [Line2D([], [], color=COLORS[b.color % len(COLORS)], lw=1.6, label=b.label) for b in bundles]
+    handles = [
+        Line2D([], [], color=COLORS[b.color % len(COLORS)], ls=_STYLES[b.color % len(_STYLES)], lw=1.6, label=b.label)
+        for b in bundles
+    ]
     if marked:
         handles.append(Line2D([], [], color="0.4", ls="", marker="o", mfc="white", ms=5, label="runs end here"))
     if handles:

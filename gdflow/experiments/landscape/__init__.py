@@ -29,3 +29,5 @@ def run_figures(
         if report is not None:
             report(f"Figure {number}", 0, 1)
         yield FIGURES[number](fast=fast, seed=seed)
+        if report is not None:
+            report(f"Figure {number}", 1, 1)

@@ -213,7 +213,8 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
         ),
         Claim(
             "on W^s(z) every trajectory tends to z",
-            "from both ends of every fibre in the invariant plane the flow comes to within 1e-6 of z",
+            "from both ends of the part of every fibre that lies in the invariant plane the flow comes to within 1e-6 "
+            "of z",
             max(ends) < 1e-6,
             f"largest distance {max(ends):.2g}, {2 * len(ends)} trajectories",
         ),

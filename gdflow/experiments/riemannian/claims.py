@@ -24,6 +24,8 @@ from gdflow.experiments.riemannian.runs import DEVIATIONS, Case, Group, Start, T
 
 #: Errors are compared by the times at which they fall to this fraction of the first one.
 RANKED = 1e-2
+#: … and, to be told beside that, to this one.
+LATER = 1e-4
 #: The level of a sign test, one-sided, and of each end of an interval.
 ALPHA = 0.02
 #: A ratio of times between 1/1.1 and 1.1 is no dependence …
@@ -101,7 +103,7 @@ def is_slightly_longer(values: Ratios) -> bool | None:
 
 
 def ratio_text(values: Ratios) -> str:
-    """The median ratio, or where it lies."""
+    """The median of the ratios, draw by draw, or where it lies."""
     if np.isfinite(values[1]).all():
         return f"×{np.median(values[0]):.3g}"
     low, high = ratio_interval(values)
@@ -144,6 +146,7 @@ def _compare(
     """
     measure = {"fraction": RANKED, **measure}
     values = {pair_text(a.case, b.case): ratios(a.times(**measure), b.times(**measure)) for a, b in pairs}
+    later = {pair_text(a.case, b.case): ratios(a.times(LATER), b.times(LATER)) for a, b in pairs}
     verdicts = {label: twice(decide, value) for label, value in values.items()}
     confirmed = combine(verdicts.values())
     left = "; ".join(label for label, verdict in verdicts.items() if verdict is None)
@@ -152,13 +155,27 @@ def _compare(
         statement,
         criterion,
         confirmed,
-        "; ".join(f"{label} {ratio_text(value)}" for label, value in values.items()),
-        f"neither the order nor its absence shows in both sets of draws for {left}" if confirmed is None else "",
+        "; ".join(f"{label} {ratio_text(value)} ({_word(verdicts[label])})" for label, value in values.items()),
+        f"not alike in both sets of draws for {left}" if confirmed is None else "",
         details=(
-            *(f"{label}: {ratio_detail(value)}" for label, value in values.items()),
+            *(
+                f"{label}: {_word(verdicts[label])} (even draws {_word(decide(value[:, ::2]))}, odd draws "
+                f"{_word(decide(value[:, 1::2]))}); {ratio_detail(value)}; to {LATER:g} of the first error "
+                f"{ratio_text(later[label])}"
+                for label, value in values.items()
+            ),
             "median times: " + ", ".join(f"{g.name} {number_text(g.times(**measure).median)}" for g in groups),
         ),
     )
+
+
+def _word(verdict: int | None) -> str:
+    """What is decided of a pair."""
+    if verdict is None:
+        return "open"
+    if isinstance(verdict, bool):
+        return "yes" if verdict else "no"
+    return {1: "yes", 0: "no order", -1: "shorter"}[verdict]
 
 
 def longer_text(fraction: float = RANKED, quantity: str = "error") -> str:
@@ -187,9 +204,20 @@ def ends(groups: Sequence[Group]) -> Pair:
     return groups[0], groups[-1]
 
 
-def slower_with_depth(panels: Panels, statement: str, *, loss: bool = False) -> Claim:
-    """That in every panel the deepest networks take longer than the shallowest."""
-    return takes_longer([ends(panel) for panel in panels], statement, "from the least to the largest N", loss=loss)
+def slower_with_depth(panels: Sequence[Sequence[Group]], statement: str, *, loss: bool = False) -> Claim:
+    """That in every panel the deepest networks take longer than the shallowest.
+
+    A panel without the deepest networks of the others decides nothing.
+    """
+    deepest = max(group.case.depth for panel in panels for group in panel)
+    whole = [panel for panel in panels if panel[-1].case.depth == deepest]
+    claim = takes_longer([ends(panel) for panel in whole], statement, f"from N = 2 to N = {deepest}", loss=loss)
+    missing = len(panels) - len(whole)
+    if not missing:
+        return claim
+    return dataclasses.replace(
+        claim, measured=f"{claim.measured}; N = {deepest} was not run in {missing} of {len(panels)} panels"
+    )
 
 
 def slower_with_size(panels: Panels, statement: str) -> Claim:
@@ -228,7 +256,7 @@ def stronger(weak: Pair, strong: Pair, statement: str) -> Claim:
         "on the even and on the odd draws",
         verdict,
         "; ".join(f"{label} {ratio_text(growth)}" for label, growth in zip(labels, growths, strict=True)),
-        "neither the order nor its absence shows in both sets of draws" if verdict is None else "",
+        "not decided alike in both sets of draws" if verdict is None else "",
         details=(
             *(f"{label}: {ratio_detail(growth)}" for label, growth in zip(labels, growths, strict=True)),
             f"the second factor over the first: {ratio_detail(value)}",
@@ -236,8 +264,8 @@ def stronger(weak: Pair, strong: Pair, statement: str) -> Claim:
     )
 
 
-def converges(groups: Sequence[Group], statement: str) -> Claim:
-    """That every run's limit is proved to be a global minimum."""
+def converges(groups: Sequence[Group], statement: str, depths: Iterable[int] = ()) -> Claim:
+    """That every run's limit is proved to be a global minimum. **Arguments:** `depths`: that the paper shows."""
     runs = [run for group in groups for run in group.runs]
     certified, arrived = sum(run.certified for run in runs), sum(run.converged for run in runs)
     left = [group for group in groups if not all(run.certified for run in group.runs)]
@@ -264,12 +292,13 @@ def _course(group: Group) -> str:
 
 def _why_open(group: Group) -> str:
     rest = [run for run in group.runs if not run.certified]
+    above = float(np.median([(run.losses[-1] - run.least) / (run.level - run.least) for run in rest]))
+    ends = sorted({run.status for run in rest})
     rate = float(np.median([run.rate for run in rest]))
-    most = "at most " if group.case.task == "supervised" else ""
+    slow = f"; their slowest direction decays at a rate of about {rate:.2g} (median)" if np.isfinite(rate) else ""
     return (
-        f"{len(rest)} of {len(group.runs)} runs of {group.name} end at t = {group.case.span:g} before; their slowest "
-        "direction decays at "
-        f"a rate of {most}{rate:.2g} (median), for 1e-5 it takes about t = {11.5 / rate:.2g}"
+        f"{len(rest)} of {len(group.runs)} runs of {group.name} end before, at t = {max(run.end for run in rest):.4g} "
+        f"({', '.join(ends)}), where the excess of the loss is {above:.2g} times that of the level (median){slow}"
     )
 
 

@@ -140,6 +140,8 @@ def bundle(group: Group, measure: Measure, label: Callable[[Case], tuple[str, in
         if run.converged:
             row[known:] = 0.0
     text, color = label(group.case)
+    if len(group.runs) < ENOUGH:
+        text = f"{text}, {len(group.runs)} draws"
     return Bundle(text, color, ts, values)
 
 

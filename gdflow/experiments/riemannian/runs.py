@@ -143,16 +143,24 @@ def _end_to_end(net: LayerTuple) -> Array:
     return net.end_to_end
 
 
-def slowest_rate(problem: Problem, rank: int) -> float:
-    """The least eigenvalue of the Riemannian Hessian of the autoencoder at `U_rU_rᵀ`, at which `W(t)` ends whatever `N`.
+def slowest_rate(problem: Problem, case: Case, teacher: Float[np.ndarray, "d d"] | None) -> float:
+    """The rate at which `W(t)` ends from balanced starts: the least eigenvalue, at `W*`, of `𝒜_{W,N}` times the Riemannian Hessian.
 
-    On the exchange of the eigenvectors `i ≤ r < j` of `XXᵀ` the operator `𝒜_{W,N}` is the identity, and the Hessian has the
-    least eigenvalue `½(λ_i + λ_j − √((λ_i − λ_j)² + 4λ_j²))`; inside the range of `W` all are at least `λ_r`, which is larger.
-    The least over all pairs need not be that of the neighbours `(r, r + 1)`.
+    *Autoencoder*, `W* = U_rU_rᵀ`: on the exchange of the eigenvectors `i ≤ r < j` of `XXᵀ` the operator is the identity, and the
+    Hessian has the least eigenvalue `½(λ_i + λ_j − √((λ_i − λ_j)² + 4λ_j²))`; inside the range of `W*` all are at least `λ_r`,
+    which is larger. So the rate does not depend on `N`. The least over all pairs need not be that of the neighbours `(r, r + 1)`.
+
+    *Supervised*, `W* = W̃ = UΣVᵀ`, where the loss vanishes: a direction `u_rzᵀ`, `z ⊥ V`, decays at `σ_r^{2−2/N}zᵀXXᵀz` and
+    `av_rᵀ`, `a ⊥ U`, at `σ_r^{2−2/N}v_rᵀXXᵀv_r`; the least of these is an upper bound of the rate.
     """
-    values = np.asarray(problem.singular_values) ** 2
-    top, rest = values[:rank, None], values[None, rank:]
-    return float(np.min(0.5 * (top + rest - np.sqrt((top - rest) ** 2 + 4 * rest**2))))
+    if teacher is None:
+        values = np.asarray(problem.singular_values) ** 2
+        top, rest = values[: case.rank, None], values[None, case.rank :]
+        return float(np.min(0.5 * (top + rest - np.sqrt((top - rest) ** 2 + 4 * rest**2))))
+    _, sigma, Vt = np.linalg.svd(teacher)
+    X = np.asarray(problem.design)
+    stretch = min(np.sum((Vt[case.rank - 1] @ X) ** 2), np.linalg.svd(Vt[case.rank :] @ X, compute_uv=False)[-1] ** 2)
+    return float(sigma[case.rank - 1] ** (2 - 2 / case.depth) * stretch)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,10 +168,11 @@ class Run:
     """One flow and what is measured along it, at the saved times that it reached.
 
     - `errors`: `‖W(t) − W*‖_F`, `W*` the best fit of rank `r`, which Theorem 6 predicts; `losses`: `½‖Y − W(t)X‖²`.
-    - `end`: how far it went; `certified`: whether the loss proves that the exact flow tends to `W*`'s value; `status`.
+    - `end`: how far it went; `certified`: whether its loss proves that the flow from the computed state tends to a
+      global minimum; `status`.
     - `least`: the loss of `W*`; `size`: `‖W*‖_F`; `teacher_error`: `‖W* − W̃‖_F/‖W̃‖_F`, NaN for the autoencoder.
-    - `rate`: an upper bound of the rate at which `W(t)` ends, for the autoencoder the rate itself (`slowest_rate`).
-    - `steps`: of the solver; `stiffness`: the largest eigenvalue of the Hessian that it met at the end.
+    - `rate`: the rate at which `W(t)` ends from balanced starts, `slowest_rate`; for others, which end at other factors, NaN.
+    - `level`: the loss below which a limit is certified; `steps`: of the solver.
     """
 
     case: Case
@@ -178,6 +187,7 @@ class Run:
     size: float
     teacher_error: float
     rate: float
+    level: float
     steps: int
 
     @property
@@ -215,23 +225,20 @@ def compute(case: Case, seed: int, draw: int) -> Run:
     return Run(
         case, draw, times, errors, losses, float(end), bool(certified),
         "steps used up" if exhausted else "end of span" if end >= case.span else "converged",
-        *_of_the_limit(case, data, problem, best, seed, draw), int(steps),
+        *_of_the_limit(case, data, problem, best, seed, draw), float(stop.threshold), int(steps),  # type: ignore[arg-type]
     )  # fmt: skip
 
 
 def _of_the_limit(
     case: Case, data: Problem, problem: Problem, best: Array, seed: int, draw: int
 ) -> tuple[float, float, float, float]:
-    """Loss and size of `W*`, its distance from the teacher, and how fast `W(t)` can end there."""
-    least, size = float(problem.end_to_end_loss(best)), float(jnp.linalg.norm(best))
-    if case.task == "autoencoder":
-        return least, size, np.nan, slowest_rate(problem, case.rank)
-    teacher = case.teacher(seed, draw)
-    error = float(np.linalg.norm(np.asarray(best_fit(data, case.rank)) - teacher) / np.linalg.norm(teacher))
-    # The loss vanishes at W*, and moves the left singular vector r out of the range at the rate σ_r^{2−2/N}‖Xᵀv_r‖².
-    _, sigma, Vt = np.linalg.svd(teacher)
-    stretch = float(np.sum((Vt[case.rank - 1] @ np.asarray(data.design)) ** 2))
-    return least, size, error, float(sigma[case.rank - 1] ** (2 - 2 / case.depth)) * stretch
+    """Loss and size of `W*`, its distance from the teacher, and the rate at which `W(t)` ends there."""
+    least, size, error, teacher = float(problem.end_to_end_loss(best)), float(jnp.linalg.norm(best)), np.nan, None
+    if case.task == "supervised":
+        teacher = case.teacher(seed, draw)
+        error = float(np.linalg.norm(np.asarray(best_fit(data, case.rank)) - teacher) / np.linalg.norm(teacher))
+    rate = slowest_rate(data, case, teacher) if case.start == "balanced" else np.nan
+    return least, size, error, rate
 
 
 @eqx.filter_jit

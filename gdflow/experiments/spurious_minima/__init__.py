@@ -59,9 +59,12 @@ def result(results: Results) -> FigureResult:
     return FigureResult(
         NAME,
         "Spurious minima of ReLU students and teachers",
-        "Safran and Shamir (2018), *Spurious local minima are common in two-layer ReLU neural networks*, prove for 6 ≤ k ≤ 20 "
-        "that k students of k orthonormal teachers have minima that are not global, and report that gradient descent finds them "
-        "the more often the larger k is. Here: how often, with exact intervals, for gradient descent and for the flow from "
+        "Safran and Shamir (2018), *Spurious local minima are common in two-layer ReLU neural networks*, prove for 6 ≤ "
+        "k ≤ 20 "
+        "that k students of k orthonormal teachers have minima that are not global, and report that gradient descent "
+        "finds them "
+        "the more often the larger k is. Here: how often, with exact intervals, for gradient descent and for the flow "
+        "from "
         "the same starts.",
         tuple(claim(results) for claim in CLAIMS),
         class_table(results),
