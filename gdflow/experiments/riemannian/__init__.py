@@ -4,12 +4,11 @@ linear neural networks*, Appendix: every figure recomputed, every claim decided 
 From Python: `gdflow.experiments.riemannian.figure_5(fast=True).figure`. Figures that share runs compute them once if they are
 given the same `Runs`.
 
-*What comes out.* With the default data, in the published sizes, 4 of the paper's 30 claims are confirmed and 8 are
-not: among these that autoencoders converge more slowly the deeper they are, and that balanced and other starts are
-about equally fast. 18 are left undecided, most of them because one run out of four has not got there at the end of
-its span. Of 13 statements of our own, such as that two solvers agree and that the late rate is the least eigenvalue
-of the Riemannian Hessian whatever the depth, 11 are confirmed. This took 27 minutes on a 2-core x86-64 server; with
-`fast` it takes two. Another `seed` draws other data, teachers and starts.
+*How.* Runs of many draws of data, teacher and start are followed until their limits are certified (`runs`); orders of times are
+tested over the draws, on two sets of them (`claims`); what the print does not state, the standard deviation of the non-balanced
+starts, is varied.
+
+RESULTS
 """
 
 from collections.abc import Callable, Iterator, Sequence

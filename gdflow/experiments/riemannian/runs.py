@@ -144,7 +144,7 @@ def _end_to_end(net: LayerTuple) -> Array:
 
 
 def slowest_rate(problem: Problem, case: Case, teacher: Float[np.ndarray, "d d"] | None) -> float:
-    """The rate at which `W(t)` ends from balanced starts: the least eigenvalue, at `W*`, of `𝒜_{W,N}` times the Riemannian Hessian.
+    """The rate at which `W(t)` ends from balanced starts, the least eigenvalue of `𝒜_{W,N}` times the Riemannian Hessian at `W*`.
 
     *Autoencoder*, `W* = U_rU_rᵀ`: on the exchange of the eigenvectors `i ≤ r < j` of `XXᵀ` the operator is the identity, and the
     Hessian has the least eigenvalue `½(λ_i + λ_j − √((λ_i − λ_j)² + 4λ_j²))`; inside the range of `W*` all are at least `λ_r`,
