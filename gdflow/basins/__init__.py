@@ -2,7 +2,8 @@
 
 *The engine* keeps a fixed number of starts in flight, each with its own step size. A start that is decided is
 replaced by the next of a queue that was fixed in advance. So none waits for a slower one, and fast starts are not
-favoured.
+favoured. Narrow linear networks run in a compiled loop of their own where there is a C compiler and nothing is proved
+(`gdflow.basins.fused`), all else step by step through XLA (`gdflow.basins.lanes`), with the same results.
 
 *What a certificate does not cover* is the integration error up to the state it is given. With `proof=True` a bound of
 it is carried along with every start (`gdflow.basins.tube`): the verdict is then proved for the exact flow from the start,
