@@ -178,14 +178,13 @@ def _word(verdict: int | None) -> str:
     return {1: "yes", 0: "no order", -1: "shorter"}[verdict]
 
 
-def longer_text(fraction: float = RANKED, quantity: str = "error") -> str:
-    """How an order is decided."""
-    return (
-        f"for the {quantity} to fall to {fraction:g} of the first, more often than not: sign tests at the level "
-        f"{ALPHA:g} on the even "
-        f"and on the odd draws, and a median ratio that is not within {100 * (NEGLIGIBLE - 1):.0f} % of 1; in no pair "
-        "less long"
-    )
+#: How an order is decided.
+TESTED = (
+    f"more often than not: sign tests at the level {ALPHA:g} on the even and on the odd draws, and a median ratio that is not "
+    f"within {100 * (NEGLIGIBLE - 1):.0f} % of 1"
+)
+#: … of which times.
+LONGER = f"for the error to fall to {RANKED:g} of the first, {TESTED}"
 
 
 def takes_longer(pairs: Sequence[Pair], statement: str, what: str, *, loss: bool = False) -> Claim:
@@ -194,8 +193,8 @@ def takes_longer(pairs: Sequence[Pair], statement: str, what: str, *, loss: bool
     **Arguments:** `what`: what the pairs are; `loss`: whether losses are compared, which are squares.
     """
     fraction, quantity = (RANKED**2, "losses") if loss else (RANKED, "errors")
-    longer = longer_text(fraction, "loss" if loss else "error")
-    criterion = f"{what} in at least one pair it takes longer {longer}; in none it takes less long"
+    longer = f"for the {'loss' if loss else 'error'} to fall to {fraction:g} of the first, {TESTED}"
+    criterion = f"{what} in at least one pair it takes longer {longer}; in no pair it takes less long"
     return _compare(pairs, order_of, in_order, statement, criterion, fraction=fraction, quantity=quantity)
 
 
@@ -230,16 +229,15 @@ def slower_with_size(panels: Panels, statement: str) -> Claim:
 def alike(pairs: Sequence[Pair], statement: str) -> Claim:
     """That of every pair the two take about as long."""
     criterion = (
-        f"for every N and size an interval for the median ratio of the times to {RANKED:g} of the first error lies "
-        f"within 1/{ALIKE:g} "
-        f"and {ALIKE:g}, each end of it wrong with a probability of {ALPHA:g}, on the even and on the odd draws"
+        f"for every N and size an interval for the median ratio of the times to {RANKED:g} of the first error lies within "
+        f"1/{ALIKE:g} and {ALIKE:g}, each end of it wrong with a probability of {ALPHA:g}, on the even and on the odd draws"
     )
     return _compare(pairs, is_alike, every, statement, criterion)
 
 
 def slightly_longer(pairs: Sequence[Pair], statement: str) -> Claim:
     """That of every pair the second takes longer, and by no more than a slight factor."""
-    criterion = f"for every N and size it takes longer {longer_text()}, and the median ratio is below {ALIKE:g}"
+    criterion = f"for every N and size it takes longer {LONGER}, and the median ratio is below {ALIKE:g}"
     return _compare(pairs, is_slightly_longer, every, statement, criterion)
 
 
@@ -251,9 +249,7 @@ def stronger(weak: Pair, strong: Pair, statement: str) -> Claim:
     labels = [f"{b.case.task}, {pair_text(a.case, b.case)}" for a, b in (weak, strong)]
     return Claim(
         statement,
-        f"the time to {RANKED:g} of the first error grows by a larger factor, more often than not: sign tests at the "
-        f"level {ALPHA:g} "
-        "on the even and on the odd draws",
+        f"the time to {RANKED:g} of the first error grows by a larger factor, {TESTED}",
         verdict,
         "; ".join(f"{label} {ratio_text(growth)}" for label, growth in zip(labels, growths, strict=True)),
         "not decided alike in both sets of draws" if verdict is None else "",
