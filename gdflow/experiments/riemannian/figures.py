@@ -83,19 +83,19 @@ def _small(depth: int, start: Start) -> tuple[float, int]:
     """Span and number of draws with d = 20, where most runs take less than a second."""
     if start == "balanced":
         return LONG, 200
-    return LARGE, 20 if depth == 20 else 60
+    return LARGE, 20 if depth == 20 and start == STARTS[0] else 60  # from fan-out deep ones take ten times as long
 
 
 def _large(task: Task, depth: int, start: Start) -> tuple[float, int]:
     """Span and number of draws with d = 200, where a run takes from a second to minutes."""
     if start == "balanced":
         if task == "autoencoder":
-            return LARGE, 40
+            return LARGE, 100 if depth in (2, 20) else 40
         return {2: (LARGE, 100), 5: (LARGE, 60), 10: (LARGE, 24), 20: (2e3, 20)}[depth]
     if depth <= 5:
         return 500.0, 60 if depth == 2 and task == "supervised" else 20
     # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.
-    return (30.0 if depth == 10 else 4.0), (2 if start == STARTS[0] else 0)
+    return (30.0 if depth == 10 else 4.0), (1 if start == STARTS[0] else 0)
 
 
 def get_panels(runs: Runs, number: int, asked: Sequence[Sequence[tuple[Case, int]]]) -> list[list[Group]]:
@@ -141,7 +141,7 @@ def bundle(group: Group, measure: Measure, label: Callable[[Case], tuple[str, in
             row[known:] = 0.0
     text, color = label(group.case)
     if len(group.runs) < ENOUGH:
-        text = f"{text}, {len(group.runs)} draws"
+        text = f"{text}, {len(group.runs)} draw{'s' if len(group.runs) > 1 else ''}"
     return Bundle(text, color, ts, values)
 
 
