@@ -195,8 +195,7 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
             "along N the tangent space splits into a stable space, that of N, and an unstable space (Proposition 5, "
             "Definition 4.1)",
             "at every point looked at the Hessian has two positive eigenvalues, one zero, along N, and one negative, "
-            "told apart by a "
-            "factor 10",
+            "told apart by a factor 10",
             all((s.positive, s.zero, s.negative) == (2, 1, 1) and s.certain for s in signs),
             f"{sum((s.positive, s.zero, s.negative) == (2, 1, 1) for s in signs)} of {len(signs)} points",
         ),
@@ -213,8 +212,8 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
         ),
         Claim(
             "on W^s(z) every trajectory tends to z",
-            "from both ends of the part of every fibre that lies in the invariant plane the flow comes to within 1e-6 "
-            "of z",
+            "from both ends of the part of every fibre that lies in the invariant plane the flow comes to within "
+            "1e-6 of z",
             max(ends) < 1e-6,
             f"largest distance {max(ends):.2g}, {2 * len(ends)} trajectories",
         ),
@@ -226,13 +225,12 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
             f"{len(saddles)} stable and {len(unstable)} unstable fibres",
         ),
         Claim(
-            "W^s(N) has a lower dimension than the space: starts from which the flow tends to a saddle are of measure "
-            "zero",
-            f"of random starts none ends there; the upper bound of their share, wrong with a probability of {ALPHA:g}, "
-            "is below 1e-2",
+            "random starts do not tend to saddles, since W^s(N) has a lower dimension than the space",
+            "of random starts none ends there, as it must be if they are of measure zero; the upper bound of their share, wrong "
+            f"with a probability of {ALPHA:g}, is below 1e-2",
             bool(estimate.certified == num and bound < 1e-2),
-            f"{estimate.certified} of {num} Gaussian starts certified to tend to a global minimum; at most {bound:.2g} "
-            "do not",
+            f"{estimate.certified} of {num} Gaussian starts certified to tend to a global minimum; at most "
+            f"{bound:.2g} do not",
         ),
         Claim(
             "a fibre lies in the level set of |b|² − |a|² of its point",
@@ -323,14 +321,13 @@ def figure_4(*, fast: bool = False, seed: int = 0) -> FigureResult:
             "along every trajectory that starts off W^s(N) the loss becomes smaller than the level of N",
             "at the end of every trajectory it is",
             below == len(measured),
-            f"{below} of {len(measured)} trajectories; final losses up to {max(loss for _, loss in measured):.2g}, the "
-            f"level is {LEVEL:g}",
+            f"{below} of {len(measured)} trajectories; final losses up to {max(loss for _, loss in measured):.2g}, "
+            f"the level is {LEVEL:g}",
         ),
         Claim(
             "every such trajectory approaches W^u(N) at an exponential rate",
             "near N, within a distance of 0.3, the distance from W^u(z), z the point of N with the same |b|² − |a|², "
-            "falls at "
-            "the slower stable rate at z or faster: the fitted rate is at least 0.9 of it",
+            "falls at the slower stable rate at z or faster: the fitted rate is at least 0.9 of it",
             min(shares) > 0.9,
             f"fitted over predicted rate {min(shares):.3g} to {max(shares):.3g}",
         ),

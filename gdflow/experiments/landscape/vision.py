@@ -26,12 +26,11 @@ ONE, TWO = (4, 4, 3), (4, 4, 4, 3)
 #: A step along an unstable direction.
 STEP = 1e-3
 MISPRINTS = (
-    "Before Proposition 5: the loss on a stratum is half the sum of the squares of the singular values that are not in S; the "
-    "print has those belonging to S.",
+    "Before Proposition 5: the loss on a stratum is half the sum of the squares of the singular values that are not "
+    "in S; the print has those belonging to S.",
     "Proposition 4 i: “every local minimum is a global maximum” is to read “a global minimum”.",
     "Equation (27): the dimension of a stratum of one hidden layer is r·d_1 + (d_1 − r)r + (d_1 − r)(d_x − d_y); the "
-    "print has d_y "
-    "for d_1 in the brackets.",
+    "print has d_y for d_1 in the brackets.",
 )
 
 
@@ -209,10 +208,9 @@ def _claims(points: list[dict], edges: list[dict]) -> tuple[Claim, ...]:
         ),
         Claim(
             "the strata of one hidden layer have the dimension of equation (27), corrected, and the Hessian is "
-            "non-degenerate across "
-            "them (Proposition 5)",
-            "at every sampled point the Hessian's nullity is that dimension, and its index Σ exchanges + (d_1 − r)(d_y "
-            "− r)",
+            "non-degenerate across them (Proposition 5)",
+            "at every sampled point the Hessian's nullity is that dimension, and its index Σ exchanges + (d_1 − "
+            "r)(d_y − r)",
             all(p["zero"] == p["dimension"] and p["negative"] == p["index"] for p in formula),
             f"{sum(p['zero'] == p['dimension'] and p['negative'] == p['index'] for p in formula)} of {len(formula)} "
             "points",
@@ -220,8 +218,7 @@ def _claims(points: list[dict], edges: list[dict]) -> tuple[Claim, ...]:
         Claim(
             "every unstable direction of a pair leads down to the stratum with that pair exchanged or added",
             "the flow from every balanced point along every such direction ends at a lower level, with one more "
-            "singular value or "
-            "one exchanged for a larger one",
+            "singular value or one exchanged for a larger one",
             len(falls) == len(edges) and all(edge["rank there"] - edge["rank"] in (0, 1) for edge in edges),
             f"{len(falls)} of {len(edges)} connections",
             ours=True,

@@ -41,14 +41,12 @@ from gdflow.experiments.riemannian.runs import CONVERGED, Case, Group, Run, Runs
 LATE = (1e-3, 3e-5)
 WIDTHS_NEAREST = "Widths by the printed rounding, d_j = ⌊r + (d − r)(j − 1)/(N − 1) + ½⌋, r = ⌊d/2 + ½⌋."
 SIZES = (
-    "The print varies d between 2N and 20N and does not list the values; at N = 20 the largest here is 200, since 400 "
-    "would take "
-    "ten times as long."
+    "The print varies d between 2N and 20N and does not list the values; at N = 20 the largest here is 160, since "
+    "400 would take ten times as long."
 )
 ROOT = (
     "Figure 6: the print says that L¹(W(t)) converges to the square root of the tail Σ_{i>r}σ_i²: it is ‖X − WX‖_F "
-    "that does; L¹ "
-    "converges to half the tail."
+    "that does; L¹ converges to half the tail."
 )
 CAPTION = "Figure 7: the text announces N = 2 and N = 20, the caption N = 5 and N = 10, which are shown here."
 LIMIT = "Errors are those to the certified limit: the printed ones, to W(T), vanish at T by construction."
@@ -110,9 +108,8 @@ def _late_rates(panels: Sequence[Sequence[Group]]) -> Claim:
         "½(λ_i + λ_j − √((λ_i − λ_j)² + 4λ_j²)), λ the eigenvalues of XXᵀ, whatever N is; what depends on N is a "
         "transient",
         f"the rate at which the error falls from {LATE[0]:g} to {LATE[1]:g} of the first, over that eigenvalue, has a "
-        "median between 0.95 "
-        "and 1.1 for every N and size, and is nowhere below 0.9: it is above the least rate as long as other "
-        "directions last",
+        "median between 0.95 and 1.1 for every N and size, and is nowhere below 0.9: it is above the least rate as "
+        "long as other directions last",
         all(0.95 < median < 1.1 for median in medians.values()) and least > 0.9 if known else None,
         f"medians {min(medians.values()):.3g} to {max(medians.values()):.3g}, least {least:.3g}; {count} of {total} "
         "runs get there"
@@ -160,11 +157,10 @@ def figure_6(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
         Claim(
             "‖X − W(t)X‖_F converges to √(Σ_{i>r} σ_i²)",
             "in every run the loss falls below the second-lowest critical value, which proves that it tends to the "
-            "lowest, "
-            f"½Σ_{{i>r}}σ_i²; and it differs from it by less than {100 * CONVERGED:g} of it at the end",
+            f"lowest, ½Σ_{{i>r}}σ_i²; and it differs from it by less than {100 * CONVERGED:g} of it at the end",
             None if open_runs else bool(max(left) < 100 * CONVERGED),
-            f"certified in {len(every_run) - open_runs} of {len(every_run)} runs; largest relative difference of L¹ at "
-            f"the end {max(left):.2g}",
+            f"certified in {len(every_run) - open_runs} of {len(every_run)} runs; largest relative difference of L¹ "
+            f"at the end {max(left):.2g}",
             f"{open_runs} runs are not certified at the end of their span" if open_runs else "",
         )
     ]
@@ -228,9 +224,8 @@ def figure_8(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     claims = [
         Claim(
             "the convergence is smooth",
-            "from where the error has fallen to half of the first for good, it never rises from one saved time to the "
-            "next, "
-            "25 of them a decade, by more than 1e-6 of the first",
+            "from where the error has fallen to half of the first for good, it never rises from one saved time to "
+            "the next, 25 of them a decade, by more than 1e-6 of the first",
             rise < 1e-6,
             f"largest rise {number_text(rise)} of the first error; before, the error rises at times, by up to "
             f"{early:.2g} of the first",

@@ -116,8 +116,8 @@ def ratio_detail(values: Ratios) -> str:
     wins, losses, count = int(np.sum(values[0] > 1)), int(np.sum(values[1] < 1)), values.shape[1]
     side, more = ("longer", wins) if wins >= losses else ("shorter", losses)
     return (
-        f"{ratio_text(values)}, median in [{low:.3g}, {high:.3g}], {side} in {more} of {count} draws "
-        f"(p = {sign_test(more, count):.1g})"
+        f"{ratio_text(values)}, median in [{low:.3g}, {high:.3g}], {side} in {more} of {count} draws (p = "
+        f"{sign_test(more, count):.1g})"
     )
 
 
@@ -180,8 +180,8 @@ def _word(verdict: int | None) -> str:
 
 #: How an order is decided.
 TESTED = (
-    f"more often than not: sign tests at the level {ALPHA:g} on the even and on the odd draws, and a median ratio that is not "
-    f"within {100 * (NEGLIGIBLE - 1):.0f} % of 1"
+    f"more often than not: sign tests at the level {ALPHA:g} on the even and on the odd draws, and a median ratio "
+    f"that is not within {100 * (NEGLIGIBLE - 1):.0f} % of 1"
 )
 #: … of which times.
 LONGER = f"for the error to fall to {RANKED:g} of the first, {TESTED}"
@@ -229,8 +229,9 @@ def slower_with_size(panels: Panels, statement: str) -> Claim:
 def alike(pairs: Sequence[Pair], statement: str) -> Claim:
     """That of every pair the two take about as long."""
     criterion = (
-        f"for every N and size an interval for the median ratio of the times to {RANKED:g} of the first error lies within "
-        f"1/{ALIKE:g} and {ALIKE:g}, each end of it wrong with a probability of {ALPHA:g}, on the even and on the odd draws"
+        f"for every N and size an interval for the median ratio of the times to {RANKED:g} of the first error lies "
+        f"within 1/{ALIKE:g} and {ALIKE:g}, each end of it wrong with a probability of {ALPHA:g}, on the even and on "
+        "the odd draws"
     )
     return _compare(pairs, is_alike, every, statement, criterion)
 
@@ -269,8 +270,8 @@ def converges(groups: Sequence[Group], statement: str, depths: Iterable[int] = (
         reasons.append(f"N = {', '.join(map(str, missing))} was not run")
     return Claim(
         statement,
-        "in every run the loss falls below the second-lowest critical value, which proves that the flow from the computed "
-        "state tends to a global minimum; where it does not, nothing is decided",
+        "in every run the loss falls below the second-lowest critical value, which proves that the flow from the "
+        "computed state tends to a global minimum; where it does not, nothing is decided",
         None if reasons else True,
         f"{certified} of {len(runs)} runs certified; in {arrived} the error falls to 1e-5 of the first",
         "; ".join(reasons),
@@ -282,9 +283,8 @@ def _course(group: Group) -> str:
     runs = group.runs
     return (
         f"{group.name}: {sum(run.certified for run in runs)} of {len(runs)} certified, "
-        f"{sum(run.converged for run in runs)} arrived, "
-        f"median end t = {np.median([run.end for run in runs]):.3g}, largest error at the end "
-        f"{max(run.errors[-1] / run.errors[0] for run in runs):.2g} of the first"
+        f"{sum(run.converged for run in runs)} arrived, median end t = {np.median([run.end for run in runs]):.3g}, "
+        f"largest error at the end {max(run.errors[-1] / run.errors[0] for run in runs):.2g} of the first"
     )
 
 

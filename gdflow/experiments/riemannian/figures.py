@@ -39,8 +39,7 @@ WIDTHS_CEILING = (
 )
 BALANCED = (
     "Balanced starts: V_0, which the print leaves undefined, is a Haar orthogonal matrix like the other V_j; U_j are "
-    "the "
-    "first d_1 columns of V_j. The flow from them is that of widths (d, r, …, r, d), in which it is followed."
+    "the first d_1 columns of V_j. The flow from them is that of widths (d, r, …, r, d), in which it is followed."
 )
 GAUSSIAN = (
     "Non-balanced starts: the print gives no standard deviation. Claims are decided for "
@@ -49,10 +48,8 @@ GAUSSIAN = (
 )
 SOLVING = (
     f"Stabilised Runge–Kutta–Chebyshev steps at a relative tolerance of {RTOL:g} in place of RK4 with an unprinted "
-    "step. Curves are "
-    "medians over draws of data, teacher and start, bands hold 80 % of the draws. A run ends when its limit is "
-    "certified and its "
-    f"error is {CONVERGED:g} of the first, or at the end of its span."
+    "step. Curves are medians over draws of data, teacher and start, bands hold 80 % of the draws. A run ends when "
+    f"its limit is certified and its error is {CONVERGED:g} of the first, or at the end of its span."
 )
 
 Task = Literal["autoencoder", "supervised"]
@@ -228,8 +225,7 @@ def figure_result(
             summary.append({**origin, **key, **_course(group)})
     sizes_note = (
         f"{'Fast' if runs.fast else 'Published'} sizes; seed {runs.seed}; gdflow {origin['version']}. In the numbers "
-        "every draw has its "
-        "own curve; in the runs every case has the medians of its draws."
+        "every draw has its own curve; in the runs every case has the medians of its draws."
     )
     return FigureResult(
         f"riemannian-{number}", f"Figure {number}: {title}", paper, tuple(claims), pa.Table.from_pylist(rows),

@@ -35,8 +35,7 @@ from gdflow.experiments.riemannian.runs import Group, Runs
 LIMIT = "U_kΣ_kV_kᵀ(XXᵀ)^{-1/2}"
 TRANSPOSE = (
     "Figures 1 and 2: the print has U_kΣ_kV_k(XXᵀ)^{-1/2} with U_k ∈ R^{d_x×k}, V_k ∈ R^{d_y×k}; meant is "
-    "U_kΣ_kV_kᵀ(XXᵀ)^{-1/2} with "
-    "U_k ∈ R^{d_y×k}, V_k ∈ R^{d_x×k}."
+    "U_kΣ_kV_kᵀ(XXᵀ)^{-1/2} with U_k ∈ R^{d_y×k}, V_k ∈ R^{d_x×k}."
 )
 
 
@@ -46,11 +45,10 @@ def _teachers(panels: Sequence[Sequence[Group]]) -> str:
         f"{group.name} {np.median([run.rate for run in group.runs]):.2g}" for panel in panels for group in panel
     )
     return (
-        "Depth changes the teacher, a product of N Gaussian matrices, whose least singular value σ_r falls with N. At "
-        "the limit a direction "
-        "between the range of W̃ and its complement decays at the rate σ_r^{2−2/N}‖Xᵀv_r‖² at most, v_r the right "
-        "singular vector: "
-        f"medians {rates}. So it is the small σ_r that make deep networks slow here."
+        "Depth changes the teacher, a product of N Gaussian matrices, whose least singular value σ_r falls with N. "
+        "At the limit a direction between the range of W̃ and its complement decays at the rate σ_r^{2−2/N}‖Xᵀv_r‖² "
+        f"at most, v_r the right singular vector: medians {rates}. So it is the small σ_r that make deep networks "
+        "slow here."
     )
 
 
