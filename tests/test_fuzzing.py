@@ -60,7 +60,7 @@ def run(arguments):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["gdflow", *arguments])
         patch.setenv("GDFLOW_CACHE", "")
-        patch.setattr("gdflow.basins.plan.run_lanes", _computed)
+        patch.setattr("gdflow.basins.plan.run_process", _computed)
         patch.setattr("gdflow.dynamics.simulate", _computed)
         patch.setattr("gdflow.basins.step_sizes.simulate", _computed)
         try:

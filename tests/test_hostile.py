@@ -41,7 +41,7 @@ def nothing_runs(monkeypatch, tmp_path):
     def refuse(*args, **options):
         raise NotRun("nothing is run in this test")
 
-    monkeypatch.setattr(plan_module, "run_lanes", refuse)
+    monkeypatch.setattr(plan_module, "run_process", refuse)
     monkeypatch.setattr(gradient_flow, "_solve", refuse)
     monkeypatch.setattr(gdflow.experiments.riemannian, "run_figures", refuse)
     monkeypatch.setenv("GDFLOW_CACHE", "")

@@ -165,7 +165,7 @@ def test_a_folder_of_the_same_run_is_opened(problem, tmp_path, monkeypatch):
     folder = tmp_path / "x"
     first = sizes(problem, folder=folder)
     with monkeypatch.context() as patch:
-        patch.setattr(plan_module, "run_lanes", lambda *args, **options: pytest.fail("it was run"))
+        patch.setattr(plan_module, "run_process", lambda *args, **options: pytest.fail("it was run"))
         again = sizes(problem, folder=folder)
         assert again.opened_from == str(folder)
         assert "of an earlier run" in " ".join(str(again).split())
@@ -178,12 +178,12 @@ def test_a_folder_of_the_same_run_is_opened(problem, tmp_path, monkeypatch):
 
 
 def test_results_are_replaced_only_when_asked(problem, whole, tmp_path, monkeypatch):
-    """Of another run, refused before anything is run: `run_lanes` is not reached. With `overwrite` the other rows are there."""
+    """Of another run, refused before anything is run: `run_process` is not reached. With `overwrite` the other rows are there."""
     folder, key = tmp_path / "x", jax.random.key(1)
     sizes(problem, folder=folder)
     before = contents(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(plan_module, "run_lanes", lambda *args, **options: pytest.fail("it was run"))
+        patch.setattr(plan_module, "run_process", lambda *args, **options: pytest.fail("it was run"))
         with pytest.raises(
             FileExistsError, match=r"already holds results of another run: starts.key.* there, 1 here.*overwrite"
         ):

@@ -60,7 +60,7 @@ def test_the_table_is_tidy(swept):
 def test_the_same_sweep_is_opened_and_a_larger_one_goes_on(swept, tmp_path, monkeypatch):
     result, folder = swept
     with monkeypatch.context() as patch:
-        patch.setattr(plan_module, "run_lanes", lambda *args, **options: pytest.fail("it was run"))
+        patch.setattr(plan_module, "run_process", lambda *args, **options: pytest.fail("it was run"))
         again = gf.sweep(make, AXES, 60, key=KEY, audit=0, folder=folder, progress=False)
         assert again.table.drop(["seconds"]).equals(result.table.drop(["seconds"]))
         with pytest.raises(
@@ -162,7 +162,7 @@ def test_pictures_show_the_shares(swept):
     ],
 )
 def test_mistakes_are_told_before_any_run(axes, error, message, monkeypatch):
-    monkeypatch.setattr(plan_module, "run_lanes", lambda *args, **options: pytest.fail("it was run"))
+    monkeypatch.setattr(plan_module, "run_process", lambda *args, **options: pytest.fail("it was run"))
     with pytest.raises(error, match=message):
         gf.sweep(make, axes, 10, key=KEY, audit=0, progress=False)
     with pytest.raises(TypeError, match="make returns a dictionary"):
