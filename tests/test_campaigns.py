@@ -404,7 +404,7 @@ def test_a_rule_ends_a_run(problem, tmp_path, monkeypatch):
     assert narrow.num > wide.num
     memory = sizes(problem, 10**6, until=Until(seconds=0.2), audit=None, limits=None)
     assert 0 < memory.num < 10**6
-    assert memory.audit.num <= max(100, memory.num // 20)
+    assert memory.audit.num <= max(100, -(-memory.num // 20))
     np.testing.assert_array_equal(memory.outcomes["id"].to_numpy(), np.arange(min(memory.num, 10**6)))
     for wrong in ({}, {"half_width": 0.0}, {"seconds": -1.0}, {"seconds": np.nan}):
         with pytest.raises(ValueError, match=r"half_width|seconds"):

@@ -63,7 +63,7 @@ def ratio_interval(values: Ratios) -> tuple[float, float]:
 
 def sign_test(wins: int, draws: int) -> float:
     """The probability of so many signs or more if either sign is as likely."""
-    return float(scipy.stats.binomtest(wins, draws, 0.5, alternative="greater").pvalue)
+    return float(scipy.stats.binom.sf(wins - 1, draws, 0.5))
 
 
 def twice(decide: Callable[[Ratios], Verdict], values: Ratios) -> Verdict | None:
