@@ -24,6 +24,7 @@ from gdflow.experiments.riemannian.claims import (
     in_order,
     is_alike,
     order_of,
+    order_of_samples,
     ratio_interval,
     ratios,
     slower_with_depth,
@@ -265,6 +266,20 @@ def test_a_claim_on_several_pairs(orders, verdict):
     assert in_order(orders) is verdict
 
 
+def test_orders_of_draws_that_are_not_paired():
+    rng = np.random.default_rng(4)
+    a, b = np.exp(rng.normal(size=80)), np.exp(rng.normal(size=25))
+    assert order_of_samples(times(a), times(5 * b)) == 1
+    assert order_of_samples(times(5 * a), times(b)) == -1
+    assert order_of_samples(times(a), times(b)) is None
+    near = np.exp(0.01 * rng.normal(size=(2, 40)))
+    assert order_of_samples(times(near[0]), times(1.02 * near[1])) == 0
+    # What ends early counts at the end that is against the order.
+    late = times(np.full(40, 100.0), end=50.0)
+    assert order_of_samples(times(a), late) == 1
+    assert order_of_samples(late, late) is None
+
+
 def test_no_order_is_found_where_there_is_none():
     """Of 400 pairs of equal laws about 2·α² = 8e-4 are ordered in both sets: four or more with a probability below 5e-4."""
     rng = np.random.default_rng(1)
@@ -341,7 +356,7 @@ def test_verdicts_follow_the_numbers():
 
 def test_bundles_show_what_is_known():
     arrived, unfinished = (
-        bundle(group(rates), lambda run: run.errors, by_depth) for rates in ([1.0, 2.0], [1e-5, 1e-4])
+        bundle(group(rates), lambda run: run.errors, by_depth) for rates in ([1.0] * 12, [1e-5] * 12)
     )
     assert not arrived.unfinished
     assert 1e-5 <= arrived.smallest < 3e-5  # saved times are 25 a decade

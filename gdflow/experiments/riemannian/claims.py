@@ -1,7 +1,8 @@
 """What decides a claim: certificates for limits, sign tests and intervals over draws for times.
 
 *Two sets of draws.* An order, or its absence, is decided on the even draws and again on the odd ones; where the two differ it is
-not decided. Within a set, an order of two times is tested by the signs of their differences, draw by draw, at the level `ALPHA`;
+not decided. Within a set, an order of two times is tested by the signs of their differences, draw by draw, at the level `ALPHA`,
+or of times of different dimensions, whose draws have nothing in common, by the rank test of Mann and Whitney;
 there is no order where an interval for the median of their ratio, of the same level, lies within `NEGLIGIBLE` of 1. A claim on
 several pairs is confirmed where some show its order and none the contrary; it is denied where one does, or all show that there
 is none.
@@ -83,6 +84,26 @@ def order_of(values: Ratios) -> int | None:
     return -1 if sign_test(int(np.sum(values[1] < 1)), count) <= ALPHA else None
 
 
+def order_of_samples(first: Times, second: Times) -> int | None:
+    """`order_of` where draws are not paired, as for different dimensions: the rank test of Mann and Whitney in place of signs.
+
+    Times known by bounds only count at the end that is against the order that is tested.
+    """
+    (low_a, high_a), (low_b, high_b) = first.bounds, second.bounds
+    intervals = [ratio_interval(times.bounds) for times in (first, second)]
+    low, high = intervals[1][0] / intervals[0][1], intervals[1][1] / intervals[0][0] if intervals[0][0] else math.inf
+    if 1 / NEGLIGIBLE < low and high < NEGLIGIBLE:
+        return 0
+    if scipy.stats.mannwhitneyu(low_b, high_a, alternative="greater").pvalue <= ALPHA:
+        return 1
+    return -1 if scipy.stats.mannwhitneyu(high_b, low_a, alternative="less").pvalue <= ALPHA else None
+
+
+def halves(times: Times) -> tuple[Times, Times]:
+    """The even draws and the odd ones."""
+    return Times(times.bounds[:, ::2]), Times(times.bounds[:, 1::2])
+
+
 def in_order(orders: Iterable[int | None]) -> bool | None:
     """Whether some pairs have the order 1 and none the contrary; `None` if that could not be told."""
     orders = list(orders)
@@ -147,7 +168,8 @@ def _compare(
     measure = {"fraction": RANKED, **measure}
     values = {pair_text(a.case, b.case): ratios(a.times(**measure), b.times(**measure)) for a, b in pairs}
     later = {pair_text(a.case, b.case): ratios(a.times(LATER), b.times(LATER)) for a, b in pairs}
-    verdicts = {label: twice(decide, value) for label, value in values.items()}
+    parts = {pair_text(a.case, b.case): _both(a, b, a.times(**measure), b.times(**measure), decide) for a, b in pairs}
+    verdicts = {label: one if one == other else None for label, (one, other) in parts.items()}
     confirmed = combine(verdicts.values())
     left = "; ".join(label for label, verdict in verdicts.items() if verdict is None)
     groups = list(dict.fromkeys(group for pair in pairs for group in pair))
@@ -159,14 +181,23 @@ def _compare(
         f"not alike in both sets of draws for {left}" if confirmed is None else "",
         details=(
             *(
-                f"{label}: {_word(verdicts[label])} (even draws {_word(decide(value[:, ::2]))}, odd draws "
-                f"{_word(decide(value[:, 1::2]))}); {ratio_detail(value)}; to {LATER:g} of the first error "
+                f"{label}: {_word(verdicts[label])} (even draws {_word(parts[label][0])}, odd draws "
+                f"{_word(parts[label][1])}); {ratio_detail(value)}; to {LATER:g} of the first error "
                 f"{ratio_text(later[label])}"
                 for label, value in values.items()
             ),
             "median times: " + ", ".join(f"{g.name} {number_text(g.times(**measure).median)}" for g in groups),
         ),
     )
+
+
+def _both(a: Group, b: Group, first: Times, second: Times, decide: Decision) -> tuple[int | None, int | None]:
+    """What the even draws and the odd ones say of a pair of groups."""
+    if decide is order_of and a.case.d != b.case.d:
+        one, other = (order_of_samples(*some) for some in zip(halves(first), halves(second), strict=True))
+        return one, other
+    values = ratios(first, second)
+    return decide(values[:, ::2]), decide(values[:, 1::2])
 
 
 def _word(verdict: int | None) -> str:
@@ -180,7 +211,7 @@ def _word(verdict: int | None) -> str:
 
 #: How an order is decided.
 TESTED = (
-    f"more often than not: sign tests at the level {ALPHA:g} on the even and on the odd draws, and a median ratio "
+    f"more often than not: sign tests (rank tests between dimensions) at the level {ALPHA:g} on the even and on the odd draws, and a median ratio "
     f"that is not within {100 * (NEGLIGIBLE - 1):.0f} % of 1"
 )
 #: … of which times.
