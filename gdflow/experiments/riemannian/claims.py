@@ -92,7 +92,7 @@ def order_of_samples(first: Times, second: Times) -> int | None:
     (low_a, high_a), (low_b, high_b) = first.bounds, second.bounds
     intervals = [ratio_interval(times.bounds) for times in (first, second)]
     low, high = intervals[1][0] / intervals[0][1], intervals[1][1] / intervals[0][0] if intervals[0][0] else math.inf
-    if 1 / NEGLIGIBLE < low and high < NEGLIGIBLE:
+    if low > 1 / NEGLIGIBLE and high < NEGLIGIBLE:
         return 0
     if scipy.stats.mannwhitneyu(low_b, high_a, alternative="greater").pvalue <= ALPHA:
         return 1
@@ -211,8 +211,8 @@ def _word(verdict: int | None) -> str:
 
 #: How an order is decided.
 TESTED = (
-    f"more often than not: sign tests (rank tests between dimensions) at the level {ALPHA:g} on the even and on the odd draws, and a median ratio "
-    f"that is not within {100 * (NEGLIGIBLE - 1):.0f} % of 1"
+    f"more often than not: sign tests (rank tests between dimensions) at the level {ALPHA:g} on the even and on the odd "
+    f"draws, and a median ratio that is not within {100 * (NEGLIGIBLE - 1):.0f} % of 1"
 )
 #: … of which times.
 LONGER = f"for the error to fall to {RANKED:g} of the first, {TESTED}"
