@@ -13,7 +13,7 @@ its certificate, and that supervised networks are the slower the deeper they are
 N = 2), while autoencoders from balanced starts do not depend on N with d = 20. That balanced starts are slightly faster is not
 confirmed: they are 4 to 8 times as fast as Gaussian ones of standard deviation 1/√d_j, and no faster than Glorot's. One claim
 hangs on that unprinted deviation, and 8 are not decided: three of them are of limits, because deep networks of width 200 were not
-followed to their ends. This takes about 4600 seconds of computing, some forty minutes on two cores; with `fast` it takes three.
+followed to their ends. This takes about 4600 seconds of computing, some forty minutes on two cores; with `fast` it takes four.
 Another `seed` draws other data, teachers and starts.
 """
 
