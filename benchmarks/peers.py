@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -108,14 +109,8 @@ class GdflowLanes(Gdflow):
     name, label = "lanes", "gdflow.basin_sizes, GDFLOW_ENGINE=xla"
 
     def run(self, num: int) -> Run:
-        before = os.environ.get("GDFLOW_ENGINE")
-        os.environ["GDFLOW_ENGINE"] = "xla"
-        try:
+        with unittest.mock.patch.dict(os.environ, GDFLOW_ENGINE="xla"):
             return super().run(num)
-        finally:
-            del os.environ["GDFLOW_ENGINE"]
-            if before is not None:
-                os.environ["GDFLOW_ENGINE"] = before
 
 
 class Diffrax(Peer):

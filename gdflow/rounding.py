@@ -39,7 +39,13 @@ def gamma(count: int, eps: float) -> float:
 
 def frobenius(squares: Float[Array, "*n"], dtype: jnp.dtype) -> Float[Array, "*n"]:
     """`‖W‖_F` from a computed sum of squares, rounded up by what may have underflowed in it."""
-    return jnp.sqrt(squares + 2.0**20 * float(jnp.finfo(dtype).tiny)) * (1 + 2.0**10 * float(jnp.finfo(dtype).eps))
+    underflow, widening = frobenius_parts(dtype)
+    return jnp.sqrt(squares + underflow) * widening
+
+
+def frobenius_parts(dtype: jnp.dtype) -> tuple[float, float]:
+    """What `frobenius` adds to a sum of squares, and by what it multiplies the root."""
+    return 2.0**20 * float(jnp.finfo(dtype).tiny), 1 + 2.0**10 * float(jnp.finfo(dtype).eps)
 
 
 def _design_norm(objective: LinearObjective | Problem) -> Float[Array, ""]:

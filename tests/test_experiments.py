@@ -312,9 +312,7 @@ def group(rates, case=None, span=1e4, fit=1.0):
         certified = bool(errors[-1] < 1e-2)
         status = "converged" if arrived else "end of span"
         losses = 1.0 + errors**2
-        runs.append(
-            Run(case, draw, ts, errors, losses, ts[-1], certified, status, 1.0, 1.0, np.nan, fit * rate, 1.0001, 10)
-        )
+        runs.append(Run(case, draw, ts, errors, losses, ts[-1], certified, status, 1.0, np.nan, fit * rate, 1.0001, 10))
     return Group(case, tuple(runs))
 
 

@@ -27,10 +27,10 @@ from gdflow.verdicts import AbstractVerdict, Moment
 
 #: A gradient of this norm or less is zero for the purposes of stepping: any step size would do, and overflow; below it the
 #: squares of its entries underflow.
-_VANISHING = 1e-150
+VANISHING = 1e-150
 
 #: A step shorter than this many units in the last place of `t` makes no progress.
-_SMALLEST_STEP = 8.0
+SMALLEST_STEP = 8.0
 
 #: Iterates return to one if they come this close to it, in strides; strides are longer than this part of the size of the iterate;
 #: and they return so often in a row.
@@ -300,7 +300,7 @@ class LaneProcess(AbstractProcess):
         ends = {
             Status.NON_FINITE: ~(jnp.isfinite(size) & jnp.isfinite(loss)),
             Status.CERTIFIED: decided if held is None else decided & ~held,
-            Status.STATIONARY: now.gradient_norm <= _VANISHING,
+            Status.STATIONARY: now.gradient_norm <= VANISHING,
             Status.DIVERGING: size > self.largest,
         }
         return _State(
@@ -363,14 +363,14 @@ class LaneProcess(AbstractProcess):
                 moved, here.t, here.t_next, here.loss, step.loss, jnp.asarray(limits.dwell)
             )
             converged = (rate <= limits.gradient_tolerance**2) & (limits.gradient_tolerance > 0)
-        too_short = active & (t_next - t <= _SMALLEST_STEP * jnp.finfo(t.dtype).eps * t)
+        too_short = active & (t_next - t <= SMALLEST_STEP * jnp.finfo(t.dtype).eps * t)
         steps = jnp.where(state.done, state.steps, state.steps + 1)
         cycle, cycling = state.cycle, jnp.zeros_like(quiet)
         if cycle is not None:
             cycle, cycling = cycle.moved(self.layout, moved, here.y, step.y, steps)
         ends = {
             Status.CERTIFIED: finished,
-            Status.STATIONARY: moved & (gradient_norm <= _VANISHING),
+            Status.STATIONARY: moved & (gradient_norm <= VANISHING),
             Status.CONVERGED: converged,
             Status.CYCLING: cycling,
             Status.DIVERGING: (moved & (self.layout.norm(step.y) > self.largest)) | (too_short & decision.finite),

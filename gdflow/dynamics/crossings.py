@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 #: Halved so often, any bracket has shrunk to the round-off of its later end.
-_MAX_EVALUATIONS = 60
+MAX_EVALUATIONS = 60
 
 
 def first_crossing(
@@ -52,7 +52,7 @@ def first_crossing(
     def unfinished(carry):
         count, x1, f1, x2, *_ = carry
         is_open = (jnp.abs(x2 - x1) > 4 * eps * jnp.abs(x1)) & (f1 != 0) & jnp.isfinite(f1)
-        return (count < _MAX_EVALUATIONS) & jnp.any(is_open & wanted)
+        return (count < MAX_EVALUATIONS) & jnp.any(is_open & wanted)
 
     falls = excess0 > excess1
     share = jnp.where(falls, excess1 / jnp.where(falls, excess1 - excess0, -1.0), 0.5)

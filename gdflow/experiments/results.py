@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +57,16 @@ class Claim:
         if self.unprinted:
             return "not decidable from the print"
         return {True: "confirmed", False: "NOT confirmed", None: "not decided"}[self.confirmed]
+
+
+def origin(sizes: str, seed: int) -> dict[str, object]:
+    """What the files of a result say of where it comes from."""
+    return dict(sizes=sizes, seed=seed, version=version("gdflow"))
+
+
+def origin_text(where: dict[str, object], more: str = "") -> str:
+    """The same for the foot of a picture."""
+    return f"{where['sizes']} sizes, {more}seed {where['seed']}, gdflow {where['version']}"
 
 
 def every(verdicts: Iterable[bool | None]) -> bool | None:

@@ -22,7 +22,7 @@ from gdflow.ids import split_ids
 from gdflow.layouts import LanesLast
 from gdflow.losses import SquaredError
 from gdflow.objective import LinearObjective
-from gdflow.rounding import coarse_error_parts, coarse_is_enough
+from gdflow.rounding import coarse_error_parts, coarse_is_enough, frobenius_parts
 from gdflow.verdicts import AbstractLevelVerdict, AlmostSure, Balanced, LevelVerdict
 
 #: How starts end, numbered as in the program.
@@ -74,12 +74,13 @@ def _numbers(process: LaneProcess) -> np.ndarray:
     method: Any = process.method
     objective: Any = process.objective
     limits, verdict = process.limits, process.verdict
+    underflow, widening = frobenius_parts(objective.target.dtype)
     factor, rest = coarse_error_parts(objective, process.starts.widths)
     assert isinstance(verdict, AbstractLevelVerdict)
     values = dict(
         rtol=method.rtol, atol=method.atol, order=method.order, t1=limits.t1, largest=process.largest,
         tolerance=limits.gradient_tolerance, dwell=limits.dwell, max_steps=limits.most_steps, round_off=factor, target_error=rest,
-        tiny=2.0**20 * np.finfo(float).tiny, widen=1 + 2.0**10 * np.finfo(float).eps,
+        tiny=underflow, widen=widening,
         bound=verdict.thresholds.bound(), first_step=FIRST_STEP,
     )  # fmt: skip
     return np.array([float(values[name]) for name in NUMBERS])
@@ -95,7 +96,6 @@ class Fused:
         levels = process.verdict.thresholds.bounds
         crossings: list[Any] = [rider.levels for rider in process.riders if isinstance(rider, Crossings)]
         self.drifts = any(isinstance(rider, Drift) for rider in process.riders)
-        self.size = process.starts.num_parameters
         data = (
             *(crossings or [np.zeros(0)]),
             objective.target,

@@ -16,6 +16,8 @@ import diffrax
 import numpy as np
 
 from gdflow.basins.methods.runge_kutta import path_weights
+from gdflow.basins.process import SMALLEST_STEP, VANISHING
+from gdflow.dynamics.crossings import MAX_EVALUATIONS
 
 #: Lanes of a block: one register of AVX-512, two of AVX2.
 LANES = 8
@@ -36,6 +38,8 @@ def fused_source(widths: tuple[int, ...], solver: diffrax.AbstractERK, levels: i
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
     parts = [_HEAD, f"#define P {offsets[-1]}", f"#define LEVELS {levels}", f"#define CROSSINGS {crossings}"]
     parts += [f"#define {name.upper()} numbers[{k}]" for k, name in enumerate(NUMBERS)]
+    parts += [f"#define VANISHING {_number(VANISHING)}", f"#define SMALLEST_STEP {_number(SMALLEST_STEP)}"]
+    parts += [f"#define MAX_EVALUATIONS {MAX_EVALUATIONS}"]
     parts += [_field(widths, offsets), _attempt(tableau, offsets), _interpolant(solver), _drift(widths, offsets), _LOOP]
     return "\n".join(parts) + "\n"
 
@@ -264,7 +268,7 @@ static void begin(int64_t num, const double *y, double *f, double *next, double 
             next[n] = h[i], loss[n] = value[i], highest[n] = level[i];
             quiet[n] = slope[i] <= TOLERANCE ? 0.0 : INFINITY;
             status[n] = !(isfinite(squares[i]) && isfinite(value[i])) ? NON_FINITE : reach[i] < BOUND ? CERTIFIED
-                      : slope[i] <= 1e-150 ? STATIONARY : sqrt(squares[i]) > LARGEST ? DIVERGING : -1;
+                      : slope[i] <= VANISHING ? STATIONARY : sqrt(squares[i]) > LARGEST ? DIVERGING : -1;
             for (int c = 0; c < CROSSINGS; ++c) mark_next[c * num + n] = value[i] < crossings[c] ? 0.0 : NAN;
         }
     }
@@ -325,8 +329,8 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
         slope = root(slope);
         const m calm = moved & (slope <= TOLERANCE);
         QUIET = CHOOSE(moved, CHOOSE(calm, smaller(QUIET, t1), same(INFINITY)), QUIET);
-        const m converged = calm & (t1 - QUIET >= DWELL), still = moved & (slope <= 1e-150);
-        const m too_short = active & (next - t1 <= 8.0 * 0x1p-52 * t1);
+        const m converged = calm & (t1 - QUIET >= DWELL), still = moved & (slope <= VANISHING);
+        const m too_short = active & (next - t1 <= SMALLEST_STEP * 0x1p-52 * t1);
         STEPS += 1;
         const m far = (moved & (root(squares) > LARGEST)) | (too_short & finite);
         const m late = active & (t1 >= T1), many = active & (__builtin_convertvector(STEPS, v) >= MAX_STEPS);
@@ -354,7 +358,7 @@ static v crossing(const v *Y, const v *Y1, const v (*K)[P], v t0, v t1, v excess
     const m falls = excess0 > excess1;
     v share = CHOOSE(falls, excess1 / CHOOSE(falls, excess1 - excess0, same(-1.0)), same(0.5));
     v x1 = t1, f1 = excess1, x2 = t0, f2 = excess0, x3 = t0, f3 = excess0, S[P];
-    for (int count = 0; count < 60; ++count) {
+    for (int count = 0; count < MAX_EVALUATIONS; ++count) {
         const m open = wanted & (size_of(x2 - x1) > 4 * 0x1p-52 * size_of(x1)) & (f1 != 0.0) & is_finite(f1);
         if (!any(open)) break;
         const v x = x1 + share * (x2 - x1);

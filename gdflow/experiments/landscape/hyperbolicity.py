@@ -12,7 +12,6 @@ the level set of a start. The picture has the axes `a_2`, `b_2` and `u`, the coo
 
 import dataclasses
 import math
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from gdflow.basins import basin_sizes
 from gdflow.binomial import clopper_pearson_upper
 from gdflow.checks import check_double_precision, check_seed
 from gdflow.dynamics import simulate
-from gdflow.experiments.results import Claim, FigureResult
+from gdflow.experiments.results import Claim, FigureResult, origin, origin_text
 from gdflow.initialization import Gaussian
 from gdflow.landscape import hessian, inertia
 from gdflow.network import LayerTuple
@@ -122,7 +121,7 @@ def _lift(points: Path, saddle: Saddle) -> tuple[np.ndarray, np.ndarray, np.ndar
     return points[:, 1], points[:, 3], u
 
 
-def _stage(problem: Problem, origin: dict[str, object]) -> tuple[Figure, Any, list[Line2D]]:
+def _stage(problem: Problem, where: dict[str, object]) -> tuple[Figure, Any, list[Line2D]]:
     """The axes with `N`, its stable fibres, and `z*` with its unstable manifold: all of Figure 3."""
     figure = Figure(figsize=(7.0, 5.6))
     axes: Any = figure.add_axes((0.0, 0.02, 0.97, 0.93), projection="3d", computed_zorder=False)
@@ -159,13 +158,8 @@ def _stage(problem: Problem, origin: dict[str, object]) -> tuple[Figure, Any, li
     axes.view_init(elev=24, azim=-50)
     axes.set_box_aspect((1, 1, 0.85), zoom=0.97)
     axes.set_title("$s = (2, 1)$, widths 2-1-2", fontsize=10)
-    text = f"{origin['sizes']} sizes, seed {origin['seed']}, gdflow {origin['version']}"
-    figure.text(0.99, 0.01, text, ha="right", fontsize=7, color="0.4")
+    figure.text(0.99, 0.01, origin_text(where), ha="right", fontsize=7, color="0.4")
     return figure, axes, handles
-
-
-def _origin(fast: bool, seed: int) -> dict[str, object]:
-    return dict(sizes="fast" if fast else "full", seed=seed, version=version("gdflow"))
 
 
 def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
@@ -175,7 +169,7 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
     """
     check_double_precision()
     check_seed(seed)
-    problem, origin = Problem.from_singular_values(list(TARGET)), _origin(fast, seed)
+    problem, where = Problem.from_singular_values(list(TARGET)), origin("fast" if fast else "full", seed)
     saddles = [saddle_at(problem, theta) for theta in np.linspace(*THETAS, 9 if fast else 41)]
     signs = [inertia(problem, network(saddle.point)) for saddle in saddles]
     rates = np.array([saddle.rates for saddle in saddles])
@@ -240,10 +234,10 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
             ours=True,
         ),
     )
-    figure, _, handles = _stage(problem, origin)
+    figure, _, handles = _stage(problem, where)
     figure.legend(handles=handles, fontsize=FONT, loc="upper left", frameon=False, bbox_to_anchor=(0.02, 0.95))
     table = [
-        {**origin, "fibre": name, "theta": theta, "a_1": p[0], "a_2": p[1], "b_1": p[2], "b_2": p[3]}
+        {**where, "fibre": name, "theta": theta, "a_1": p[0], "a_2": p[1], "b_1": p[2], "b_2": p[3]}
         for name, theta, points in [
             *(("stable", _theta(s), stable_fibre(s)) for s in saddles),
             *(("unstable", _theta(s), points) for s, _, points in unstable),
@@ -251,7 +245,7 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
         for p in points.tolist()
     ]
     runs = [
-        {**origin, "theta": _theta(s), "a_2": float(s.point[1]), "b_2": float(s.point[3])}
+        {**where, "theta": _theta(s), "a_2": float(s.point[1]), "b_2": float(s.point[3])}
         | {f"rate {i}": float(rate) for i, rate in enumerate(s.rates, 1)}
         for s in saddles
     ]
@@ -293,7 +287,7 @@ def figure_4(*, fast: bool = False, seed: int = 0) -> FigureResult:
     """Trajectories that come along stable fibres of saddles and leave along unstable ones. Arguments as `figure_3`."""
     check_double_precision()
     check_seed(seed)
-    problem, origin = Problem.from_singular_values(list(TARGET)), _origin(fast, seed)
+    problem, where = Problem.from_singular_values(list(TARGET)), origin("fast" if fast else "full", seed)
     rng = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     measured: list[tuple[float, float]] = []
@@ -313,7 +307,7 @@ def figure_4(*, fast: bool = False, seed: int = 0) -> FigureResult:
         columns = [ts, *points.T, losses, distances]
         names = ("t", "a_1", "a_2", "b_1", "b_2", "loss", "distance")
         for values in np.stack(columns, axis=1).tolist():
-            rows.append({**origin, "trajectory": k, **dict(zip(names, values, strict=True))})
+            rows.append({**where, "trajectory": k, **dict(zip(names, values, strict=True))})
     shares = [share for share, _ in measured]
     below = sum(loss < LEVEL for _, loss in measured)
     claims = (
@@ -332,14 +326,14 @@ def figure_4(*, fast: bool = False, seed: int = 0) -> FigureResult:
             f"fitted over predicted rate {min(shares):.3g} to {max(shares):.3g}",
         ),
     )
-    figure, axes, handles = _stage(problem, origin)
+    figure, axes, handles = _stage(problem, where)
     for saddle, points in drawn[:: 1 if fast else 2]:
         axes.plot(*_lift(points, saddle), color=COLORS[3], lw=1.3, zorder=8)
         axes.plot(*([float(v[0])] for v in _lift(points[:1], saddle)), "o", color=COLORS[3], ms=3.5, zorder=8)
     handles.append(Line2D([], [], color=COLORS[3], lw=1.3, marker="o", ms=3.5, label="trajectories and starts"))
     figure.legend(handles=handles, fontsize=FONT, loc="upper left", frameon=False, bbox_to_anchor=(0.02, 0.95))
     runs = [
-        {**origin, "trajectory": k, "theta": _theta(saddle), "rate over predicted": share, "final loss": float(loss)}
+        {**where, "trajectory": k, "theta": _theta(saddle), "rate over predicted": share, "final loss": float(loss)}
         for k, ((share, loss), (saddle, _)) in enumerate(zip(measured, drawn, strict=True))
     ]
     return FigureResult(

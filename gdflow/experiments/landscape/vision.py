@@ -1,6 +1,5 @@
 """Figure 2: the landscape as its strata, by rank and level, and where their unstable directions lead."""
 
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 from gdflow.checks import check_double_precision, check_seed
 from gdflow.dynamics import AtGradientNorm, simulate
-from gdflow.experiments.results import Claim, FigureResult
+from gdflow.experiments.results import Claim, FigureResult, origin, origin_text
 from gdflow.landscape import Stratum, classify, inertia, sample_critical_point, strata
 from gdflow.levels import subset_text
 from gdflow.network import LayerTuple
@@ -88,13 +87,13 @@ def figure_2(*, fast: bool = False, seed: int = 0) -> FigureResult:
     edges = [_edge(problem, row, unit, j) for row in rows for unit, j in descents(row.subset)]
     points, sampled = _sample(problem, 3 if fast else 20, seed)
     claims = _claims(points, edges)
-    origin = dict(sizes="fast" if fast else "full", seed=seed, version=version("gdflow"))
-    table = pa.Table.from_pylist([{**origin, **point} for point in points])
+    where = origin("fast" if fast else "full", seed)
+    table = pa.Table.from_pylist([{**where, **point} for point in points])
     return FigureResult(
         "landscape-2", "Figure 2: the landscape of a linear network",
         "The paper draws a geometric vision of the landscape: critical sets at their levels, all of which but the "
         "lowest are saddles.",
-        claims, table, pa.Table.from_pylist([{**origin, **edge} for edge in edges]), _draw(rows, edges, origin),
+        claims, table, pa.Table.from_pylist([{**where, **edge} for edge in edges]), _draw(rows, edges, origin_text(where)),
         (
             f"Target diag{_numbers(TARGET)}, widths {_text(ONE)} in the picture; with another hidden layer, "
             f"{_text(TWO)}, for what is said of H ≥ 2. {sampled} critical points sampled on all strata. An arrow is a "
@@ -226,7 +225,7 @@ def _claims(points: list[dict], edges: list[dict]) -> tuple[Claim, ...]:
     )
 
 
-def _draw(rows, edges: list[dict], origin: dict) -> Figure:
+def _draw(rows, edges: list[dict], foot: str) -> Figure:
     """Levels upwards, ranks to the right, arrows along connecting trajectories."""
     figure = Figure(figsize=(7.2, 5.4), layout="constrained")
     axes = figure.subplots()
@@ -258,13 +257,7 @@ def _draw(rows, edges: list[dict], origin: dict) -> Figure:
     )
     axes.set_title(f"$s$ = {_numbers(TARGET)}, widths {_text(ONE)}", fontsize=10)
     axes.legend(fontsize=FONT, loc="upper right", frameon=False)
-    figure.supxlabel(
-        f"{origin['sizes']} sizes, seed {origin['seed']}, gdflow {origin['version']}",
-        fontsize=7,
-        color="0.4",
-        x=0.99,
-        ha="right",
-    )
+    figure.supxlabel(foot, fontsize=7, color="0.4", x=0.99, ha="right")
     return figure
 
 

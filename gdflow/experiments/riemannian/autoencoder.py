@@ -24,13 +24,15 @@ from gdflow.experiments.riemannian.figures import (
     STARTS,
     WIDTHS_CEILING,
     Task,
+    both_kinds,
     by_dimension,
+    by_start_law,
     depth_titles,
     excess_of,
     few,
     figure_result,
-    followed,
     get_panels,
+    hidden,
     matched,
     panel_cases,
     size_titles,
@@ -176,10 +178,7 @@ def figure_6(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
 def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Autoencoder, non-balanced starts: `‖W(t) − U_rU_rᵀ‖_F` for several `d`, `N = 5` and `10`. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-
-    known = get_panels(runs, 7, non_balanced_sizes(runs))
-    by_start = {start: known[2 * i : 2 * i + 2] for i, start in enumerate(STARTS)}
-    ranked = {start: [followed(panel) for panel in panels] for start, panels in by_start.items()}
+    by_start, ranked = by_start_law(get_panels(runs, 7, non_balanced_sizes(runs)))
     claims = [
         by_law(by_start, lambda p: converges(p[0], "N = 5: W(t) converges to U_rU_rᵀ")),
         by_law(by_start, lambda p: converges(p[1], "N = 10: W(t) converges to U_rU_rᵀ")),
@@ -198,7 +197,7 @@ def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
         "The paper shows that W(t) converges to U_rU_rᵀ as in the balanced case.",
         panels, "error", claims, (WIDTHS_NEAREST, GAUSSIAN, few(panels)), ylabel=r"$\|W(t) - U_rU_r^\top\|_F$",
         titles=depth_titles(panels), label=by_dimension(panels), errata=(CAPTION,),
-        others=[g for s in STARTS[1:] for panel in by_start[s] for g in panel],
+        others=hidden(by_start),
     )  # fmt: skip
 
 
@@ -249,11 +248,8 @@ def figure_8(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
 def figure_9(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Figure 8 with non-balanced starts; compared with Figure 8. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-    balanced = [panel_cases(runs, "autoencoder", k, "balanced") for k in (0, 1)]
-    asked = [panel_cases(runs, "autoencoder", k, start) for start in STARTS for k in (0, 1)]
-    *others, left, right = get_panels(runs, 9, [*asked, *balanced])
-    by_start = {start: others[2 * i : 2 * i + 2] for i, start in enumerate(STARTS)}
-    ranked = {start: [followed(panel) for panel in panels] for start, panels in by_start.items()}
+    *others, left, right = both_kinds(runs, 9, "autoencoder")
+    by_start, ranked = by_start_law(others)
     claims = [
         by_law(by_start, lambda p: slower_with_depth(p, "the rate depends on N: convergence is slower for larger N")),
         by_law(
@@ -273,5 +269,5 @@ def figure_9(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
         runs, 9, "autoencoder, convergence rates, non-balanced starts",
         "The paper shows convergence, slightly slower than for the balanced starts of Figure 8.",
         panels, "error", claims, (WIDTHS_CEILING, GAUSSIAN, LIMIT, few(panels)), ylabel=r"$\|W(t) - W(\infty)\|_F$",
-        titles=size_titles(panels), others=[g for s in STARTS[1:] for panel in by_start[s] for g in panel],
+        titles=size_titles(panels), others=hidden(by_start),
     )  # fmt: skip

@@ -1,14 +1,13 @@
 """What the figures have in common: which cases they show and how often, and how a result is put together."""
 
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from gdflow.experiments.results import Bundle, Claim, FigureResult, Panel, draw_panels
+from gdflow.experiments.results import Bundle, Claim, FigureResult, Panel, draw_panels, origin, origin_text
 from gdflow.experiments.riemannian.claims import RANKED
 from gdflow.experiments.riemannian.runs import (
     CONVERGED,
@@ -161,6 +160,24 @@ def followed(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if len(group.runs) >= ENOUGH]
 
 
+def by_start_law(known: Sequence[list[Group]]) -> tuple[dict[Start, list[list[Group]]], dict[Start, list[list[Group]]]]:
+    """Pairs of panels in the order of `STARTS`, by the law of their starts: all of their groups, and those that decide orders."""
+    shown = {start: list(known[2 * i : 2 * i + 2]) for i, start in enumerate(STARTS)}
+    return shown, {start: [followed(panel) for panel in panels] for start, panels in shown.items()}
+
+
+def hidden(shown: dict[Start, list[list[Group]]]) -> list[Group]:
+    """The groups of the laws that a picture does not show."""
+    return [group for start in STARTS[1:] for panel in shown[start] for group in panel]
+
+
+def both_kinds(runs: Runs, number: int, task: Task) -> list[list[Group]]:
+    """The panels of all laws of starts, in the order of `STARTS`, then those of balanced ones."""
+    return get_panels(
+        runs, number, [panel_cases(runs, task, k, start) for start in (*STARTS, "balanced") for k in (0, 1)]
+    )
+
+
 def few(panels: Sequence[Sequence[Group]]) -> str:
     """Which groups of a figure decide no order."""
     names = [group.name for panel in panels for group in panel if len(group.runs) < ENOUGH]
@@ -204,10 +221,10 @@ def figure_result(
 
     **Arguments:** `quantity`: names the column of values; `others`: groups that claims rest on and the picture does not show.
     """
-    origin = dict(sizes="fast" if runs.fast else "published", seed=runs.seed, version=version("gdflow"))
+    where = origin("fast" if runs.fast else "published", runs.seed)
     draws = sorted({len(group.runs) for panel in panels for group in panel})
     count = str(draws[0]) if len(draws) == 1 else f"{draws[0]} to {draws[-1]}"
-    foot = f"{origin['sizes']} sizes, {count} draws, seed {runs.seed}, gdflow {origin['version']}"
+    foot = origin_text(where, f"{count} draws, ")
     picture = draw_panels(
         [Panel(t, [bundle(g, measure, label) for g in p]) for t, p in zip(titles, panels, strict=True)], ylabel, foot
     )
@@ -219,12 +236,12 @@ def figure_result(
             if panel != "not shown":
                 for run in group.runs:
                     rows.extend(
-                        {**origin, **key, "draw": run.draw, "t": float(t), quantity: float(value)}
+                        {**where, **key, "draw": run.draw, "t": float(t), quantity: float(value)}
                         for t, value in zip(run.ts, measure(run), strict=True)
                     )
-            summary.append({**origin, **key, **_course(group)})
+            summary.append({**where, **key, **_course(group)})
     sizes_note = (
-        f"{'Fast' if runs.fast else 'Published'} sizes; seed {runs.seed}; gdflow {origin['version']}. In the numbers "
+        f"{'Fast' if runs.fast else 'Published'} sizes; seed {runs.seed}; gdflow {where['version']}. In the numbers "
         "every draw has its own curve; in the runs every case has the medians of its draws."
     )
     return FigureResult(

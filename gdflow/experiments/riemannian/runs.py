@@ -170,7 +170,7 @@ class Run:
     - `errors`: `‖W(t) − W*‖_F`, `W*` the best fit of rank `r`, which Theorem 6 predicts; `losses`: `½‖Y − W(t)X‖²`.
     - `end`: how far it went; `certified`: whether its loss proves that the flow from the computed state tends to a
       global minimum; `status`.
-    - `least`: the loss of `W*`; `size`: `‖W*‖_F`; `teacher_error`: `‖W* − W̃‖_F/‖W̃‖_F`, NaN for the autoencoder.
+    - `least`: the loss of `W*`; `teacher_error`: `‖W* − W̃‖_F/‖W̃‖_F`, NaN for the autoencoder.
     - `rate`: the rate at which `W(t)` ends from balanced starts, `slowest_rate`; for others, which end at other factors, NaN.
     - `level`: the loss below which a limit is certified; `steps`: of the solver.
     """
@@ -184,7 +184,6 @@ class Run:
     certified: bool
     status: str
     least: float
-    size: float
     teacher_error: float
     rate: float
     level: float
@@ -231,14 +230,14 @@ def compute(case: Case, seed: int, draw: int) -> Run:
 
 def _of_the_limit(
     case: Case, data: Problem, problem: Problem, best: Array, seed: int, draw: int
-) -> tuple[float, float, float, float]:
-    """Loss and size of `W*`, its distance from the teacher, and the rate at which `W(t)` ends there."""
-    least, size, error, teacher = float(problem.end_to_end_loss(best)), float(jnp.linalg.norm(best)), np.nan, None
+) -> tuple[float, float, float]:
+    """Loss of `W*`, its distance from the teacher, and the rate at which `W(t)` ends there."""
+    least, error, teacher = float(problem.end_to_end_loss(best)), np.nan, None
     if case.task == "supervised":
         teacher = case.teacher(seed, draw)
         error = float(np.linalg.norm(np.asarray(best_fit(data, case.rank)) - teacher) / np.linalg.norm(teacher))
     rate = slowest_rate(data, case, teacher) if case.start == "balanced" else np.nan
-    return least, size, error, rate
+    return least, error, rate
 
 
 @eqx.filter_jit
@@ -276,7 +275,7 @@ def _follow(
         adjoint=diffrax.ForwardMode(),
     )  # fmt: skip
     saved, (last,) = solution.ys
-    end, last = solution.ts[1][0], last
+    end = solution.ts[1][0]
     ends = jax.tree.map(lambda values, value: jnp.append(values, value), saved, measure(end, last, objective))
     exhausted = solution.result == diffrax.RESULTS.max_steps_reached
     return ends, end, certified(end, last, objective), solution.stats["num_steps"], exhausted

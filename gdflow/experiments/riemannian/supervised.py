@@ -21,10 +21,12 @@ from gdflow.experiments.riemannian.figures import (
     GAUSSIAN,
     STARTS,
     WIDTHS_CEILING,
+    both_kinds,
+    by_start_law,
     few,
     figure_result,
-    followed,
     get_panels,
+    hidden,
     losses_of,
     matched,
     panel_cases,
@@ -46,9 +48,9 @@ def _teachers(panels: Sequence[Sequence[Group]]) -> str:
     )
     return (
         "Depth changes the teacher, a product of N Gaussian matrices, whose least singular value σ_r falls with N. "
-        "At the limit a direction between the range of W̃ and its complement decays at the rate σ_r^{2−2/N}‖Xᵀv_r‖² "
-        f"at most, v_r the right singular vector: medians {rates}. So it is the small σ_r that make deep networks "
-        "slow here."
+        "At the limit a direction between the range of W̃ and its complement decays at σ_r^{2−2/N} times a value of XXᵀ: "
+        f"the least of these rates are, in the median, {rates}. So it is the small σ_r that make deep networks slow "
+        "here."
     )
 
 
@@ -78,11 +80,8 @@ def figure_1(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
 def figure_2(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Figure 1 with non-balanced starts; compared with Figure 1. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
-    balanced = [panel_cases(runs, "supervised", k, "balanced") for k in (0, 1)]
-    asked = [panel_cases(runs, "supervised", k, start) for start in STARTS for k in (0, 1)]
-    *others, left, right = get_panels(runs, 2, [*asked, *balanced])
-    by_start = {start: others[2 * i : 2 * i + 2] for i, start in enumerate(STARTS)}
-    ranked = {start: [followed(panel) for panel in panels] for start, panels in by_start.items()}
+    *others, left, right = both_kinds(runs, 2, "supervised")
+    by_start, ranked = by_start_law(others)
     depths = () if runs.fast else DEPTHS
     claims = [
         by_law(by_start, lambda p: converges(p[0], "left panel: W(t) converges to the critical point " + LIMIT)),
@@ -111,7 +110,7 @@ def figure_2(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
         "start.",
         panels, "error", claims, (WIDTHS_CEILING, GAUSSIAN, few(panels)),
         ylabel=r"$\|W(t) - U_k\Sigma_kV_k^\top(XX^\top)^{-1/2}\|_F$", titles=size_titles(panels), errata=(TRANSPOSE,),
-        others=[g for s in STARTS[1:] for panel in by_start[s] for g in panel],
+        others=hidden(by_start),
     )  # fmt: skip
 
 

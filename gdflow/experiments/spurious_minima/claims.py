@@ -60,8 +60,7 @@ def positive_measure(results: Results) -> Claim:
         texts.append(f"k={sweep.k}: {percent((low, high))}{more}")
     return Claim(
         f"from k = {FIRST} on the flow ends at spurious minima from a set of starts of positive measure",
-        "for every k the lower end of the interval, simultaneous over all k, is above 0, and a spurious minimum has a "
-        "positive "
+        "for every k the lower end of the interval, simultaneous over all k, is above 0, and a spurious minimum has a positive "
         "definite Hessian; not decided where no start of the flow ends at one",
         every(verdicts) if verdicts else None,
         "; ".join(texts) or "no such k",
@@ -94,8 +93,7 @@ def same_fractions(results: Results) -> Claim:
     found = [difference(*pair, alpha=ALPHA / len(pairs)) for pair in pairs]
     return Claim(
         f"the flow and gradient descent with step {STEP:g} end at spurious minima equally often",
-        "for every k the interval of the difference, paired and simultaneous over all k, lies between "
-        f"−{100 * EQUAL:g} % and "
+        f"for every k the interval of the difference, paired and simultaneous over all k, lies between −{100 * EQUAL:g} % and "
         f"{100 * EQUAL:g} %; not confirmed if one does not contain 0",
         every(d.same for d in found) if found else None,
         "flow − descent: "
@@ -109,8 +107,7 @@ def same_for_all_steps(results: Results) -> Claim:
     found = [difference(run, results.reference, alpha=ALPHA / len(results.steps)) for run in results.steps]
     return Claim(
         f"for k = {results.loose.k} the fraction does not depend on the step of gradient descent",
-        "for every step the interval of the difference to the flow, paired and simultaneous, lies between "
-        f"−{100 * EQUAL:g} % "
+        f"for every step the interval of the difference to the flow, paired and simultaneous, lies between −{100 * EQUAL:g} % "
         f"and {100 * EQUAL:g} %; not confirmed if one does not contain 0",
         every(d.same for d in found),
         "descent − flow: " + "; ".join(f"step {s.step:g}: {d.text}" for s, d in zip(results.steps, found, strict=True)),
@@ -130,8 +127,7 @@ def more_differ(results: Results) -> Claim:
         verdict = True
     return Claim(
         f"for k = {flow.k}, the longer the step of gradient descent, the more starts end elsewhere than by the flow",
-        "their number does not decrease from any step to the next, and the interval of the longest step lies above "
-        "that of the "
+        "their number does not decrease from any step to the next, and the interval of the longest step lies above that of the "
         "shortest (simultaneous over all steps); not confirmed if one lies below that of a shorter step",
         verdict,
         ", ".join(
@@ -155,8 +151,7 @@ def one_against(results: Results) -> Claim:
         verdicts.append((minimum.along, minimum.against, minimum.alike) == (k - 1, 1, (k - 1, 1)))
         texts.append(f"k={k}: {minimum.loss:.10g} ({minimum.pattern}), {counts.max()} of {counts.sum()}")
     return Claim(
-        "at the most frequent spurious minimum one student points against a teacher, all others along one, and all "
-        "teachers but "
+        "at the most frequent spurious minimum one student points against a teacher, all others along one, and all teachers but "
         "that one are alike",
         "for every k the most frequent class of the flow has this pattern; not decided where none was found",
         every(verdicts) if verdicts else None,
@@ -186,8 +181,7 @@ def away_from_zero(results: Results) -> Claim:
     least = min(results.runs, key=lambda run: float(run.smallest.min()))
     return Claim(
         "no start comes near w_i = 0, where the flow need not be unique",
-        f"after every step the norms of all students are at least {NEAR_ZERO:g}; other starts are counted as without a "
-        "limit",
+        f"after every step the norms of all students are at least {NEAR_ZERO:g}; other starts are counted as without a limit",
         near == 0,
         f"{near} of {sum(run.num for run in results.runs)} runs; "
         f"smallest norm {least.smallest.min():.3g} (k={least.k}, {least.name})",
@@ -203,8 +197,7 @@ def tolerances_suffice(results: Results) -> Claim:
     audit = f"; audits with another solver at 100 times tighter tolerances contradict {flips} of {audited}"
     return Claim(
         "the limits of the flow do not depend on the tolerances of its integration",
-        f"for k = {loose.k} no start has another limit at rtol {LOOSE[0]:g} than at {FLOW[0]:g}, and no audit "
-        "contradicts one "
+        f"for k = {loose.k} no start has another limit at rtol {LOOSE[0]:g} than at {FLOW[0]:g}, and no audit contradicts one "
         "(with `fast` there is none)",
         differ == 0 and flips == 0,
         f"{differ} of {loose.num} differ" + (audit if audited else ""),

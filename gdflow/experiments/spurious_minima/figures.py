@@ -188,13 +188,10 @@ def class_notes(results: Results) -> list[str]:
 
 
 NOTES = (
-    f"Flow: Tsit5, rtol {FLOW[0]:g}, atol {FLOW[1]:g}. A start has converged when ‖∇L‖ has stayed below {TOLERANCE:g} "
-    "for a flow "
+    f"Flow: Tsit5, rtol {FLOW[0]:g}, atol {FLOW[1]:g}. A start has converged when ‖∇L‖ has stayed below {TOLERANCE:g} for a flow "
     f"time of {DWELL:g}; the critical point nearby is then computed to round-off, with its Hessian.",
-    f"Intervals are Clopper–Pearson's at {100 * (1 - ALPHA):g} %. Starts without a limit, and those with a student "
-    "shorter than "
+    f"Intervals are Clopper–Pearson's at {100 * (1 - ALPHA):g} %. Starts without a limit, and those with a student shorter than "
     f"{NEAR_ZERO:g} on the way, widen them on both sides. They take labels to be right.",
-    "A student is *along* a teacher if its largest component, by size, is positive, *against* it if negative. "
-    "*Teachers 7+1*: "
+    "A student is *along* a teacher if its largest component, by size, is positive, *against* it if negative. *Teachers 7+1*: "
     "seven that the students' components do not tell apart, and one.",
 )
