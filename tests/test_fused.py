@@ -93,6 +93,18 @@ def test_data_with_a_design_of_their_own(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("law", [gf.initialization.Gaussian((3, 2, 3)), gf.initialization.Balanced((3, 3, 3))])
+def test_data_of_lower_rank_have_fewer_inputs(law, monkeypatch):
+    """The layers that are run are those of the reduced coordinates, smaller than those of the starts."""
+    rng = np.random.default_rng(23)
+    X = rng.normal(size=(3, 2)) @ rng.normal(size=(2, 10))
+    plan = make_plan(gf.Problem(X, rng.normal(size=(3, 10))), law, key=jax.random.key(2))
+    (process,) = plan.processes
+    assert why_not_fused(process) is None
+    assert engine.widths_run(process) == (2, *law.widths[1:])
+    assert_alike(plan, range(50), monkeypatch)
+
+
 @pytest.mark.parametrize(
     "limits",
     [
@@ -311,7 +323,7 @@ def test_sanitizers_find_nothing(seed, monkeypatch, tmp_path):
     starts = np.ascontiguousarray(engine._draw(process, high, low))
     (tmp_path / "data").write_bytes(b"".join(x.tobytes() for x in (starts, *fused.constants)))
     _, target, design, numbers, levels = fused.constants
-    source = fused_source(plan.widths, process.method.solver, levels.size, fused.num_crossings)
+    source = fused_source(engine.widths_run(process), process.method.solver, levels.size, fused.num_crossings)
     (tmp_path / "fused.c").write_text(source + _HARNESS)
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
     checks = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,6 +46,9 @@ def why_not_fused(process: Any) -> str | None:
         return "it is for double precision"
     if not isinstance(method.layout, LanesLast) or not coarse_is_enough(process.starts.widths):
         return "the layers are too wide"
+    widths = widths_run(process)
+    if objective.design.shape != (widths[0], widths[0]) or objective.target.shape != (widths[-1], widths[0]):
+        return "it is for as many columns of data as the input has coordinates"
     if path_weights(method.solver) is None or not (isinstance(method.shortest, float) and method.shortest == 0):
         return "the method has no polynomial between its steps, or a shortest step"
     if type(verdict) not in (LevelVerdict, AlmostSure, Balanced) or getattr(verdict, "has_sides", False):
@@ -53,6 +57,17 @@ def why_not_fused(process: Any) -> str | None:
     if len(set(kinds)) < len(kinds) or not set(kinds) <= {Drift, Crossings}:
         return "a rider looks at every step"
     return None
+
+
+def widths_run(process: LaneProcess) -> tuple[int, ...]:
+    """The widths of the networks that are run: those of the starts, in the coordinates of the problem.
+
+    Fewer inputs than those of the starts where the problem's data have not full rank.
+    """
+    word = jax.ShapeDtypeStruct((1,), jnp.uint32)
+    nets, _ = eqx.filter_eval_shape(process.draw, word, word)
+    first, *_ = shapes = [w.shape for w in nets.weights]
+    return (first[1], *(shape[0] for shape in shapes))
 
 
 @functools.cache
@@ -106,11 +121,14 @@ class Fused:
         self.constants = [np.ascontiguousarray(x, np.float64) for x in data]
         self.num_crossings = self.constants[0].size
         self.halt = np.zeros(1, np.int64)
-        self.program = _program(process.starts.widths, method.solver, levels.shape[0], self.num_crossings)
+        widths = widths_run(process)
+        self.size = sum(a * b for a, b in itertools.pairwise(widths))
+        self.program = _program(widths, method.solver, levels.shape[0], self.num_crossings)
 
     def run(self, starts: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of some starts. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""
         size, num = starts.shape
+        assert size == self.size  # the program looks no further than at addresses
         y = np.array(starts, order="C")
         f = np.empty((size, num))
         t, t_next, loss, quiet, slope, drift, time = np.empty((7, num))
