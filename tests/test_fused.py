@@ -63,12 +63,39 @@ def random_plan(seed: int) -> Plan:
     return make_plan(problem, law, key=jax.random.key(seed), method=method, limits=Limits(max_steps=3000))
 
 
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in range(3, 30))])
-def test_random_plans_give_the_same_rows(seed, monkeypatch):
-    """Of 60 starts each at most one may differ in its number of steps: an error within round-off of the tolerance."""
-    plan = random_plan(seed)
-    assert why_not_fused(plan.processes[0]) is None
-    assert_alike(plan, range(60), monkeypatch, steps=0.98)
+#: How many random plans are run; more with this variable set.
+PLANS = int(os.environ.get("GDFLOW_TEST_PLANS", "8"))
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, PLANS))])
+def test_random_plans_differ_by_round_off(seed, monkeypatch):
+    """The engines differ as XLA does from itself where every entry of the starts is moved by a unit in its last place.
+
+    Near saddles, and where steps are as long as stability allows, round-off grows: some starts then take other steps, and
+    their times differ by more than 1e-9. Statuses and labels differ nowhere.
+    """
+    drawn, num = random_plan(seed), 60
+    assert why_not_fused(drawn.processes[0]) is None
+    words = np.zeros(num, np.uint32), np.arange(num, dtype=np.uint32)
+    layers = [np.asarray(w) for w in drawn.starts.draw(*words).weights]
+    rng = np.random.default_rng(seed)
+    moved = [np.nextafter(w, rng.choice([-np.inf, np.inf], w.shape)) for w in layers]
+
+    def rows(weights, engine):
+        plan = make_plan(drawn.problem, gf.LayerTuple(weights), method=drawn.method, limits=drawn.limits)
+        return collected(plan, range(num), engine, monkeypatch)
+
+    expected = rows(layers, "xla")
+
+    def differing(some):
+        """How many starts take another number of steps, and how many have other times, beyond two bounds."""
+        for name in ("status", "limit", "highest"):
+            np.testing.assert_array_equal(some[name], expected[name], err_msg=name)
+        apart = np.abs(some["time"] - expected["time"]) / np.maximum(expected["time"], 1e-300)
+        return np.array([np.sum(some["steps"] != expected["steps"]), np.sum(apart > 1e-9), np.sum(apart > 1e-6)])
+
+    # Two counts of the same mean: one is twice the other and six more with a probability below 1 %.
+    assert np.all(differing(rows(layers, "fused")) <= 2 * differing(rows(moved, "xla")) + 6)
 
 
 @pytest.fixture
@@ -108,8 +135,11 @@ def test_data_of_lower_rank_have_fewer_inputs(law, monkeypatch):
 @pytest.mark.parametrize(
     "limits",
     [
-        Limits(t1=0.7), Limits(max_steps=9), Limits(largest=3.0), Limits(gradient_tolerance=3.0, dwell=0.05),
-        Limits(gradient_tolerance=3.0), Limits(t1=1e-9),
+        Limits(t1=0.7), Limits(max_steps=9), Limits(gradient_tolerance=3.0, dwell=0.05),
+        *(
+            pytest.param(some, marks=pytest.mark.slow)
+            for some in (Limits(largest=3.0), Limits(gradient_tolerance=3.0), Limits(t1=1e-9))
+        ),
     ],
 )  # fmt: skip
 def test_limits_end_the_same_starts(limits, plan, monkeypatch):
@@ -313,7 +343,7 @@ int main(int n, char **names) {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_sanitizers_find_nothing(seed, monkeypatch, tmp_path):
     """Addresses and undefined behaviour, over random plans whose numbers of starts fill no whole vectors; the same statuses."""
     plan, num = random_plan(seed), 37

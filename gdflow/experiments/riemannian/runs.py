@@ -15,6 +15,8 @@ is `CONVERGED` times the first; or at the end of its span.
 
 import concurrent.futures
 import dataclasses
+import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -25,14 +27,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from gdflow.checks import check_double_precision, check_seed
 from gdflow.dynamics import AutomaticRKC, gradient_flow_field
 from gdflow.dynamics.step_control import first_step, step_control
 from gdflow.dynamics.stopping import AtCertificate
-from gdflow.initialization import AbstractInitialization, Gaussian, fan_in, fan_out
+from gdflow.initialization import fan_in, fan_out
 from gdflow.manifold import best_fit
 from gdflow.network import LayerTuple
 from gdflow.problem import Problem
@@ -100,47 +103,28 @@ class Case:
 
     def teacher(self, seed: int, draw: int) -> Float[np.ndarray, "d d"]:
         """`W̃ = W̃_N ⋯ W̃_1` with Gaussian entries of standard deviation `1/√d_j`."""
-        law = Gaussian(self.widths, fan_out)
-        return np.asarray(_end_to_end(_draw(law, _keys(seed, draw, self.d)[1])))
+        return functools.reduce(lambda W, layer: layer @ W, self._gaussian(fan_out, self._random("teacher", seed, draw)))
 
     def problem(self, seed: int, draw: int) -> Problem:
         """The data in data coordinates: `x_i ~ N(0, I/d)`."""
-        shape = (self.d, 3 * self.d)
-        X = np.asarray(jax.random.normal(_keys(seed, draw, self.d)[0], shape)) / math.sqrt(self.d)
+        X = self._random("data", seed, draw).normal(size=(self.d, 3 * self.d)) / math.sqrt(self.d)
         return Problem(X, X if self.task == "autoencoder" else self.teacher(seed, draw) @ X)
 
     def begin(self, seed: int, draw: int) -> LayerTuple:
         """The start in data coordinates: a balanced one in the widths `(d, r, …, r, d)`, others in the printed ones."""
-        key = _keys(seed, draw, self.d)[2]
+        rng = self._random("start", seed, draw)
         if self.start != "balanced":
-            return _draw(Gaussian(self.widths, LAWS[self.start]), key)
-        first, last = _frames(key, self.d)
+            return LayerTuple(self._gaussian(LAWS[self.start], rng))
+        first, last = (scipy.stats.ortho_group.rvs(self.d, random_state=rng) for _ in range(2))  # V_0, V_N
         return LayerTuple([first[:, : self.rank].T, *[np.eye(self.rank)] * (self.depth - 2), last[:, : self.rank]])
 
+    def _gaussian(self, scale: Callable[[int, int], float], rng: np.random.Generator) -> list[Float[np.ndarray, "_ _"]]:
+        """Layers of the printed widths, entries of standard deviation `scale(d_{j−1}, d_j)`."""
+        return [scale(*pair) * rng.normal(size=pair[::-1]) for pair in itertools.pairwise(self.widths)]
 
-def _keys(seed: int, draw: int, d: int) -> Key[Array, " 3"]:
-    """For data, teacher and start."""
-    key = jax.random.fold_in(jax.random.key(seed), draw)
-    return jax.random.split(jax.random.fold_in(key, d), 3)
-
-
-def _frames(key: Key[Array, ""], d: int) -> list[Float[np.ndarray, "d d"]]:
-    """`V_0` and `V_N`, Haar orthogonal."""
-    frames = []
-    for part in jax.random.split(key):
-        Q, R = np.linalg.qr(np.asarray(jax.random.normal(part, (d, d))))
-        frames.append(Q * np.sign(np.diag(R)))
-    return frames
-
-
-@eqx.filter_jit
-def _draw(law: AbstractInitialization, key: Key[Array, ""]) -> LayerTuple:
-    return law.sample(key, 0)
-
-
-@eqx.filter_jit
-def _end_to_end(net: LayerTuple) -> Array:
-    return net.end_to_end
+    def _random(self, what: str, seed: int, draw: int) -> np.random.Generator:
+        """NumPy's generator: JAX would compile a program for every size."""
+        return np.random.default_rng([seed, draw, self.d, *what.encode()])
 
 
 def slowest_rate(problem: Problem, case: Case, teacher: Float[np.ndarray, "d d"] | None) -> float:
