@@ -131,14 +131,17 @@ def test_a_saddle_whose_computed_loss_is_below_its_level():
 
 
 def _hidden_zero(rng) -> list[np.ndarray]:
-    """Layers of widths 2-4-2-1-2 whose product vanishes exactly, though not in floating point: W_2W_1 lies in ker W_3."""
+    """Layers of widths 2-4-2-1-2 whose product vanishes exactly, though not in floating point: W_1 lies in ker W_2.
+
+    Products are made from the waist on, `W_3W_2` first, and that one is inexact.
+    """
     size = 2.0**-40
-    W1 = rng.integers(-(2**43), 2**43, (4, 2)) * size
-    row = rng.integers(-40, 41, 4) * 2.0**-2
-    w3 = np.array([[float(rng.integers(1, 30)), float(rng.integers(1, 30))]])
-    # W_2 = [w3_2; −w3_1]·row: annihilated by W_3 from the left, in integers.
-    W2 = np.array([w3[0, 1] * row, -w3[0, 0] * row])
-    return [W1, W2, w3, rng.integers(-3, 4, (2, 1)) * 1.0]
+    k = rng.integers(1, 30, 4) * 1.0
+    kernel = np.array([[k[1], -k[0], 0, 0], [0, 0, k[3], -k[2]]])  # of k, in integers
+    W2 = rng.integers(-(2**43), 2**43, (2, 2)) * size @ kernel
+    row = rng.integers(-40, 41, 2) * 2.0**-2
+    w3 = rng.integers(-(2**43), 2**43, (1, 2)) * size
+    return [np.outer(k, row), W2, w3, rng.integers(-3, 4, (2, 1)) * 1.0]
 
 
 @pytest.mark.parametrize("widths", [(2, 3, 2), (5, 4, 6, 3), (3, 3, 3, 3, 3, 3), (2, 12, 12, 2)])

@@ -68,7 +68,7 @@ def balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
     if runs.fast:
         return [
             _dimensions(2, ((10, 60), (20, 60), (40, 60)), "balanced"),
-            _dimensions(10, ((20, 40), (60, 24)), "balanced"),
+            _dimensions(10, ((20, 40), (40, 24)), "balanced"),
         ]
     left = ((4, 100), (10, 100), (20, 100), (40, 100))
     return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 100), (100, 24), (160, 20)), "balanced")]
@@ -79,7 +79,7 @@ def non_balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
     panels = []
     for start in STARTS:
         if runs.fast:
-            panels += [_dimensions(5, ((10, 40), (40, 16)), start), _dimensions(10, ((20, 24),), start)]
+            panels += [_dimensions(5, ((10, 40), (40, 16)), start), _dimensions(10, ((20, 12),), start)]
             continue
         right = _dimensions(10, ((20, 60), (50, 20)), start)
         large = _dimensions(10, ((200, 1 if start == STARTS[0] else 0),), start, 30.0)

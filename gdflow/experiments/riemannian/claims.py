@@ -3,8 +3,8 @@
 *Two sets of draws.* An order, or its absence, is decided on the even draws and again on the odd ones; where the two differ it is
 not decided. Within a set, an order of two times is tested by the signs of their differences, draw by draw, at the level `ALPHA`,
 or of times of different dimensions, whose draws have nothing in common, by the rank test of Mann and Whitney;
-there is no order where an interval for the median of their ratio, of the same level, lies within `NEGLIGIBLE` of 1. A claim on
-several pairs is confirmed where some show its order and none the contrary; it is denied where one does, or all show that there
+there is none where an interval for the median of their ratio, of the same level, lies within `NEGLIGIBLE` of 1, or below it: then
+the second takes no longer. A claim on several pairs is confirmed where some show its order and none the contrary; it is denied where one does, or all show that there
 is none.
 
 *Runs that end early* have times between the end of the run and infinity, and a difference of two such times has no sign: it
@@ -74,14 +74,25 @@ def twice(decide: Callable[[Ratios], Verdict], values: Ratios) -> Verdict | None
 
 
 def order_of(values: Ratios) -> int | None:
-    """1 where ratios are above 1 more often than not, −1 where below, 0 where their median is near 1, `None` if neither shows."""
-    low, high = ratio_interval(values)
+    """1 where ratios are above 1 more often than not, −1 where below; 0 where their median is near 1, or not above; else `None`."""
+    count = values.shape[1]
+    return _order(
+        ratio_interval(values),
+        sign_test(int(np.sum(values[0] > 1)), count),
+        sign_test(int(np.sum(values[1] < 1)), count),
+    )
+
+
+def _order(interval: tuple[float, float], longer: float, shorter: float) -> int | None:
+    """The order from an interval for the ratio, and the probabilities of the data if there were none."""
+    low, high = interval
     if low > 1 / NEGLIGIBLE and high < NEGLIGIBLE:
         return 0
-    count = values.shape[1]
-    if sign_test(int(np.sum(values[0] > 1)), count) <= ALPHA:
+    if longer <= ALPHA:
         return 1
-    return -1 if sign_test(int(np.sum(values[1] < 1)), count) <= ALPHA else None
+    if shorter <= ALPHA:
+        return -1
+    return 0 if high < NEGLIGIBLE else None
 
 
 def order_of_samples(first: Times, second: Times) -> int | None:
@@ -92,11 +103,11 @@ def order_of_samples(first: Times, second: Times) -> int | None:
     (low_a, high_a), (low_b, high_b) = first.bounds, second.bounds
     intervals = [ratio_interval(times.bounds) for times in (first, second)]
     low, high = intervals[1][0] / intervals[0][1], intervals[1][1] / intervals[0][0] if intervals[0][0] else math.inf
-    if low > 1 / NEGLIGIBLE and high < NEGLIGIBLE:
-        return 0
-    if scipy.stats.mannwhitneyu(low_b, high_a, alternative="greater").pvalue <= ALPHA:
-        return 1
-    return -1 if scipy.stats.mannwhitneyu(high_b, low_a, alternative="less").pvalue <= ALPHA else None
+    return _order(
+        (low, high),
+        float(scipy.stats.mannwhitneyu(low_b, high_a, alternative="greater").pvalue),
+        float(scipy.stats.mannwhitneyu(high_b, low_a, alternative="less").pvalue),
+    )
 
 
 def halves(times: Times) -> tuple[Times, Times]:
@@ -206,7 +217,7 @@ def _word(verdict: int | None) -> str:
         return "open"
     if isinstance(verdict, bool):
         return "yes" if verdict else "no"
-    return {1: "yes", 0: "no order", -1: "shorter"}[verdict]
+    return {1: "yes", 0: "not longer", -1: "shorter"}[verdict]
 
 
 #: How an order is decided.
