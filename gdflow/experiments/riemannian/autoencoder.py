@@ -43,8 +43,8 @@ from gdflow.experiments.riemannian.runs import CONVERGED, Case, Group, Run, Runs
 LATE = (1e-3, 3e-5)
 WIDTHS_NEAREST = "Widths by the printed rounding, d_j = ⌊r + (d − r)(j − 1)/(N − 1) + ½⌋, r = ⌊d/2 + ½⌋."
 SIZES = (
-    "The print varies d between 2N and 20N and does not list the values; at N = 20 the largest here is 160, since "
-    "400 would take ten times as long."
+    "The print varies d between 2N and 20N and does not list the values; at N = 20 the largest here is 120, since "
+    "400 would take twenty times as long."
 )
 ROOT = (
     "Figure 6: the print says that L¹(W(t)) converges to the square root of the tail Σ_{i>r}σ_i²: it is ‖X − WX‖_F "
@@ -64,14 +64,14 @@ def _dimensions(
 
 
 def balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
-    """Dimensions between `2N` and `20N`, as printed; at `N = 20` up to 160. Fast, `N = 10` stands in for `N = 20`."""
+    """Dimensions between `2N` and `20N`, as printed; at `N = 20` up to 120. Fast, `N = 10` stands in for `N = 20`."""
     if runs.fast:
         return [
             _dimensions(2, ((10, 60), (20, 60), (40, 60)), "balanced"),
             _dimensions(10, ((20, 40), (40, 24)), "balanced"),
         ]
     left = ((4, 100), (10, 100), (20, 100), (40, 100))
-    return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 100), (100, 24), (160, 20)), "balanced")]
+    return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 100), (80, 24), (120, 20)), "balanced")]
 
 
 def non_balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
@@ -81,7 +81,7 @@ def non_balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
         if runs.fast:
             panels += [_dimensions(5, ((10, 40), (40, 16)), start), _dimensions(10, ((20, 12),), start)]
             continue
-        right = _dimensions(10, ((20, 60), (50, 20)), start)
+        right = _dimensions(10, ((20, 60), (40, 20)), start)
         large = _dimensions(10, ((200, 1 if start == STARTS[0] else 0),), start, 30.0)
         panels += [_dimensions(5, ((10, 100), (40, 40), (80, 20)), start), [*right, *large]]
     return panels

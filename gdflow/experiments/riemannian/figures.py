@@ -69,7 +69,7 @@ def panel_cases(runs: Runs, task: Task, panel: int, start: Start) -> list[tuple[
     d, rank = sizes(runs.fast, task)[panel]
     if runs.fast:
         depths = (2, 5, 20) if start == "balanced" and not panel else (2, 5)
-        draws = 40 if start == "balanced" else 24 if panel else 40
+        draws = 60 if start == "balanced" or not panel else 24
         return [(Case(task, d, rank, N, start, LONG), draws) for N in depths]
     plan = [(N, *(_large(task, N, start) if panel else _small(N, start))) for N in DEPTHS]
     return [(Case(task, d, rank, N, start, span), draws) for N, span, draws in plan if draws]
@@ -87,7 +87,7 @@ def _large(task: Task, depth: int, start: Start) -> tuple[float, int]:
     if start == "balanced":
         if task == "autoencoder":
             return LARGE, 100 if depth in (2, 20) else 40
-        return LARGE, {2: 60, 5: 40, 10: 24, 20: 20}[depth]
+        return LARGE, {2: 60, 5: 40, 10: 20, 20: 20}[depth]
     if depth <= 5:
         return 500.0, 60 if depth == 2 and task == "supervised" else 40 if start == "Glorot" and task == "supervised" else 20
     # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.

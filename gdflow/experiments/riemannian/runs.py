@@ -327,8 +327,12 @@ class Runs:
         numbers: dict[Case, int] = {}
         for case, draws in asked:
             numbers[case] = max(draws, numbers.get(case, 0))
-        # First draws first: each compiles a program of its own, so that no two wait for one.
-        jobs = sorted(((case, k) for case, num in numbers.items() for k in range(num)), key=lambda job: job[1] > 0)
+        # First draws first: each compiles a program of its own, so that no two wait for one. Then the longest, so that both
+        # cores are busy to the end.
+        jobs = sorted(
+            ((case, k) for case, num in numbers.items() for k in range(num)),
+            key=lambda job: (job[1] > 0, -job[0].depth * job[0].d ** 2),
+        )
         missing = [job for job in jobs if job not in self._known]
         # Compilation uses one core, and so do small matrices: two runs at a time keep two of them busy.
         with concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
