@@ -1,11 +1,11 @@
 """What decides a claim: certificates for limits, sign tests and intervals over draws for times.
 
 *Two sets of draws.* An order, or its absence, is decided on the even draws and again on the odd ones; where the two differ it is
-not decided. Within a set, an order of two times is tested by the signs of their differences, draw by draw, at the level `ALPHA`,
-or of times of different dimensions, whose draws have nothing in common, by the rank test of Mann and Whitney;
-there is none where an interval for the median of their ratio, of the same level, lies within `NEGLIGIBLE` of 1, or below it: then
-the second takes no longer. A claim on several pairs is confirmed where some show its order and none the contrary; it is denied where one does, or all show that there
-is none.
+not decided. Within a set, an order of two times is tested at the level `ALPHA` by the signs of their differences, draw by draw;
+of times of different dimensions, whose draws have nothing in common, by the rank test of Mann and Whitney. The second is not
+longer where an interval for the median of their ratio, of the same level, lies within `NEGLIGIBLE` of 1 or below it. A claim on
+several pairs is confirmed where some show its order and none the contrary; it is denied where one shows the contrary, or all show
+that the second is not longer.
 
 *Runs that end early* have times between the end of the run and infinity, and a difference of two such times has no sign: it
 counts against either order.
@@ -74,7 +74,7 @@ def twice(decide: Callable[[Ratios], Verdict], values: Ratios) -> Verdict | None
 
 
 def order_of(values: Ratios) -> int | None:
-    """1 where ratios are above 1 more often than not, −1 where below; 0 where their median is near 1, or not above; else `None`."""
+    """1 where ratios are above 1 more often than not, −1 where below; 0 where their median is near 1 or below; else `None`."""
     count = values.shape[1]
     return _order(
         ratio_interval(values),

@@ -89,7 +89,8 @@ def _large(task: Task, depth: int, start: Start) -> tuple[float, int]:
             return LARGE, 100 if depth in (2, 20) else 40
         return LARGE, {2: 60, 5: 40, 10: 20, 20: 20}[depth]
     if depth <= 5:
-        return 500.0, 60 if depth == 2 and task == "supervised" else 40 if start == "Glorot" and task == "supervised" else 20
+        many = 60 if depth == 2 else 40 if start == "Glorot" else 20
+        return 500.0, many if task == "supervised" else 20
     # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.
     return (10.0 if depth == 10 else 2.0), (1 if start == STARTS[0] else 0)
 

@@ -103,7 +103,9 @@ class Case:
 
     def teacher(self, seed: int, draw: int) -> Float[np.ndarray, "d d"]:
         """`W̃ = W̃_N ⋯ W̃_1` with Gaussian entries of standard deviation `1/√d_j`."""
-        return functools.reduce(lambda W, layer: layer @ W, self._gaussian(fan_out, self._random("teacher", seed, draw)))
+        return functools.reduce(
+            lambda W, layer: layer @ W, self._gaussian(fan_out, self._random("teacher", seed, draw))
+        )
 
     def problem(self, seed: int, draw: int) -> Problem:
         """The data in data coordinates: `x_i ~ N(0, I/d)`."""
