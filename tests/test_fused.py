@@ -1,5 +1,6 @@
 """The fused program against XLA's lanes: the same rows; what it leaves to them; compilers, caches and their failures."""
 
+import ctypes
 import dataclasses
 import os
 import pathlib
@@ -15,7 +16,7 @@ import pytest
 
 import gdflow as gf
 from gdflow.basins import Limits, engines
-from gdflow.basins.fused import build, engine, why_not_fused
+from gdflow.basins.fused import build, engine, source, why_not_fused
 from gdflow.basins.fused.source import fused_source
 from gdflow.basins.plan import Plan, make_plan
 
@@ -212,6 +213,28 @@ def test_engines_that_are_none_are_refused(plan, monkeypatch):
         plan.collect(range(2))
 
 
+@pytest.mark.parametrize("n", range(1, source.LARGEST_ORDER + 1))
+def test_roots_of_eight_numbers_at_once(n):
+    """To a few units in the last place, over all magnitudes; what is out of range comes out tiny or huge."""
+    code = source._HEAD + source._nth_root(n)
+    code += "void roots(const double *x, double *r) { v y; EACH(i) y[i] = x[i]; y = nth_root(y); EACH(i) r[i] = y[i]; }"
+    function = build.program(code).roots
+    rng = np.random.default_rng(n)
+
+    def roots(x):
+        x, r = np.ascontiguousarray(x), np.empty(source.LANES)
+        function(x.ctypes.data_as(ctypes.c_void_p), r.ctypes.data_as(ctypes.c_void_p))
+        return r
+
+    for _ in range(200):
+        x = 10 ** rng.uniform(-270, 270, source.LANES)
+        np.testing.assert_allclose(roots(x) ** n, x, rtol=1e-15 * (n + 2))
+    few = roots(np.array([0.0, np.inf, 1.0, 1e-300, 1e300, 2.0**n, 0.5**n, 3.0**n]))
+    assert few[0] <= 1e-34
+    assert few[1] >= 1e34
+    np.testing.assert_allclose(few[[2, 5, 6, 7]], [1, 2, 0.5, 3], rtol=1e-15)
+
+
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """A cache of its own, with nothing known of compilers and programs."""
@@ -353,8 +376,9 @@ def test_sanitizers_find_nothing(seed, monkeypatch, tmp_path):
     starts = np.ascontiguousarray(engine._draw(process, high, low))
     (tmp_path / "data").write_bytes(b"".join(x.tobytes() for x in (starts, *fused.constants)))
     _, target, design, numbers, levels = fused.constants
-    source = fused_source(engine.widths_run(process), process.method.solver, levels.size, fused.num_crossings)
-    (tmp_path / "fused.c").write_text(source + _HARNESS)
+    solver, order = process.method.solver, int(process.method.order)
+    text = fused_source(engine.widths_run(process), solver, order, levels.size, fused.num_crossings)
+    (tmp_path / "fused.c").write_text(text + _HARNESS)
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
     checks = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = ["gcc", *flags, *checks, str(tmp_path / "fused.c"), "-o", str(tmp_path / "fused"), "-lm"]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdflow.basins.fused.build import program
-from gdflow.basins.fused.source import NUMBERS, fused_source
+from gdflow.basins.fused.source import LARGEST_ORDER, LEAST_ATOL, NUMBERS, fused_source
 from gdflow.basins.lanes import in_threads
 from gdflow.basins.methods.runge_kutta import RungeKutta, path_weights
 from gdflow.basins.outcomes import Status
@@ -51,6 +51,8 @@ def why_not_fused(process: Any) -> str | None:
         return "it is for as many columns of data as the input has coordinates"
     if path_weights(method.solver) is None or not (isinstance(method.shortest, float) and method.shortest == 0):
         return "the method has no polynomial between its steps, or a shortest step"
+    if method.order not in range(1, LARGEST_ORDER + 1) or method.atol < LEAST_ATOL:
+        return "the method's order or absolute tolerance is out of its range"
     if type(verdict) not in (LevelVerdict, AlmostSure, Balanced) or getattr(verdict, "has_sides", False):
         return "it is for verdicts by levels that are the same for all starts"
     kinds = [type(rider) for rider in process.riders]
@@ -71,8 +73,8 @@ def widths_run(process: LaneProcess) -> tuple[int, ...]:
 
 
 @functools.cache
-def _program(widths: tuple[int, ...], solver: Any, levels: int, crossings: int) -> Any:
-    function = program(fused_source(widths, solver, levels, crossings)).run
+def _program(widths: tuple[int, ...], solver: Any, order: int, levels: int, crossings: int) -> Any:
+    function = program(fused_source(widths, solver, order, levels, crossings)).run
     function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 24]
     return function
 
@@ -93,7 +95,7 @@ def _numbers(process: LaneProcess) -> np.ndarray:
     factor, rest = coarse_error_parts(objective, process.starts.widths)
     assert isinstance(verdict, AbstractLevelVerdict)
     values = dict(
-        rtol=method.rtol, atol=method.atol, order=method.order, t1=limits.t1, largest=process.largest,
+        rtol=method.rtol, atol=method.atol, t1=limits.t1, largest=process.largest,
         tolerance=limits.gradient_tolerance, dwell=limits.dwell, max_steps=limits.most_steps, round_off=factor, target_error=rest,
         tiny=underflow, widen=widening,
         bound=verdict.thresholds.bound(), first_step=FIRST_STEP,
@@ -123,7 +125,7 @@ class Fused:
         self.halt = np.zeros(1, np.int64)
         widths = widths_run(process)
         self.size = sum(a * b for a, b in itertools.pairwise(widths))
-        self.program = _program(widths, method.solver, levels.shape[0], self.num_crossings)
+        self.program = _program(widths, method.solver, int(method.order), levels.shape[0], self.num_crossings)
 
     def run(self, starts: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of some starts. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""

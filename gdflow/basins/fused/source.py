@@ -10,6 +10,8 @@ The decisions are those of `gdflow.basins.process.LaneProcess` (`init`, `step`, 
 in the same order; roots are found as in `gdflow.dynamics.crossings`. A lane depends on no other.
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import diffrax
@@ -22,24 +24,29 @@ from gdflow.dynamics.crossings import MAX_EVALUATIONS
 #: Lanes of a block: one register of AVX-512, two of AVX2.
 LANES = 8
 #: Rows and columns of the sums that stay in registers.
-_ROWS, _COLUMNS = 2, 6
+_ROWS, _COLUMNS = 3, 6
+
+#: Largest order of a method (`_nth_root`), and least absolute tolerance: products of four scales are not to underflow.
+LARGEST_ORDER, LEAST_ATOL = 8, 1e-70
 
 #: Numbers that depend on the plan, in this order in the array `numbers`.
 NUMBERS = (
-    "rtol", "atol", "order", "t1", "largest", "tolerance", "dwell", "max_steps", "round_off", "target_error", "tiny", "widen",
+    "rtol", "atol", "t1", "largest", "tolerance", "dwell", "max_steps", "round_off", "target_error", "tiny", "widen",
     "bound", "first_step",
 )  # fmt: skip
 
 
-def fused_source(widths: tuple[int, ...], solver: diffrax.AbstractERK, levels: int, crossings: int) -> str:
-    """The source for networks of some widths, a solver, and so many levels of the verdict and of timed crossings."""
+def fused_source(widths: tuple[int, ...], solver: diffrax.AbstractERK, order: int, levels: int, crossings: int) -> str:
+    """The source for networks of some widths, a solver, the order of its error, and so many levels of the verdict and of timed
+    crossings.
+    """
     tableau: Any = solver.tableau
     sizes = [a * b for a, b in zip(widths[1:], widths[:-1], strict=True)]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
     parts = [_HEAD, f"#define P {offsets[-1]}", f"#define LEVELS {levels}", f"#define CROSSINGS {crossings}"]
     parts += [f"#define {name.upper()} numbers[{k}]" for k, name in enumerate(NUMBERS)]
     parts += [f"#define VANISHING {_number(VANISHING)}", f"#define SMALLEST_STEP {_number(SMALLEST_STEP)}"]
-    parts += [f"#define MAX_EVALUATIONS {MAX_EVALUATIONS}"]
+    parts += [f"#define MAX_EVALUATIONS {MAX_EVALUATIONS}", _nth_root(order)]
     parts += [_field(widths, offsets), _attempt(tableau, offsets), _interpolant(solver), _drift(widths, offsets), _LOOP]
     return "\n".join(parts) + "\n"
 
@@ -66,15 +73,42 @@ def _number(x: float) -> str:
     return float(x).hex()
 
 
+def _nth_root(n: int) -> str:
+    """`x^{1/n}` of eight positive numbers at once, where the library's `pow` takes one after the other; to a few units in the
+    last place.
+
+    The bits of a floating-point number are nearly its logarithm, whose `n`-th part gives the root to a tenth; each of Halley's
+    steps then cubes the error: from 0.1 to (n²−1)/12·1e-3 < 6e-3, 1.2e-6 and 1e-17 for n ≤ 8.
+    """
+    power = " * ".join(["r"] * n)
+    return f"""
+static inline v nth_root(v x) {{  // what is out of range, zero and infinity, comes out very small or very large
+    x = smaller(larger(x, same(1e-280)), same(1e280));
+    const v bits = __builtin_convertvector((m)x - 0x3ff0000000000000, v) / {n}.0;
+    v r = (v)(__builtin_convertvector(bits, m) + 0x3ff0000000000000);
+    for (int k = 0; k < 3; ++k) {{
+        const v p = {power};
+        r *= ({n - 1}.0 * p + {n + 1}.0 * x) / ({n + 1}.0 * p + {n - 1}.0 * x);
+    }}
+    return r;
+}}"""
+
+
+def _parts(size: int, most: int) -> Iterator[tuple[int, int]]:
+    """Where parts begin and how long they are: as few as possible, of equal length as far as possible."""
+    ends = np.linspace(0, size, -(-size // most) + 1).round().astype(int).tolist()
+    yield from ((a, b - a) for a, b in itertools.pairwise(ends))
+
+
 def _product(
     out: str, a: str, b: str, shape: tuple[int, int, int], a_steps: tuple[int, int], b_steps: tuple[int, int]
 ) -> str:
     """`out = a b`, `shape` rows, inner, columns; `a(i, k) = a[i·s + k·t]`, `b(k, j) = b[k·s + j·t]`; block by block."""
     rows, inner, columns = shape
     lines = []
-    for i in range(0, rows, _ROWS):
-        for j in range(0, columns, _COLUMNS):
-            h, w = range(min(_ROWS, rows - i)), range(min(_COLUMNS, columns - j))
+    for i, num_rows in _parts(rows, _ROWS):
+        for j, num_columns in _parts(columns, _COLUMNS):
+            h, w = range(num_rows), range(num_columns)
             names = [f"s{r}{c}" for r in h for c in w]
             lines.append("{ v " + ", ".join(f"{name} = {{0}}" for name in names) + ";")
             lines.append(f"for (int k = 0; k < {inner}; ++k) {{")
@@ -176,30 +210,55 @@ def _sum(weights: Any, names: list[str]) -> str:
 
 
 def _attempt(tableau: Any, offsets: np.ndarray) -> str:
-    """A step of every lane: the next state, the field and the loss there, and the sum of squares of the scaled error."""
+    """A step of every lane: the next state, the field (`k[NEW]`) and the loss there, and the sum of squares of the scaled
+    error.
+    """
     stages, last = len(tableau.b_sol), bool(tableau.fsal and tableau.ssal)
     names = [f"k[{i}][p]" for i in range(stages)]
+    known = stages - 1 if last else stages  # stages that the next state is made of
     lines = [
-        f"#define STAGES {stages}",
-        "static v attempt(const v *restrict y, v (*restrict k)[P], v h, v *restrict y1, v *restrict f1, v *restrict loss,",
+        f"#define FIELDS {stages if last else stages + 1}\n#define NEW (FIELDS - 1)",
+        "static v attempt(const v *restrict y, v (*restrict k)[P], v h, v *restrict y1, v *restrict loss,",
         "                 const double *target, const double *design, const double *numbers) {",
+        "v wrong[P];",
     ]
-    for i, row in enumerate(tableau.a_lower, 1):
+    for i, row in enumerate(tableau.a_lower[: known - 1], 1):
         lines.append(f"for (int p = 0; p < P; ++p) y1[p] = y[p] + h * ({_sum(row, names[:i])});")
-        lines.append(f"*loss = field(y1, k[{i}], target, design);")
+        lines.append(f"field(y1, k[{i}], target, design);")
+    # The next state and its error in one pass over the stages; with `last`, the field at the state is a stage, too.
+    solution = tableau.a_lower[-1] if last else tableau.b_sol
+    lines.append(f"""for (int p = 0; p < P; ++p) {{
+    y1[p] = y[p] + h * ({_sum(solution, names[:known])});
+    wrong[p] = {_sum(tableau.b_error[:known], names[:known])};
+}}
+*loss = field(y1, k[NEW], target, design);
+""")
     if last:
-        lines.append(f"for (int p = 0; p < P; ++p) f1[p] = k[{stages - 1}][p];")
-    else:
-        lines.append(f"for (int p = 0; p < P; ++p) y1[p] = y[p] + h * ({_sum(tableau.b_sol, names)});")
-        lines.append("*loss = field(y1, f1, target, design);")
-    lines.append("v sum = {0};")
-    lines.append("for (int p = 0; p < P; ++p) {")
-    lines.append(f"const v e = h * ({_sum(tableau.b_error, names)});")
-    lines.append("const v s = e / (ATOL + RTOL * larger(size_of(y[p]), size_of(y1[p])));")
-    lines.append("sum += s * s; }")
+        lines.append(f"for (int p = 0; p < P; ++p) wrong[p] += {_number(tableau.b_error[-1])} * k[NEW][p];")
+    lines.append(_SCALED_SQUARES)
     bounds = ", ".join(map(str, offsets))
     layers = f"static const int offsets[] = {{{bounds}}};\n#define DEPTH {len(offsets) - 1}\n"
-    return layers + "\n".join([*lines, "return sum;", "}"])
+    return layers + "\n".join([*lines, "}"])
+
+
+#: Divisions are slow: four quotients take one.
+_SCALED_SQUARES = """
+#define SCALE(p) (ATOL + RTOL * larger(size_of(y[p]), size_of(y1[p])))
+    v sum = {0};
+    int p = 0;
+    for (; p + 3 < P; p += 4) {
+        const v a = SCALE(p), b = SCALE(p + 1), c = SCALE(p + 2), d = SCALE(p + 3), ab = a * b, cd = c * d;
+        const v rest = 1.0 / (ab * cd), one_ab = cd * rest, one_cd = ab * rest;
+        const v e = wrong[p] * (b * one_ab), f = wrong[p + 1] * (a * one_ab);
+        const v g = wrong[p + 2] * (d * one_cd), q = wrong[p + 3] * (c * one_cd);
+        sum += (e * e + f * f) + (g * g + q * q);
+    }
+    for (; p < P; ++p) {
+        const v e = wrong[p] / SCALE(p);
+        sum += e * e;
+    }
+    return h * h * sum;
+"""
 
 
 #: The passes over a pool. Arrays of a pool have the starts along their last axis.
@@ -242,9 +301,8 @@ static v first_step(const v *y, const v *f, const double *numbers, const double 
     field(moved, there, DATA);
     for (int p = 0; p < P; ++p) there[p] -= f[p];
     const v most = larger(d1, rms(there, scale) / h0);
-    v h1;
-    EACH(i) h1[i] = pow(0.01 / most[i], 1.0 / ORDER);
-    h1 = smaller(100.0 * h0, CHOOSE(most <= 1e-15, larger(same(1e-6), h0 * 1e-3), h1));
+    const v guess = nth_root(0.01 / most);
+    v h1 = smaller(100.0 * h0, CHOOSE(most <= 1e-15, larger(same(1e-6), h0 * 1e-3), guess));
     h1 = CHOOSE(is_finite(h1) & (h1 > 0.0), h1, same(FIRST_STEP));
     return smaller(h1, same(T1));
 }
@@ -278,7 +336,7 @@ static void begin(int64_t num, const double *y, double *f, double *next, double 
 static void fly(int64_t num, double *y, double *f, double *t, double *t_next, double *loss, double *quiet, int64_t *steps,
                 int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
                 const double *crossings, const volatile int64_t *halt, CONSTANTS) {
-    v Y[P], Y1[P], F1[P], K[STAGES][P], T, NEXT, LOSS, QUIET, marked[CROSSINGS + 1];
+    v Y[P], Y1[P], K[FIELDS][P], T, NEXT, LOSS, QUIET, marked[CROSSINGS + 1];
     m STEPS, HIGHEST;
     int64_t lane[V], taken = 0;
     int busy = 0;
@@ -299,12 +357,11 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
         if (!busy || *halt) return;
         const v h = NEXT - T;
         v loss1, squares;
-        v norm = root(attempt(Y, K, h, Y1, F1, &loss1, DATA, numbers) / (double)P);
+        v norm = root(attempt(Y, K, h, Y1, &loss1, DATA, numbers) / (double)P);
         const m finite = is_finite(norm) & is_finite(loss1);
         norm = CHOOSE(finite, norm, same(INFINITY));
         const m keep = (norm < 1.0) & finite;
-        v factor;
-        EACH(i) factor[i] = 0.9 * pow(1.0 / norm[i], 1.0 / ORDER);
+        v factor = 0.9 / nth_root(norm);
         factor = smaller(larger(factor, CHOOSE(keep, same(1.0), same(0.2))), CHOOSE(keep, same(10.0), same(0.9)));
         const v t1 = CHOOSE(keep, NEXT, T), next = t1 + h * factor;
         const v reach = root(2.0 * loss1) + error_of(Y1, numbers, &squares);
@@ -323,7 +380,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
         v slope = same(0.0);
         for (int p = 0; p < P; ++p) {
             Y[p] = CHOOSE(moved, Y1[p], Y[p]);
-            K[0][p] = CHOOSE(moved, F1[p], K[0][p]);
+            K[0][p] = CHOOSE(moved, K[NEW][p], K[0][p]);
             slope += K[0][p] * K[0][p];
         }
         slope = root(slope);
@@ -351,7 +408,8 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
     }
 }
 
-/* When the loss falls to a level inside a step: Chandrupatla's method. Lanes that are done stay as they are. */
+/* When the loss falls to a level inside a step: Chandrupatla's method, until the bracket or the excess is round-off. Lanes that
+   are done stay as they are. */
 static v crossing(const v *Y, const v *Y1, const v (*K)[P], v t0, v t1, v excess0, v excess1, v level, m wanted,
                   const double *target, const double *design) {
     const v h = t1 - t0;
@@ -359,7 +417,7 @@ static v crossing(const v *Y, const v *Y1, const v (*K)[P], v t0, v t1, v excess
     v share = CHOOSE(falls, excess1 / CHOOSE(falls, excess1 - excess0, same(-1.0)), same(0.5));
     v x1 = t1, f1 = excess1, x2 = t0, f2 = excess0, x3 = t0, f3 = excess0, S[P];
     for (int count = 0; count < MAX_EVALUATIONS; ++count) {
-        const m open = wanted & (size_of(x2 - x1) > 4 * 0x1p-52 * size_of(x1)) & (f1 != 0.0) & is_finite(f1);
+        const m open = wanted & (size_of(x2 - x1) > 4 * 0x1p-52 * size_of(x1)) & (size_of(f1) > 0x1p-51 * level) & is_finite(f1);
         if (!any(open)) break;
         const v x = x1 + share * (x2 - x1);
         inside(Y, Y1, K, h, 2.0 * ((x - t0) / h) - 1.0, S);
@@ -387,7 +445,7 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
     for (int64_t n = 0; n <= num; ++n) {
         if (n < num && (level ? t_next[n] > t[n] : status[n] == CERTIFIED && steps[n] > 0)) chosen[count++] = n;
         if (count < V && (n < num || !count)) continue;
-        v Y[P], Y1[P], F1[P], K[STAGES][P], T, NEXT, LOSS, loss1, squares;
+        v Y[P], Y1[P], K[FIELDS][P], T, NEXT, LOSS, loss1, squares;
         m wanted = (m){0};
         EACH(i) {
             const int64_t k = chosen[i < count ? i : 0];
@@ -396,7 +454,7 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
             T[i] = t[k], NEXT[i] = t_next[k], LOSS[i] = loss[k];
         }
         field(Y, K[0], DATA);
-        attempt(Y, K, NEXT - T, Y1, F1, &loss1, DATA, numbers);
+        attempt(Y, K, NEXT - T, Y1, &loss1, DATA, numbers);
         v goal;
         if (level) {
             goal = same(*level);
@@ -409,7 +467,7 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
             const int64_t k = chosen[i];
             time[k] = found[i];
             if (level) continue;
-            for (int p = 0; p < P; ++p) y[p * num + k] = Y1[p][i], f[p * num + k] = F1[p][i];
+            for (int p = 0; p < P; ++p) y[p * num + k] = Y1[p][i], f[p * num + k] = K[NEW][p][i];
             loss[k] = loss1[i];
         }
         count = 0;
