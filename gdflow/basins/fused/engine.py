@@ -142,7 +142,7 @@ class Fused:
             y, starts, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, drift,
             time, times, self.halt, *self.constants,
         ]  # fmt: skip
-        self.program(num, *(x.ctypes.data for x in arrays))
+        self.program(num, *(x.ctypes.data if self.drifts or x is not drift else None for x in arrays))
         decided = status == 0
         rows = dict(
             status=ENDS[status], limit=np.where(decided, 0, -1), highest=np.where(decided, 0, highest), time=time, steps=steps,

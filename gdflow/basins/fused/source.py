@@ -497,8 +497,11 @@ void run(int64_t num, double *y, double *start, double *f, double *t, double *t_
             const int64_t n = p * num + first + (i < rest ? i : 0);
             Y[p][i] = y[n], X[p][i] = start[n], sum[i] += f[n] * f[n];
         }
-        const v size = root(sum), moved = drift(Y, X);
-        EACH(i) if (i < rest) slope[first + i] = size[i], drifted[first + i] = moved[i];
+        const v size = root(sum);
+        EACH(i) if (i < rest) slope[first + i] = size[i];
+        if (!drifted) continue;
+        const v moved = drift(Y, X);
+        EACH(i) if (i < rest) drifted[first + i] = moved[i];
     }
 }
 """
