@@ -8,13 +8,13 @@ given the same `Runs`.
 tested over the draws, on two sets of them (`claims`); what the print does not state, the standard deviation of the non-balanced
 starts, is varied.
 
-*What comes out* with the published sizes and seed 0: of 28 claims 18 are confirmed, among them every limit that was followed to
-its certificate, and that supervised networks are the slower the deeper they are (N = 20 takes about ninety times as long as
-N = 2), while autoencoders from balanced starts do not depend on N with d = 20. That balanced starts are slightly faster is not
-confirmed: they are 4 to 8 times as fast as Gaussian ones of standard deviation 1/√d_j, and no faster than Glorot's. One claim
-hangs on that unprinted deviation, and 8 are not decided: three of them are of limits, because deep networks of width 200 were not
-followed to their ends. This takes about 4600 seconds of computing, some forty minutes on two cores; with `fast` it takes four.
-Another `seed` draws other data, teachers and starts.
+*What comes out* with the published sizes and seed 0: of 28 claims 20 are confirmed, among them every limit that was followed to
+its certificate, and that supervised networks are the slower the deeper they are (N = 20 takes some seventy times as long as
+N = 2, and more with d = 200). Two are denied: balanced starts are not slightly faster, but six to eight times as fast as Gaussian
+ones of standard deviation 1/√d_j in the autoencoder, and no faster than Glorot's. Two hang on that unprinted deviation. Four are
+not decided: limits from non-balanced starts of deep networks of width 200, which were not followed to their ends, and whether
+balanced autoencoders are slower for larger N, where medians differ by no more than a tenth. It takes about 40 minutes on two
+cores; with `fast` two. Another `seed` draws other data, teachers and starts.
 """
 
 from collections.abc import Callable, Iterator, Sequence

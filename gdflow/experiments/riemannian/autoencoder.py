@@ -71,7 +71,7 @@ def balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
             _dimensions(10, ((20, 40), (40, 24)), "balanced"),
         ]
     left = ((4, 100), (10, 100), (20, 100), (40, 100))
-    return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 100), (80, 24), (120, 20)), "balanced")]
+    return [_dimensions(2, left, "balanced"), _dimensions(20, ((40, 60), (80, 24), (120, 20)), "balanced")]
 
 
 def non_balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
@@ -82,7 +82,7 @@ def non_balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
             panels += [_dimensions(5, ((10, 40), (40, 16)), start), _dimensions(10, ((20, 12),), start)]
             continue
         right = _dimensions(10, ((20, 60), (40, 20)), start)
-        large = _dimensions(10, ((200, 1 if start == STARTS[0] else 0),), start, 30.0)
+        large = _dimensions(10, ((200, 1 if start == STARTS[0] else 0),), start, 10.0)
         panels += [_dimensions(5, ((10, 100), (40, 40), (80, 20)), start), [*right, *large]]
     return panels
 

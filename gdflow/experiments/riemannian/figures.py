@@ -71,25 +71,27 @@ def panel_cases(runs: Runs, task: Task, panel: int, start: Start) -> list[tuple[
         depths = (2, 5, 20) if start == "balanced" and not panel else (2, 5)
         draws = 60 if start == "balanced" or not panel else 24
         return [(Case(task, d, rank, N, start, LONG), draws) for N in depths]
-    plan = [(N, *(_large(task, N, start) if panel else _small(N, start))) for N in DEPTHS]
+    plan = [(N, *(_large(task, N, start) if panel else _small(task, N, start))) for N in DEPTHS]
     return [(Case(task, d, rank, N, start, span), draws) for N, span, draws in plan if draws]
 
 
-def _small(depth: int, start: Start) -> tuple[float, int]:
+def _small(task: Task, depth: int, start: Start) -> tuple[float, int]:
     """Span and number of draws with d = 20, where most runs take less than a second."""
-    if start == "balanced":
-        return LONG, 200
-    return LARGE, 20 if depth == 20 and start == STARTS[0] else 120  # from fan-out deep ones take ten times as long
+    if task == "autoencoder" and depth <= 5 and start in ("balanced", "Glorot"):
+        many = 400  # whose times are nearly the same
+    elif start == "balanced":
+        many = 200
+    else:  # from fan-out deep ones take ten times as long
+        many = 40 if depth == 20 and start == STARTS[0] else 120
+    return (LONG if start == "balanced" else LARGE), many
 
 
 def _large(task: Task, depth: int, start: Start) -> tuple[float, int]:
     """Span and number of draws with d = 200, where a run takes from a second to minutes."""
     if start == "balanced":
-        if task == "autoencoder":
-            return LARGE, 100 if depth in (2, 20) else 40
         return LARGE, {2: 60, 5: 40, 10: 20, 20: 20}[depth]
     if depth <= 5:
-        many = 60 if depth == 2 else 40 if start == "Glorot" else 20
+        many = 60 if start == "Glorot" else {2: 60, 5: 20}[depth]
         return 500.0, many if task == "supervised" else 20
     # Large eigenvalues of the Hessian make deep ones too dear to be followed to their limits, or for every law.
     return (10.0 if depth == 10 else 2.0), (1 if start == STARTS[0] else 0)
