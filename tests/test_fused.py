@@ -11,6 +11,7 @@ import warnings
 
 import diffrax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -77,7 +78,7 @@ def test_random_plans_differ_by_round_off(seed, monkeypatch):
     """
     drawn, num = random_plan(seed), 60
     assert why_not_fused(drawn.processes[0]) is None
-    words = np.zeros(num, np.uint32), np.arange(num, dtype=np.uint32)
+    words = jnp.zeros(num, jnp.uint32), jnp.arange(num, dtype=jnp.uint32)
     layers = [np.asarray(w) for w in drawn.starts.draw(*words).weights]
     rng = np.random.default_rng(seed)
     moved = [np.nextafter(w, rng.choice([-np.inf, np.inf], w.shape)) for w in layers]
@@ -372,7 +373,7 @@ def test_sanitizers_find_nothing(seed, monkeypatch, tmp_path):
     plan, num = random_plan(seed), 37
     (process,) = plan.processes
     fused = engine.Fused(process)
-    high, low = np.zeros(num, np.uint32), np.arange(num, dtype=np.uint32)
+    high, low = jnp.zeros(num, jnp.uint32), jnp.arange(num, dtype=jnp.uint32)
     starts = np.ascontiguousarray(engine._draw(process, high, low))
     (tmp_path / "data").write_bytes(b"".join(x.tobytes() for x in (starts, *fused.constants)))
     _, target, design, numbers, levels = fused.constants

@@ -493,9 +493,13 @@ void run(int64_t num, double *y, double *start, double *f, double *t, double *t_
     for (int64_t first = 0; first < num; first += V) {
         v Y[P], X[P], sum = same(0.0);
         const int64_t rest = num - first;
-        for (int p = 0; p < P; ++p) EACH(i) {
-            const int64_t n = p * num + first + (i < rest ? i : 0);
-            Y[p][i] = y[n], X[p][i] = start[n], sum[i] += f[n] * f[n];
+        for (int p = 0; p < P; ++p) {
+            v F;
+            EACH(i) {
+                const int64_t n = p * num + first + (i < rest ? i : 0);
+                Y[p][i] = y[n], X[p][i] = start[n], F[i] = f[n];
+            }
+            sum += F * F;  // of whole vectors: the compiler might round lanes one by one in two ways
         }
         const v size = root(sum);
         EACH(i) if (i < rest) slope[first + i] = size[i];
