@@ -27,6 +27,7 @@ from gdflow.experiments.riemannian.claims import (
     order_of_samples,
     ratio_interval,
     ratios,
+    slight_order_of,
     slower_with_depth,
     twice,
 )
@@ -174,7 +175,7 @@ def test_an_independent_integration_agrees(case):
     np.testing.assert_allclose(run.errors, errors, rtol=1e-2, atol=1e-4 * errors[0])
     np.testing.assert_allclose(run.losses - run.least, losses - run.least, rtol=2e-2, atol=1e-4 * losses[0])
     for fraction in (0.1, 0.01):
-        mine = Group(case, (run,)).times(fraction).median
+        mine = Group(case, (run,)).times_of_fall(fraction).median
         dense = np.interp(-np.log(fraction), -np.log(np.minimum.accumulate(errors) / errors[0]), run.ts)
         if errors[-1] < fraction * errors[0]:
             assert mine == pytest.approx(dense, rel=0.01)
@@ -247,6 +248,13 @@ def test_orders_need_both_sets_of_draws():
     assert decided(late, late) is None
     assert decided(times(base), times(1.2 * base), is_alike) is True
     assert decided(times(base), times(3 * base), is_alike) is False
+    # However little longer, if it is so in every draw; not by more than a slight factor, and not less long.
+    assert decided(times(base), times(1.01 * base), slight_order_of) == 1
+    assert decided(times(base), times(0.99 * base), slight_order_of) == -1
+    assert decided(times(base), times(3 * base), slight_order_of) == -1
+    assert decided(times(base), times(base * mixed**0.3), slight_order_of) is None
+    # Less long in three of four draws.
+    assert decided(times(base), times(base * np.where(np.arange(40) % 4 < 3, 0.5, 1.05))) == -1
 
 
 @pytest.mark.parametrize(
@@ -311,7 +319,25 @@ def group(rates, case=None, span=1e4, fit=1.0):
         certified = bool(errors[-1] < 1e-2)
         status = "converged" if arrived else "end of span"
         losses = 1.0 + errors**2
-        runs.append(Run(case, draw, ts, errors, losses, ts[-1], certified, status, 1.0, np.nan, fit * rate, 1.0001, 10))
+        runs.append(
+            Run(
+                case,
+                draw,
+                ts,
+                errors,
+                losses,
+                ts[-1],
+                certified,
+                status,
+                1.0,
+                np.nan,
+                fit * rate,
+                1.0001,
+                10,
+                errors[0],
+                losses[0],
+            )
+        )
     return Group(case, tuple(runs))
 
 
@@ -322,6 +348,38 @@ def test_times_are_interpolated_and_never_guessed():
     assert (bounds[0, 1], bounds[1, 1]) == (1e4, np.inf)
     assert one.runs[0].converged
     assert not one.runs[1].converged
+
+
+def test_times_are_those_of_relative_errors():
+    """From starts at different distances: as long as they take from a distance of 0.01‖W*‖ is the same, its fractions are not."""
+    ts = saved_times(100.0)
+    case = Case("autoencoder", 6, 2, 3, "Glorot", 100.0)
+    near, far = (
+        Run(
+            case,
+            0,
+            ts,
+            first * np.exp(-ts),
+            np.exp(-ts),
+            ts[-1],
+            True,
+            "converged",
+            0.0,
+            np.nan,
+            1.0,
+            1.0,
+            10,
+            2.0,
+            4.0,
+        )
+        for first in (3.0, 9.0)
+    )
+    for flow, first in ((near, 3.0), (far, 9.0)):
+        group = Group(case, (flow,))
+        assert group.times(0.01).median == pytest.approx(np.log(first / (0.01 * 2.0)), rel=1e-9)
+        assert group.times_of_fall(0.01).median == pytest.approx(np.log(100), rel=1e-9)
+        assert group.times(0.01, "relative_losses").median == pytest.approx(np.log(1 / 0.04), rel=1e-9)
+        assert group.times(20.0).median == 0  # from the beginning
 
 
 def test_verdicts_follow_the_numbers():
@@ -337,7 +395,7 @@ def test_verdicts_follow_the_numbers():
     left = converges([one, group(np.append(fast, 1e-6))], "")
     assert left.confirmed is None
     assert "1 of 25 runs of (d=10, r=5, N=2, balanced) end before, at t = 1e+04 (end of span)" in left.reason
-    assert "N = 20 was not run" in converges([one], "", depths=(2, 20)).reason
+    assert "N = 20: not run" in converges([one], "", shown={"N = 2", "N = 20"}).reason
     # A panel without the deepest networks decides nothing.
     split = slower_with_depth([[one, other], [other, group(slow, dataclasses.replace(deep, depth=5))]], "")
     assert split.confirmed is True

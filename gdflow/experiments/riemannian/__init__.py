@@ -9,12 +9,12 @@ tested over the draws, on two sets of them (`claims`); what the print does not s
 starts, is varied.
 
 *What comes out* with the published sizes and seed 0: of 28 claims 20 are confirmed, among them every limit that was followed to
-its certificate, and that supervised networks are the slower the deeper they are (N = 20 takes some seventy times as long as
-N = 2, and more with d = 200). Two are denied: balanced starts are not slightly faster, but six to eight times as fast as Gaussian
-ones of standard deviation 1/√d_j in the autoencoder, and no faster than Glorot's. Two hang on that unprinted deviation. Four are
-not decided: limits from non-balanced starts of deep networks of width 200, which were not followed to their ends, and whether
-balanced autoencoders are slower for larger N, where medians differ by no more than a tenth. It takes about 40 minutes on two
-cores; with `fast` two. Another `seed` draws other data, teachers and starts.
+its certificate, and that supervised networks are the slower the deeper they are (N = 20 takes eighty times as long as N = 2, and
+more with d = 200). Three hang on the unprinted standard deviation of non-balanced starts: whether the kinds of start are alike,
+and whether balanced ones are slightly faster. They are, by a few per cent, beside Glorot's; beside 1/√d_j they are four to ten
+times as fast. Five are not decided: two limits, from non-balanced starts of deep networks of width 200, which were not followed
+to their ends; and whether autoencoders are slower for larger N, where medians differ by no more than a tenth. It takes about 40
+minutes on two cores; with `fast` two. Another `seed` draws other data, teachers and starts.
 """
 
 from collections.abc import Callable, Iterator, Sequence

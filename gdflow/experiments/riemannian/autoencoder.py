@@ -89,7 +89,7 @@ def non_balanced_sizes(runs: Runs) -> list[list[tuple[Case, int]]]:
 
 def late_rates(group: Group) -> Float[np.ndarray, " draws"]:
     """The exponential rates of the fall from the one fraction in `LATE` to the other; NaN where that is not reached."""
-    first, last = (group.times(fraction).bounds[1] for fraction in LATE)
+    first, last = (group.times_of_fall(fraction).bounds[1] for fraction in LATE)
     with np.errstate(invalid="ignore"):
         return np.where(np.isfinite(last), math.log(LATE[0] / LATE[1]) / (last - first), np.nan)
 
@@ -107,7 +107,7 @@ def _late_rates(panels: Sequence[Sequence[Group]]) -> Claim:
     least = min((float(values.min()) for values in known.values()), default=np.nan)
     return Claim(
         "the late rate is the least eigenvalue of the Riemannian Hessian at U_rU_rᵀ, the least over i ≤ r < j of "
-        "½(λ_i + λ_j − √((λ_i − λ_j)² + 4λ_j²)), λ the eigenvalues of XXᵀ, whatever N is; what depends on N is a "
+        "½(λ_i + λ_j − √((λ_i − λ_j)² + 4λ_j²)), λ the eigenvalues of XXᵀ, whatever N is, so that what depends on N is a "
         "transient",
         f"the rate at which the error falls from {LATE[0]:g} to {LATE[1]:g} of the first, over that eigenvalue, has a "
         "median between 0.95 and 1.1 for every N and size, and is nowhere below 0.9: it is above the least rate as "
@@ -179,9 +179,10 @@ def figure_7(*, fast: bool = False, runs: Runs | None = None) -> FigureResult:
     """Autoencoder, non-balanced starts: `‖W(t) − U_rU_rᵀ‖_F` for several `d`, `N = 5` and `10`. Arguments as `figure_1`."""
     runs = runs or Runs(fast)
     by_start, ranked = by_start_law(get_panels(runs, 7, non_balanced_sizes(runs)))
+    dimensions = {f"d = {group.case.d}" for group in by_start[STARTS[0]][1]}
     claims = [
         by_law(by_start, lambda p: converges(p[0], "N = 5: W(t) converges to U_rU_rᵀ")),
-        by_law(by_start, lambda p: converges(p[1], "N = 10: W(t) converges to U_rU_rᵀ")),
+        by_law(by_start, lambda p: converges(p[1], "N = 10: W(t) converges to U_rU_rᵀ", dimensions)),
         by_law(
             ranked,
             lambda p: takes_longer(

@@ -159,6 +159,7 @@ class Run:
     - `least`: the loss of `W*`; `teacher_error`: `‖W* − W̃‖_F/‖W̃‖_F`, NaN for the autoencoder.
     - `rate`: the rate at which `W(t)` ends from balanced starts, `slowest_rate`; for others, which end at other factors, NaN.
     - `level`: the loss below which a limit is certified; `steps`: of the solver.
+    - `size`: `‖W*‖_F`; `null_loss`: the loss of `W = 0`.
     """
 
     case: Case
@@ -174,6 +175,18 @@ class Run:
     rate: float
     level: float
     steps: int
+    size: float
+    null_loss: float
+
+    @property
+    def relative_errors(self) -> Float[np.ndarray, " T"]:
+        """`‖W(t) − W*‖_F/‖W*‖_F`."""
+        return self.errors / self.size
+
+    @property
+    def relative_losses(self) -> Float[np.ndarray, " T"]:
+        """The losses over that of `W = 0`."""
+        return self.losses / self.null_loss
 
     @property
     def misfits(self) -> Float[np.ndarray, " T"]:
@@ -210,7 +223,8 @@ def compute(case: Case, seed: int, draw: int) -> Run:
     return Run(
         case, draw, times, errors, losses, float(end), bool(certified),
         "steps used up" if exhausted else "end of span" if end >= case.span else "converged",
-        *_of_the_limit(case, data, problem, best, seed, draw), float(stop.threshold), int(steps),  # type: ignore[arg-type]
+        *_of_the_limit(case, data, problem, best, seed, draw), float(np.asarray(stop.threshold)), int(steps),
+        float(np.linalg.norm(best)), float(problem.end_to_end_loss(jnp.zeros_like(best))),
     )  # fmt: skip
 
 
@@ -279,10 +293,13 @@ class Group:
         """Size, depth and start."""
         return f"(d={self.case.d}, r={self.case.rank}, N={self.case.depth}, {self.case.start_name})"
 
-    def times(self, fraction: float, quantity: str = "errors") -> "Times":
-        """When each run's errors, or losses, fall to a fraction of the first for good."""
-        pairs = [_time_to(run.ts, getattr(run, quantity), fraction) for run in self.runs]
-        return Times(np.array(pairs).T.reshape(2, -1))
+    def times(self, level: float, quantity: str = "relative_errors") -> "Times":
+        """When each run's relative errors, or losses, fall to a level for good."""
+        return Times.of([_time_to(run.ts, getattr(run, quantity), level) for run in self.runs])
+
+    def times_of_fall(self, fraction: float) -> "Times":
+        """When each run's errors fall to a fraction of its first one for good."""
+        return Times.of([_time_to(run.ts, run.errors, fraction * run.errors[0]) for run in self.runs])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -291,20 +308,27 @@ class Times:
 
     bounds: Float[np.ndarray, "2 draws"]
 
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Times":
+        """From the bounds of each draw."""
+        return cls(np.array(pairs).T.reshape(2, -1))
+
     @property
     def median(self) -> float:
         """The median; infinite if half of the draws did not get there."""
         return float(np.median(self.bounds[1]))
 
 
-def _time_to(ts: np.ndarray, values: np.ndarray, fraction: float) -> tuple[float, float]:
-    above = np.flatnonzero(values > fraction * values[0])
+def _time_to(ts: np.ndarray, values: np.ndarray, level: float) -> tuple[float, float]:
+    above = np.flatnonzero(values > level)
+    if not len(above):
+        return 0.0, 0.0
     last = int(above[-1])
     if last + 1 == len(values):
         return float(ts[-1]), math.inf
     # Linear in the logarithm of the value: the ends of these curves are exponential.
     one, other = math.log(values[last]), math.log(max(values[last + 1], 1e-300))
-    share = (one - math.log(fraction * values[0])) / (one - other)
+    share = (one - math.log(level)) / (one - other)
     time = float(ts[last] + share * (ts[last + 1] - ts[last]))
     return time, time
 
