@@ -253,8 +253,8 @@ def test_orders_need_both_sets_of_draws():
     assert decided(times(base), times(0.99 * base), slight_order_of) == -1
     assert decided(times(base), times(3 * base), slight_order_of) == -1
     assert decided(times(base), times(base * mixed**0.3), slight_order_of) is None
-    # Less long in three of four draws.
-    assert decided(times(base), times(base * np.where(np.arange(40) % 4 < 3, 0.5, 1.05))) == -1
+    # Half as long in half of the draws, and nearly the same in the others: no sign, but not longer by a tenth.
+    assert decided(times(base), times(base * np.where(np.arange(40) % 4 < 2, 0.5, 1.02))) == 0
 
 
 @pytest.mark.parametrize(
