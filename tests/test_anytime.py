@@ -63,6 +63,7 @@ def streams(p, num, count, rng):
     return np.cumsum(rng.random((count, num)) < p, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.05, 0.5])
 def test_coverage_under_a_rule_that_stops(p):
     """Streams that are looked at fifty times and stop where the interval first excludes the truth: the mixture misses in at most
@@ -85,6 +86,7 @@ def test_coverage_under_a_rule_that_stops(p):
     assert missed["fixed"] > 0.1
 
 
+@pytest.mark.slow
 def test_coverage_with_undecided_starts_and_an_audit():
     """A start is certified, undecided or excluded; labels are wrong with probability 1 %, as the first starts' audit shows. The
     interval is looked at at twenty numbers and must hold the truth at all of them: 400 streams, α = 0.2, false alarm 1e-4.
@@ -110,6 +112,7 @@ def test_coverage_with_undecided_starts_and_an_audit():
     assert misses / 400 <= alpha + 0.08
 
 
+@pytest.mark.slow
 def test_found_limits_and_the_unseen_for_any_number():
     """Twenty limits with probabilities that halve: for every stream the intervals of a limit that was found, and the bound of the
     others, hold at all looks; 300 streams, α = 0.2, false alarm below 1e-4 for each."""

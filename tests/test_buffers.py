@@ -54,6 +54,7 @@ def test_a_step_limit_holds_whatever_the_buffers(first_buffers):
     assert int(trajectory.num_steps) == 11
 
 
+@pytest.mark.slow
 def test_steps_that_do_not_fit_into_memory_are_not_taken(first_buffers, monkeypatch):
     monkeypatch.setattr(buffers, "MOST_BYTES", 11 * 8 * 15 * 10)
     with pytest.warns(
@@ -74,6 +75,7 @@ def test_dense_output_that_is_too_large_is_left_out(first_buffers, monkeypatch):
     assert gf.simulate(PROBLEM, START, END, dense=True, **options).interpolation is not None
 
 
+@pytest.mark.slow
 def test_any_number_of_steps_is_allowed_where_buffers_follow_the_need():
     assert gf.simulate(PROBLEM, START, 0.1, **TOLERANCES, max_steps=10**9).status == "reached t1"
     # Compiled into something else, they are as long as they could become.

@@ -300,6 +300,7 @@ def test_overwrite_leaves_what_is_not_its_own(problem, folder):
     assert gf.load(folder).num == other.num == 40
 
 
+@pytest.mark.slow
 def test_code_of_ones_own_is_gone_on_with_by_resume_alone(tmp_path):
     """Functions are recorded by name; whether they have changed is not known."""
     bowl = gf.Potential(my_potential)
@@ -333,6 +334,7 @@ def my_starts(key):
 # -- limits that are found ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_limits_of_all_units_are_one_list(tmp_path):
     """Two wells of different depth, in units of 16: numbered alike in memory, in the folder, and after it was extended."""
     well = gf.Potential(my_potential)

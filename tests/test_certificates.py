@@ -289,6 +289,7 @@ def test_radius_is_homogeneous(scale, rng):
     np.testing.assert_allclose(scaled, c * bounds, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_badly_conditioned_inputs_certify_no_saddle():
     """An exact saddle in integers and powers of two: the levels of data with κ(X) ~ 1e11 are known to a few digits only."""
     for power in (30, 36, 40):

@@ -148,6 +148,7 @@ def test_classification_of_sampled_points(name):
         assert c.inertia.negative == negative(e)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HALF_OF_POOL)
 def test_escape_directions_descend(name):
     problem, _ = POOL[name]

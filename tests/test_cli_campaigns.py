@@ -67,6 +67,7 @@ def test_where_there_is_no_run(gdflow, tmp_path, command):
     assert not (tmp_path / "nothing").exists()
 
 
+@pytest.mark.slow
 def test_runs_end_by_rules(gdflow, tmp_path):
     code, out, err = gdflow("basins", "--half-width", "0.1", *SMALL, "--out", "y")
     assert (code, err) == (0, "")

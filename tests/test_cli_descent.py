@@ -14,6 +14,7 @@ def _forget_tables():
     command_options.read.cache_clear()
 
 
+@pytest.mark.slow
 def test_descent_writes_a_table_a_picture_and_all_rows(gdflow, tmp_path):
     arguments = ("descent", "--hidden", "4", "--step", "0.002", "0.004", "--num", "30", "--no-progress", "--out", "out")
     code, out, err = gdflow(*arguments)
@@ -37,6 +38,7 @@ def test_descent_writes_a_table_a_picture_and_all_rows(gdflow, tmp_path):
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_steps_that_are_close_have_rows_of_their_own(gdflow, tmp_path):
     steps = ("0.002", "0.0020000001")
     code, _, err = gdflow(
@@ -46,6 +48,7 @@ def test_steps_that_are_close_have_rows_of_their_own(gdflow, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").glob("step-*")) == [f"step-{step}" for step in steps]
 
 
+@pytest.mark.slow
 def test_other_optimizers_and_minibatches(gdflow, tmp_path):
     code, out, err = gdflow(
         "descent", "--hidden", "4", "--optimizer", "momentum", "--batch-size", "5", "--step", "0.0005", "--num", "10",

@@ -261,23 +261,27 @@ def four(csv):
     return csv("a,c\n1,x\n2,y\n4,x\n5,y\n")
 
 
+@pytest.mark.slow
 def test_simulate_ends_where_the_gradient_has_fallen(gdflow, four):
     _, out, _ = gdflow("simulate", four, *SMALL)
     assert "stopped: AtGradientNorm" in out
     assert "certified" not in out
 
 
+@pytest.mark.slow
 def test_simulate_ends_at_a_time(gdflow, four):
     _, out, _ = gdflow("simulate", four, *SMALL, "--t1", 0.01)
     assert "reached t1" in out
     assert "time 0.01 after" in flat(out)
 
 
+@pytest.mark.slow
 def test_simulate_ends_at_the_step_limit(gdflow, four):
     _, out, _ = gdflow("simulate", four, *SMALL, "--max-steps", 5)
     assert "step limit" in out
 
 
+@pytest.mark.slow
 def test_a_start_without_gradient_stays(gdflow, csv):
     """The only unit is off in about half of the starts."""
     path = csv("a,y\n1,1\n2,2\n")
@@ -301,6 +305,7 @@ def test_simulate_draws_a_picture(gdflow, four):
 # -- basins ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

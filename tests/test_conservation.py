@@ -274,6 +274,7 @@ def test_laws_hold_where_a_flow_slides_along_a_kink(rng):
     assert drifts[1] < 0.3 * drifts[0]
 
 
+@pytest.mark.slow
 def test_no_drift_along_a_trajectory_of_the_library(rng):
     problem, start = make(rng, **CASES["tanh"][0])
     laws = conservation_laws(problem, start.widths)
@@ -282,6 +283,7 @@ def test_no_drift_along_a_trajectory_of_the_library(rng):
     assert float(drift(laws, end, start, 4.0)) < 1e-7  # of order 5, with the tolerances that users choose
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["softmax, decay", "orthogonal samples", "ReLU, decay"])
 def test_trajectories_know_the_drift_of_their_laws(name, rng):
     X, Y = rng.normal(size=(3, 6)), np.eye(2)[:, rng.integers(0, 2, 6)]
@@ -302,6 +304,7 @@ def test_trajectories_know_the_drift_of_their_laws(name, rng):
     assert float(run.drift[1, -1]) == pytest.approx(float(drift(laws, ends, first, t1)))
 
 
+@pytest.mark.slow
 def test_trajectories_without_laws_say_so(rng):
     problem = Problem(rng.normal(size=(3, 6)), rng.normal(size=(2, 6)), activations="tanh", weight_decay=0.1)
     with pytest.raises(ValueError, match=r"no conservation law that is known.*weight decay"):
@@ -548,6 +551,7 @@ def test_count_with_biases_and_decay(rng):
     check_count(problem, net, 3 + 4)
 
 
+@pytest.mark.slow
 def test_tanh_conserves_one_quantity_a_unit_if_the_samples_are_orthogonal_and_else_nothing(rng):
     problem, net = make(rng, "tanh", (3, 4, 2), m=8)
     check_count(problem, net, 0)
@@ -592,6 +596,7 @@ def reachable(output, w, key, pieces: int = 12) -> int:
     return rank
 
 
+@pytest.mark.slow
 def test_count_is_what_random_controls_cannot_reach(rng, key):
     problem, net = make(rng, "tanh", (2, 2, 1), m=2, orthogonal=True)
     X = problem.design

@@ -76,6 +76,7 @@ def test_derivatives_of_the_scalar_limit_are_exact(differentiate, start):
     np.testing.assert_allclose(found, np.sign(f(*start)) * expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_implicit_differentiation_of_the_limit_is_wrong():
     """What the docs say `ImplicitAdjoint` gives, from Diffrax itself: 0.3079 for 0.3909, and nothing for the start."""
 
@@ -352,6 +353,7 @@ def test_riemannian_flow_forward():
 # Problems on other data.
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.sampled_from([3.0, 2.5, 2.0, 1.0, 0.5, 0.0]), min_size=1, max_size=5),

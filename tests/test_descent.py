@@ -67,6 +67,7 @@ def test_iterates_are_those_of_optax(problem, net, optimizer, plain):
     assert run.status == "made all steps"
 
 
+@pytest.mark.slow
 def test_the_flow_is_the_limit_of_small_steps(problem, net):
     """Gradient descent is explicit Euler: over four halvings the error at t = 2 falls with slope 1 in `η`."""
     steps = 0.04 / 2.0 ** np.arange(5)
@@ -80,6 +81,7 @@ def test_the_flow_is_the_limit_of_small_steps(problem, net):
     assert abs(slopes[-1] - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_momentum_is_the_second_order_flow_in_the_limit(problem, net):
     """`v ← μv + ∇L`, `w ← w − ηv` with `η = h²`, `μ = 1 − γh` is a first-order method of step `h` for `ẅ + γẇ + ∇L = 0`."""
     gamma, end = 1.5, 3.0
@@ -169,6 +171,7 @@ def test_potentials_and_line_searches():
         run.crossing_steps()
 
 
+@pytest.mark.slow
 def test_minibatches(rng):
     """Unbiased, every sample once an epoch, the same again with the same key; networks of all kinds."""
     X, Y = rng.normal(size=(3, 10)), rng.normal(size=(2, 10))

@@ -39,6 +39,7 @@ def sizes(problem, law, num, method, **options):
     return gf.basin_sizes(problem, law, num, key=KEY, method=method, audit=0, progress=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "single"),
     [
@@ -63,6 +64,7 @@ def test_rows_are_those_of_single_runs(problem, law, method, single):
         assert float(run.gradient_norms[i, k]) == pytest.approx(rows["gradient_norm"][i], rel=1e-5, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_minibatches_depend_on_the_start_alone(rng):
     X = rng.normal(size=(3, 12))
     Y = rng.normal(size=(2, 3)) @ X  # fitted exactly: there the estimates vanish with the gradient
@@ -78,6 +80,7 @@ def test_minibatches_depend_on_the_start_alone(rng):
         assert float(run.losses[i, int(some["steps"][i])]) == pytest.approx(some["loss"][i], rel=1e-5, abs=1e-18)
 
 
+@pytest.mark.slow
 def test_certificates_are_of_the_descent_itself(problem, law):
     """By its own default verdict: whatever is certified, early or late, ends at loss zero if it goes on with the same step."""
     early = late = located = 0
@@ -96,6 +99,7 @@ def test_certificates_are_of_the_descent_itself(problem, law):
     assert min(early, late, located) > 0
 
 
+@pytest.mark.slow
 def test_pictures_show_the_iterates(problem, law, rng, tmp_path):
     """Losses in the picture are those of the very run, minibatches included."""
     for method in (GradientDescent(0.1), Descent(optax.adam, 0.05)):
@@ -116,6 +120,7 @@ def test_pictures_show_the_iterates(problem, law, rng, tmp_path):
         assert losses[at] == pytest.approx(columns(estimate)["loss"][start], rel=1e-3, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_starts_at_a_minimum_are_certified_at_once():
     """A step of 0.98 of the edge `2/‖∇²L‖ = 1/3` from starts at distance 10⁻⁹: no gradient tolerance could be met."""
     s = np.array([3.0, 2.0, 1.0])
@@ -135,6 +140,7 @@ def test_the_flow_is_certified_as_before(problem, law):
     assert isinstance(make_plan(problem, law, key=KEY, method=Descent(optax.adam, 0.1)).verdict, DescentLevel)
 
 
+@pytest.mark.slow
 def test_cycles_are_found_and_not_called_limits():
     """`½(1 − w_2w_1)²` from `w_1 = w_2 = x`: `x ← (1 + η)x − ηx³`. Its cycle of period two, attracting for `1 < η < √5 − 1`, has
     `ab = 1/η`, `a² + b² = 1 + 1/η`; for smaller steps the minimum attracts."""
@@ -158,6 +164,7 @@ def test_cycles_are_found_and_not_called_limits():
     assert set(four["period"]) == {4.0}
 
 
+@pytest.mark.slow
 def test_slow_oscillations_are_no_cycles():
     """`½λx²` with `ηλ = 2 − 10⁻⁴`: the iterates change their sign in every step, and shrink."""
     bowl = gf.Potential(lambda x: 0.5 * jnp.sum(x**2))
@@ -169,6 +176,7 @@ def test_slow_oscillations_are_no_cycles():
     assert estimate.certified + estimate.located == 4
 
 
+@pytest.mark.slow
 def test_found_limits_are_certified_for_short_steps_only(tanh):
     """Within balls of attraction of the descent: for `η` below `1/λ_max`, not above it, and never of other optimizers."""
     law = gf.initialization.Gaussian(tanh.widths([2]))
@@ -193,6 +201,7 @@ def test_found_limits_are_certified_for_short_steps_only(tanh):
             assert min(abs(limit.loss - v) for v in losses) < 1e-6
 
 
+@pytest.mark.slow
 def test_nothing_is_certified_at_infinity_nor_excluded():
     """What is proved of separable data is about the flow; and steps may lead up again."""
     X = np.array([[1.0, -1.0, 0.5], [0.3, -0.2, 1.0]])
@@ -206,6 +215,7 @@ def test_nothing_is_certified_at_infinity_nor_excluded():
     assert np.all(columns(descent)["highest"] == max(len(descent.found) - 1, 0))
 
 
+@pytest.mark.slow
 def test_long_steps_on_separable_data_are_no_way_to_infinity():
     """Steps of 4 on logistic losses: the loss is below log 2 again and again, and half of these starts overflow later."""
     rng = np.random.default_rng(0)
@@ -221,6 +231,7 @@ def test_long_steps_on_separable_data_are_no_way_to_infinity():
         Converged().check_step(0.1, "gradient descent")
 
 
+@pytest.mark.slow
 def test_what_adam_reaches_it_leaves_again():
     """The gradient is small for ten steps at the minimum, and later the loss is above the second-lowest critical value."""
     problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0], d_x=6)
@@ -234,6 +245,7 @@ def test_what_adam_reaches_it_leaves_again():
     assert float(run.losses[after].max()) > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "stable"), [(0.95, True), (1.05, False), (1.2, False)])
 def test_starts_beside_an_unstable_minimum_are_not_located_there(step, stable):
     """`½(1 − ab)²` near `a = b = 1`, where `2/λ_max = 1`: the distance grows by `|1 − 2η|` a step, from 10⁻⁸ on."""
@@ -244,6 +256,7 @@ def test_starts_beside_an_unstable_minimum_are_not_located_there(step, stable):
     assert last in ([Status.LOCATED.label, Status.CERTIFIED.label] if stable else [Status.REACHED.label])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "stable"), [(0.95, True), (1.05, False), (1.5, False)])
 def test_found_limits_that_are_unstable_are_reached_only(tanh, share, stable):
     law = gf.initialization.Gaussian(tanh.widths([2]))
@@ -256,6 +269,7 @@ def test_found_limits_that_are_unstable_are_reached_only(tanh, share, stable):
     assert last in ([Status.LOCATED.label, Status.CERTIFIED.label] if stable else [Status.REACHED.label])
 
 
+@pytest.mark.slow
 def test_files_and_repeats(problem, law, tmp_path):
     method = Descent(optax.sgd, 0.02, momentum=0.8, nesterov=True)
     first = sizes(problem, law, 20, method, folder=tmp_path / "run")

@@ -153,6 +153,7 @@ def independent(weights, X, Y, ts, step):
     return np.stack(saved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

@@ -33,6 +33,7 @@ def double_well(x):
 # -- problems whose basins are known -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_basins_of_a_double_well():
     """Two minima of the same loss. The interval at 1 − 1e-6 holds the normal probability of the right half."""
     estimate = gf.basin_sizes(
@@ -55,6 +56,7 @@ def test_the_basins_of_a_double_well():
     np.testing.assert_array_equal(np.sign(ends), np.sign(starts))
 
 
+@pytest.mark.slow
 def test_one_relu_unit_dies_with_probability_five_eighths():
     """`L = ½(1 − w_2 max(w_1, 0))²` from independent normal weights of one scale.
 
@@ -163,6 +165,7 @@ def descend(problem, nets, steps, rate):
     return jax.jit(jax.vmap(one))(nets.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_limits_are_those_of_gradient_descent_with_a_tiny_step(tanh_estimate, num):
     estimate = tanh_estimate
@@ -323,6 +326,7 @@ def test_bounds_of_the_fourth_derivative_hold(activation, loss, widths):
     assert 0 < found <= bound
 
 
+@pytest.mark.slow
 def test_the_flow_from_a_ball_of_attraction_ends_at_its_minimum(tanh_estimate):
     """From points just inside, at the distance that is claimed, the distance falls all along."""
     problem = tanh_estimate.plan.problem
@@ -345,6 +349,7 @@ def test_the_flow_from_a_ball_of_attraction_ends_at_its_minimum(tanh_estimate):
     assert attraction_radius(Potential(double_well).objective, jnp.ones(()), np.array([2.0]), 0.0) == 0.0
 
 
+@pytest.mark.slow
 def test_the_hessian_keeps_its_part_on_the_whole_ball():
     """One hidden unit, so that the worst direction is found by search: a quarter of the least eigenvalue is left everywhere on
     the ball. The ball with the third or the fourth derivative left out is larger, and there it is not."""
@@ -452,6 +457,7 @@ def test_bad_input_is_refused_before_anything_runs():
         gf.basin_sizes(Potential(double_well), lambda key: jax.random.normal(key), 2e6, **QUIET, audit=0)
 
 
+@pytest.mark.slow
 def test_a_start_that_is_lost_is_counted_and_the_rest_goes_on():
     """A potential with a pole: starts beyond it run off to where it is no number; none of them has a limit."""
     estimate = gf.basin_sizes(
@@ -472,6 +478,7 @@ def test_a_start_that_is_lost_is_counted_and_the_rest_goes_on():
     assert "has no minimum there" in str(falling)
 
 
+@pytest.mark.slow
 def test_starts_that_pass_a_saddle_are_not_put_there():
     """`L = x²/2 − y²/2 + y⁴/4` from `y = 1e-5`: the gradient falls to 1e-5 near the saddle and rises again."""
     potential = Potential(lambda z: z[0] ** 2 / 2 - z[1] ** 2 / 2 + z[1] ** 4 / 4)
@@ -486,6 +493,7 @@ def test_starts_that_pass_a_saddle_are_not_put_there():
     assert all(abs(float(limit.point[1])) == pytest.approx(1.0) for limit in estimate.found)
 
 
+@pytest.mark.slow
 def test_where_the_loss_hardly_curves_only_critical_points_are_limits():
     """`x²/2 + 1e-9(−y²/2 + y⁴/4)`: so little curvature counts as none. At y = 0.1, 0.5 the gradient is 1e-10, but not 0."""
     potential = Potential(lambda v: v[0] ** 2 / 2 + 1e-9 * (-(v[1] ** 2) / 2 + v[1] ** 4 / 4))
@@ -504,6 +512,7 @@ def test_on_a_family_of_minima_a_state_stays_where_it_is():
     np.testing.assert_allclose(found.points, circle, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_tail_is_no_family():
     """tanh 1-1-1 whose flow creeps along `w_1w_2` almost constant, `w_2` to infinity (Radau: −2.197, −3.97, −38.7 at times
     1e4, 1e8, 1e12): no limit, though the Hessian there has a zero to round-off."""

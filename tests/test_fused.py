@@ -113,6 +113,7 @@ def test_many_starts_of_the_workload(plan, monkeypatch):
     assert rows["drift"].max() < 1e-4
 
 
+@pytest.mark.slow
 def test_data_with_a_design_of_their_own(monkeypatch):
     rng = np.random.default_rng(1)
     X, Y = rng.normal(size=(5, 40)), rng.normal(size=(3, 40))
@@ -122,6 +123,7 @@ def test_data_with_a_design_of_their_own(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [gf.initialization.Gaussian((3, 2, 3)), gf.initialization.Balanced((3, 3, 3))])
 def test_data_of_lower_rank_have_fewer_inputs(law, monkeypatch):
     """The layers that are run are those of the reduced coordinates, smaller than those of the starts."""
@@ -134,6 +136,7 @@ def test_data_of_lower_rank_have_fewer_inputs(law, monkeypatch):
     assert_alike(plan, range(50), monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limits",
     [
@@ -150,6 +153,7 @@ def test_limits_end_the_same_starts(limits, plan, monkeypatch):
     assert set(rows["status"]) != {"certified"}
 
 
+@pytest.mark.slow
 def test_starts_that_are_over_at_once(monkeypatch):
     """At a saddle, at a minimum, and where entries overflow."""
     problem = gf.Problem.from_singular_values([2.0, 1.0])
@@ -175,6 +179,7 @@ def test_rows_depend_on_no_other_start(plan, monkeypatch):
         np.testing.assert_array_equal(whole[name][300:311], part[name])
 
 
+@pytest.mark.slow
 def test_other_verdicts_and_riders(monkeypatch):
     problem = gf.Problem.from_singular_values([3, 2, 1])
     law = gf.initialization.Gaussian((3, 2, 3))
@@ -294,6 +299,7 @@ def test_folders_that_cannot_be_made_are_done_without(fresh, tmp_path):
     assert build.program(SOURCE).answer() == 42
 
 
+@pytest.mark.slow
 def test_without_a_compiler_xla_runs_and_says_so_once(fresh, plan, monkeypatch, tmp_path):
     expected = collected(plan, range(20), "xla", monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -319,6 +325,7 @@ def test_a_compiler_that_fails_is_no_compiler(fresh, monkeypatch, tmp_path):
         build.program(SOURCE)
 
 
+@pytest.mark.slow
 def test_processes_may_make_the_same_program_at_once(fresh, tmp_path):
     code = f"from gdflow.basins.fused.build import program; assert program({SOURCE!r}).answer() == 42"
     environment = os.environ | {build.FOLDER: str(tmp_path / "programs")}

@@ -14,6 +14,7 @@ from gdflow.problem import Potential
 KEY = jax.random.key(3)
 
 
+@pytest.mark.slow
 def test_a_flow_slides_along_a_kink():
     """`|x| + ½(y − 1)²`: `x` reaches zero at `t = x_0` and stays, `y = 1 − e^{−t}` goes on. Without a shortest step it halts."""
     potential = Potential(lambda p: jnp.abs(p[0]) + 0.5 * (p[1] - 1) ** 2)
@@ -93,6 +94,7 @@ def test_limits_are_those_of_subgradient_descent(relu_estimate):
     assert np.sum(abs(ends[decided] - expected) > 2e-3) <= 2
 
 
+@pytest.mark.slow
 def test_settling_needs_no_kink():
     """At a smooth minimum no kink is active, and the residual is the gradient."""
     problem = gf.Problem([[1.0]], [[1.0]], activations="relu")
@@ -119,6 +121,7 @@ def test_slopes_between_those_of_a_kink():
     assert float((ones - linear.gradient(net)).norm()) < 1e-13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shortest", [1e-2, 1e-3])
 def test_what_a_shortest_step_does_to_the_conserved_quantities(shortest):
     """Sliding included, the drift of `‖W_2 e_l‖² − ‖e_lᵀW_1‖²` over time 20 is below the shortest step (a tenth was measured)."""

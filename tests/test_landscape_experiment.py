@@ -46,6 +46,7 @@ def test_stable_fibres_lie_in_level_sets_and_lead_to_their_points(problem, theta
     np.testing.assert_allclose(path(problem, fibre[0], 30.0, count=2)[1][-1], saddle.point, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_unstable_fibre_of_the_balanced_saddle_is_the_exact_one(problem):
     """From `(0, 1, 0, 1)`: `a = b` stays, and `W = aaᵀ` goes to the projection on `e_1` times 2, so `a` to `(√2, 0)`."""
     curve = unstable_manifold(problem, saddle_at(problem, 0.0))

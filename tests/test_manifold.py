@@ -94,6 +94,7 @@ def test_real_depth_interpolates_and_tends_to_the_logarithmic_mean():
     np.testing.assert_allclose(np.divide(errors[1:], errors[:-1]), 0.1, rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [(2.0, 2.0, 0.5), (2.0, 2.0, 2.0), (2.0, 1.0, 0.0), (2.0, 2.0, 0.0)])
 @pytest.mark.parametrize("depth", [2, 4])
 def test_derivatives_at_repeated_and_zero_singular_values(values, depth):

@@ -68,6 +68,7 @@ def test_singular_layers_have_none():
         distance_to_balanced(gf.LayerTuple([np.ones((3, 2)), np.ones((2, 3))]))
 
 
+@pytest.mark.slow
 def test_balanced_starts_are_proved_on_both_sides():
     problem, law = gf.Problem.from_singular_values([2.0, 1.0]), Balanced((2, 2, 2))
     table = gf.basin_sizes(problem, law, 300, key=KEY, proof=True, progress=False).outcomes
@@ -80,6 +81,7 @@ def test_balanced_starts_are_proved_on_both_sides():
     assert np.all((label[proved] == 0) == right[proved])
 
 
+@pytest.mark.slow
 def test_the_distance_opens_the_tube():
     """Also where it is more than round-off; a tube of that radius is not closed at once."""
     problem = gf.Problem.from_singular_values([2.0, 1.0])

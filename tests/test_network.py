@@ -296,6 +296,7 @@ def test_impossible_widths_are_refused(widths, message):
         check_widths(widths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "waist"),
     [

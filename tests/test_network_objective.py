@@ -47,6 +47,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "shape", "loss", "biases"), CASES)
 def test_values_gradients_and_lanes(activation, shape, loss, biases, rng):
     problem = made(shape, loss, rng, activations=activation, weight_decay=0.2, biases=biases)
@@ -137,6 +138,7 @@ def test_identity_activations_are_a_linear_network(rng):
     np.testing.assert_allclose(gf.conserved(run.final)[0], np.exp(-0.6) * gf.conserved(net)[0], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_lanes_of_linear_networks_with_other_losses(rng):
     for loss in sorted(LOSSES):
         problem = made((3, 4, 2), loss, rng)
@@ -164,6 +166,7 @@ def test_a_loss_of_your_own(rng):
     assert float((jax.grad(problem.effective_loss)(net) - problem.gradient(net)).norm()) < 1e-12
 
 
+@pytest.mark.slow
 def test_what_makes_no_sense_is_refused(rng):
     X, Y = rng.normal(size=(3, 5)), rng.normal(size=(2, 5))
     for options, message in (

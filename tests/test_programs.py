@@ -77,6 +77,7 @@ def test_programs_are_forgotten_when_maps_run_out(cleared, monkeypatch):
     assert len(cleared) == 2
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("flow", ["simulate", "riemannian_flow"])
 def test_flows_look_after_the_maps(cleared, flow):

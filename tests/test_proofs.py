@@ -30,6 +30,7 @@ def a_proof(i=0):
     return gf.prove(PROBLEM, start(i))
 
 
+@pytest.mark.slow
 def test_a_proof_says_what_it_proves():
     proof = a_proof()
     assert proof.proved
@@ -284,6 +285,7 @@ def test_verdicts_that_are_not_of_this_start_are_refused():
         gf.prove(problem, partial, methods=())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.0**-132])
 def test_layers_that_cancel_are_not_proved(scale):
     """`w_3 = −w_2` stays so along the exact flow of ½(c − w_3w_2w_1c)²: it ends at the saddle, whatever round-off does.

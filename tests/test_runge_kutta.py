@@ -92,6 +92,7 @@ def test_automatic_steps_are_those_of_as_many_stages(stages):
         np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_automatic_rkc_goes_to_a_limit_along_slow_directions():
     """`s = (3, 0.03)`, two balanced factors: `ȧ_i = 2a_i(s_i − a_i)`, so `a_i = s_i/(1 + (s_i/a_i(0) − 1)e^{−2s_it})`."""
     problem, s, a0 = gf.Problem.from_singular_values([3, 0.03]), np.array([3, 0.03]), np.array([0.5, 0.001])

@@ -28,6 +28,7 @@ def largest_margin(X, labels):
     return 1 / np.linalg.norm(result.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("widths", "activation"), [((2, 1), None), ((2, 3, 1), None), ((2, 4, 1), "relu")])
 def test_the_smoothed_margin_rises_to_the_margin(rng, widths, activation):
     X, labels = separable(rng)

@@ -44,6 +44,7 @@ def ends(x, step):
     return "undecided"
 
 
+@pytest.mark.slow
 def test_ends_are_those_of_a_loop(well):
     starts = np.asarray(well.flow.plan.starts.networks(range(400)))
     flows = np.where(starts < np.sort(np.roots([1, 0, -1, TILT]))[1], "lowest limit", "another limit")
@@ -82,6 +83,7 @@ def test_stability_ends_where_theory_says(well):
                 assert row.counts[k] > 0
 
 
+@pytest.mark.slow
 def test_large_steps_balance_linear_networks():
     """With small steps the `C_j` stay; the flattest minima, the balanced ones, are stable up to `2/(N s_1^{2−2/N})`."""
     problem = gf.Problem.from_singular_values([2.0, 1.0])
@@ -100,6 +102,7 @@ def test_large_steps_balance_linear_networks():
     assert "imbalance" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_the_edge_with_momentum(nesterov):
     """A parabola of curvature 3: below the edge all starts converge, above it none does."""
@@ -113,6 +116,7 @@ def test_the_edge_with_momentum(nesterov):
     assert dict(basins.edges) == {"limit at 0": pytest.approx(edge, rel=1e-6)}
 
 
+@pytest.mark.slow
 def test_pictures_and_other_optimizers(well, tmp_path):
     figure = gf.plotting.plot_step_sizes(well)
     figure.savefig(tmp_path / "well.png")

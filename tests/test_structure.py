@@ -181,6 +181,7 @@ def test_gauss_legendre_keeps_the_conserved_quantities():
     np.testing.assert_allclose(kept.losses, other.losses, atol=2e-6)  # order 4 at step 0.05
 
 
+@pytest.mark.slow
 def test_gauss_legendre_says_when_its_stages_are_not_found():
     problem = gf.Problem.from_singular_values([20.0, 1.0])
     net = 3.0 * Gaussian((2, 2, 2)).sample(KEY, 1)

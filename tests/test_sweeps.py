@@ -85,6 +85,7 @@ def normal(key):
     return 1.6 * jax.random.normal(key)
 
 
+@pytest.mark.slow
 def test_code_of_ones_own_is_gone_on_with_if_it_is_trusted(tmp_path):
     def of_bowl(tilt):
         return dict(problem=gf.Potential({0.1: shallow, 0.2: steep}[tilt]), starts=normal)
@@ -100,6 +101,7 @@ def test_code_of_ones_own_is_gone_on_with_if_it_is_trusted(tmp_path):
         gf.sweep(lambda tilt: dict(problem=gf.Potential(lambda x: x**2), starts=normal), {"tilt": [1]}, 9, **options)
 
 
+@pytest.mark.slow
 def test_settings_of_any_kind(tmp_path):
     """Optimizers, singular values and seeds; names of folders are safe whatever the values are."""
 

@@ -194,6 +194,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_derivatives_by_sixty_digits(case, rng):
     W, V = CASES[case](rng)
@@ -262,6 +263,7 @@ def test_third_derivatives_exist_apart_from_parallel_vectors(rng):
 # -- degenerate points -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_is_nan_where_students_are_zero_or_parallel(rng):
     V = rng.normal(size=(3, 4))
     zero = np.zeros(4)

@@ -36,6 +36,7 @@ class GradientDescent(AbstractMethod):
         return Step(y, None, self.loss(objective, y))
 
 
+@pytest.mark.slow
 def test_gradient_descent_as_a_method():
     """Iterates by NumPy: the same number of steps, the same loss, and the time inside the step on the straight line."""
     problem = gf.Problem.from_singular_values([2.0, 1.0])
@@ -182,6 +183,7 @@ class Outside(NearestMatrix):
         return jnp.where(decided, 7, -1), jnp.zeros_like(now.loss, int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -199,6 +201,7 @@ def test_mistakes_are_said(options, message):
         gf.basin_sizes(problem, Gaussian((1, 1, 1)), 2, key=KEY, audit=0, progress=False, **options)
 
 
+@pytest.mark.slow
 def test_code_of_ones_own_is_run_again(tmp_path):
     """It is recorded by name: what it did when the results were made is not known, and a folder is not silently opened."""
     problem = gf.Problem.from_singular_values([1.0])

@@ -89,6 +89,7 @@ def test_levels_of_an_array_of_losses():
     )
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 2.5]), min_size=1, max_size=5),  # ties and zeros abound
     st.integers(1, 5),

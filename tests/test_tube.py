@@ -59,6 +59,7 @@ def exact_flow(proof):
     return taylor_flow(start, A, D, proof.times), np.array(computed), layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("widths", "s", "coordinates", "scale"), CASES)
 def test_the_exact_flow_is_in_the_tube(widths, s, coordinates, scale, request):
     """A dozen starts a case in the slow tests, a few otherwise; fifty a case have been run."""
@@ -83,6 +84,7 @@ def test_the_exact_flow_is_in_the_tube(widths, s, coordinates, scale, request):
     assert proved >= 0.5 * num  # of four narrow layers two thirds, of the others nine tenths and more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.0, pytest.param(1e-9, marks=SLOW), 1e-6, 1e-3])
 def test_starts_near_the_stable_set_of_a_saddle(size):
     """`W_1 = a·diag(1, 0)`, `W_2` alike, flow to the saddle {1} of s = (2, 1), others past it later."""
@@ -136,6 +138,7 @@ def run(tmp_path_factory):
     return problem, estimate, folder
 
 
+@pytest.mark.slow
 def test_proofs_in_batches(run):
     problem, estimate, _ = run
     table = estimate.outcomes
@@ -183,6 +186,7 @@ def test_hard_starts_are_tried_again(run):
     np.testing.assert_array_equal(table["id"].to_numpy(), np.arange(100))
 
 
+@pytest.mark.slow
 def test_unproved_starts_are_not_known(run):
     """With a single loose attempt many proofs fail: they count on both sides of the interval."""
     problem, *_ = run

@@ -160,6 +160,7 @@ def test_the_proofs_directions_use_the_layers_they_should(name):
     assert used == {True, False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIRST_OF_TWO_HIDDEN)
 def test_the_formula_of_case_1_is_the_second_variation(name):
     problem, _ = POOL[name]
