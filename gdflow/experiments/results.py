@@ -280,12 +280,22 @@ def _count(claims: Sequence[Claim]) -> str:
     )
 
 
+#: What the words in a summary mean.
+KEY = (
+    "*confirmed* and *NOT confirmed*: by the criterion in the figure's own file; *not decided*: the runs do not tell, and why; "
+    "*not decidable from the print*: it holds for some values of what the print leaves open, and for others not. In parentheses "
+    "what was measured: ratios of times, the second over the first, each with *yes* where it shows the claim, *no* where it "
+    "shows the contrary, *open* where the draws do not tell."
+)
+
+
 def summary_markdown(title: str, results: Sequence[FigureResult]) -> str:
     """One text for several figures: how many claims were confirmed, every verdict, then the pictures."""
     claims = [claim for result in results for claim in result.claims]
     printed, ours = ([claim for claim in claims if claim.ours == whose] for whose in (False, True))
     lines = [f"# {title}", "", f"Of {len(printed)} claims of the paper {_count(printed)}."]
     lines += [f"Of {len(ours)} that are not the paper's {_count(ours)}.", ""]
+    lines += [KEY, ""]
     errata = [erratum for result in results for erratum in result.errata]
     if errata:
         lines += ["Misprints, corrected:", "", *(f"- {erratum}" for erratum in dict.fromkeys(errata)), ""]
@@ -296,5 +306,5 @@ def summary_markdown(title: str, results: Sequence[FigureResult]) -> str:
 
 
 def _line(claim: Claim) -> str:
-    reason = f"; not decided: {claim.reason}" if claim.reason else ""
+    reason = f"; reason: {claim.reason}" if claim.reason else ""
     return f"- **{claim.verdict}**: {claim.text} ({claim.measured}{reason})"

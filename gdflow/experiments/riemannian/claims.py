@@ -402,5 +402,13 @@ def by_law(panels: Mapping[Start, Panels], decide: Callable[[Panels], Claim]) ->
 
 
 def _short(measured: str) -> str:
-    """What was measured without what was compared."""
-    return ", ".join(f"×{part.rsplit('×', 1)[1]}" if "×" in part else part for part in measured.split("; "))
+    """What was measured, and of what was compared the sizes and depths only."""
+    return ", ".join(_shorter(part) for part in measured.split("; "))
+
+
+def _shorter(part: str) -> str:
+    if "×" not in part:
+        return part
+    common, ratio = part.split(":")[0].split(", "), part.rsplit("×", 1)[1]
+    kept = ", ".join(text for text in common if text.startswith(("d=", "N=")))
+    return f"{kept}: ×{ratio}" if kept else f"×{ratio}"
