@@ -82,8 +82,10 @@ def _small(task: Task, depth: int, start: Start) -> tuple[float, int]:
         many = 800 if depth <= 5 else 400  # whose times are nearly the same
     elif start == "balanced":
         many = 200
-    else:  # from fan-out deep ones take ten times as long
-        many = 40 if depth == 20 and start == STARTS[0] else 120
+    elif depth == 20 and start == STARTS[0]:  # from fan-out deep ones take ten times as long
+        many = 40 if task == "supervised" else 20
+    else:
+        many = 120
     return (LONG if start == "balanced" else LARGE), many
 
 
