@@ -434,7 +434,7 @@ def small(monkeypatch):
     """Figures 1 to 4 of a size that takes seconds."""
 
     def panel(runs, task, panel, start):
-        return [(Case(task, 4 + 2 * panel, 2, depth, start, 1e3), 12) for depth in ((2,) if panel else (2, 3))]
+        return [(Case(task, 4 + 2 * panel, 2, depth, start, 1e3), 12) for depth in ((2,) if panel else (2, 5))]
 
     monkeypatch.setattr(supervised, "panel_cases", panel)
 
@@ -458,7 +458,7 @@ def test_a_figure_is_written_and_decided(small, tmp_path, monkeypatch):
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["sizes", "seed", "version", "task", "d", "r", "N", "start", "panel", "draw", "t", "error"]
     assert {(row["panel"], row["N"], row["draw"]) for row in rows} == {
-        (*run, str(draw)) for run in (("left", "2"), ("left", "3"), ("right", "2")) for draw in range(12)
+        (*run, str(draw)) for run in (("left", "2"), ("left", "5"), ("right", "2")) for draw in range(12)
     }
     assert {(row["sizes"], row["seed"]) for row in rows} == {("fast", "0")}
 

@@ -190,7 +190,7 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
             "Definition 4.1)",
             "at every point looked at the Hessian has two positive eigenvalues, one zero, along N, and one negative, "
             "told apart by a factor 10",
-            all((s.positive, s.zero, s.negative) == (2, 1, 1) and s.certain for s in signs),
+            bool(all((s.positive, s.zero, s.negative) == (2, 1, 1) and s.certain for s in signs)),
             f"{sum((s.positive, s.zero, s.negative) == (2, 1, 1) for s in signs)} of {len(signs)} points",
         ),
         Claim(
@@ -208,7 +208,7 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
             "on W^s(z) every trajectory tends to z",
             "from both ends of the part of every fibre that lies in the invariant plane the flow comes to within "
             "1e-6 of z",
-            max(ends) < 1e-6,
+            bool(max(ends) < 1e-6),
             f"largest distance {max(ends):.2g}, {2 * len(ends)} trajectories",
         ),
         Claim(
@@ -229,7 +229,7 @@ def figure_3(*, fast: bool = False, seed: int = 0) -> FigureResult:
         Claim(
             "a fibre lies in the level set of |b|² − |a|² of its point",
             "along every unstable fibre it changes by less than 1e-8",
-            max(_drift(points) for *_, points in unstable) < 1e-8,
+            bool(max(_drift(points) for *_, points in unstable) < 1e-8),
             f"largest change {max(_drift(points) for *_, points in unstable):.1g}",
             ours=True,
         ),
@@ -314,7 +314,7 @@ def figure_4(*, fast: bool = False, seed: int = 0) -> FigureResult:
         Claim(
             "along every trajectory that starts off W^s(N) the loss becomes smaller than the level of N",
             "at the end of every trajectory it is",
-            below == len(measured),
+            bool(below == len(measured)),
             f"{below} of {len(measured)} trajectories; final losses up to {max(loss for _, loss in measured):.2g}, "
             f"the level is {LEVEL:g}",
         ),
@@ -322,7 +322,7 @@ def figure_4(*, fast: bool = False, seed: int = 0) -> FigureResult:
             "every such trajectory approaches W^u(N) at an exponential rate",
             "near N, within a distance of 0.3, the distance from W^u(z), z the point of N with the same |b|² − |a|², "
             "falls at the slower stable rate at z or faster: the fitted rate is at least 0.9 of it",
-            min(shares) > 0.9,
+            bool(min(shares) > 0.9),
             f"fitted over predicted rate {min(shares):.3g} to {max(shares):.3g}",
         ),
     )
