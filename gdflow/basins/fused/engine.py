@@ -46,8 +46,7 @@ def why_not_fused(process: Any) -> str | None:
         return "it is for double precision"
     if not isinstance(method.layout, LanesLast) or not coarse_is_enough(process.starts.widths):
         return "the layers are too wide"
-    widths = widths_run(process)
-    if objective.design.shape != (widths[0], widths[0]) or objective.target.shape != (widths[-1], widths[0]):
+    if not objective.design.shape[0] == objective.design.shape[1] == objective.target.shape[1]:
         return "it is for as many columns of data as the input has coordinates"
     if path_weights(method.solver) is None or not (isinstance(method.shortest, float) and method.shortest == 0):
         return "the method has no polynomial between its steps, or a shortest step"
@@ -66,10 +65,8 @@ def widths_run(process: LaneProcess) -> tuple[int, ...]:
 
     Fewer inputs than those of the starts where the problem's data have not full rank.
     """
-    word = jax.ShapeDtypeStruct((1,), jnp.uint32)
-    nets, _ = eqx.filter_eval_shape(process.draw, word, word)
-    first, *_ = shapes = [w.shape for w in nets.weights]
-    return (first[1], *(shape[0] for shape in shapes))
+    objective: Any = process.objective
+    return (objective.design.shape[0], *process.starts.widths[1:-1], objective.target.shape[0])
 
 
 @functools.cache

@@ -68,6 +68,23 @@ def sign_test(wins: int, draws: int) -> float:
     return float(scipy.stats.binom.sf(wins - 1, draws, 0.5))
 
 
+def sign_probabilities(values: Ratios) -> tuple[float, float]:
+    """`sign_test` of the ratios above 1, and of those below."""
+    count = values.shape[1]
+    return sign_test(int(np.sum(values[0] > 1)), count), sign_test(int(np.sum(values[1] < 1)), count)
+
+
+def rank_probabilities(first: Times, second: Times) -> tuple[float, float]:
+    """The same by ranks, of Mann and Whitney: that the second times are longer, and that they are shorter.
+
+    Times known by bounds only count at the end that is against the order that is tested.
+    """
+    (low_a, high_a), (low_b, high_b) = first.bounds, second.bounds
+    longer = scipy.stats.mannwhitneyu(low_b, high_a, alternative="greater").pvalue
+    shorter = scipy.stats.mannwhitneyu(high_b, low_a, alternative="less").pvalue
+    return float(longer), float(shorter)
+
+
 def twice(decide: Callable[[Ratios], Verdict], values: Ratios) -> Verdict | None:
     """What is decided on the even draws and on the odd ones alike."""
     one, other = decide(values[:, ::2]), decide(values[:, 1::2])
@@ -76,12 +93,7 @@ def twice(decide: Callable[[Ratios], Verdict], values: Ratios) -> Verdict | None
 
 def order_of(values: Ratios) -> int | None:
     """1 where ratios are above 1 more often than not, −1 where below; 0 where their median is near 1 or below; else `None`."""
-    count = values.shape[1]
-    return _order(
-        ratio_interval(values),
-        sign_test(int(np.sum(values[0] > 1)), count),
-        sign_test(int(np.sum(values[1] < 1)), count),
-    )
+    return _order(ratio_interval(values), *sign_probabilities(values))
 
 
 def _order(interval: tuple[float, float], longer: float, shorter: float) -> int | None:
@@ -97,18 +109,10 @@ def _order(interval: tuple[float, float], longer: float, shorter: float) -> int 
 
 
 def order_of_samples(first: Times, second: Times) -> int | None:
-    """`order_of` where draws are not paired, as for different dimensions: the rank test of Mann and Whitney in place of signs.
-
-    Times known by bounds only count at the end that is against the order that is tested.
-    """
-    (low_a, high_a), (low_b, high_b) = first.bounds, second.bounds
+    """`order_of` where draws are not paired, as for different dimensions: `rank_probabilities` in place of signs."""
     intervals = [ratio_interval(times.bounds) for times in (first, second)]
     low, high = intervals[1][0] / intervals[0][1], intervals[1][1] / intervals[0][0] if intervals[0][0] else math.inf
-    return _order(
-        (low, high),
-        float(scipy.stats.mannwhitneyu(low_b, high_a, alternative="greater").pvalue),
-        float(scipy.stats.mannwhitneyu(high_b, low_a, alternative="less").pvalue),
-    )
+    return _order((low, high), *rank_probabilities(first, second))
 
 
 def halves(times: Times) -> tuple[Times, Times]:
@@ -132,10 +136,8 @@ def is_alike(values: Ratios) -> bool | None:
 
 def sign_of(values: Ratios) -> int | None:
     """1 where ratios are above 1 more often than not, by however little, −1 where below, `None` if neither shows."""
-    count = values.shape[1]
-    if sign_test(int(np.sum(values[0] > 1)), count) <= ALPHA:
-        return 1
-    return -1 if sign_test(int(np.sum(values[1] < 1)), count) <= ALPHA else None
+    longer, shorter = sign_probabilities(values)
+    return 1 if longer <= ALPHA else -1 if shorter <= ALPHA else None
 
 
 def slight_order_of(values: Ratios) -> int | None:
@@ -233,9 +235,7 @@ def _detail(a: Group, b: Group, first: Times, second: Times) -> str:
     """Ratio, interval and test of a pair of groups: by the draws they share, or, where they share none, by ranks."""
     if a.case.d == b.case.d:
         return ratio_detail(ratios(first, second))
-    (low_a, high_a), (low_b, high_b) = first.bounds, second.bounds
-    longer = scipy.stats.mannwhitneyu(low_b, high_a, alternative="greater").pvalue
-    shorter = scipy.stats.mannwhitneyu(high_b, low_a, alternative="less").pvalue
+    longer, shorter = rank_probabilities(first, second)
     word, p = ("longer", longer) if longer <= shorter else ("shorter", shorter)
     return f"medians ×{second.median / first.median:.3g}, {word} by ranks (p = {p:.1g})" if first.median > 0 else word
 
