@@ -362,9 +362,8 @@ int main(int n, char **names) {
     int64_t *halt = calloc(1, 8), *status = room(num);
     double *start = get(file, P * num), *y = room(P * num), *crossings = get(file, CROSSINGS), *target = get(file, in * out);
     double *design = get(file, in), *numbers = get(file, atol(names[5])), *levels = get(file, LEVELS);
-    for (int64_t i = 0; i < P * num; ++i) y[i] = start[i];
     double *next = calloc(CROSSINGS * num + 1, 8), *begun = calloc(CROSSINGS * num + 1, 8);
-    run(num, y, start, room(P * num), room(num), room(num), room(num), room(num), room(num), status, room(num),
+    run(num, start, y, room(P * num), room(num), room(num), room(num), room(num), room(num), status, room(num),
         room(CROSSINGS * P * num), begun, next, room(CROSSINGS * num), room(num), room(num), room(num), room(CROSSINGS * num),
         halt, crossings, target, design, numbers, levels);
     for (int64_t i = 0; i < num; ++i) printf("%d ", (int)status[i]);

