@@ -260,8 +260,8 @@ _SCALED_SQUARES = """
 """
 
 
-#: The passes over a pool. States lie one after the other, `y[n·P + p]`: with starts along the last axis one would be scattered over
-#: cache lines that are a power of two apart. What is drawn, `start[p·num + n]`, comes so, and is read eight at a time.
+#: The passes over a pool. States lie one after the other, `y[n·P + p]`: with starts along the last axis one would be scattered
+#: over lines of the cache. What is drawn, `start[p·num + n]`, comes so, and is read eight at a time.
 _LOOP = """
 #define DATA target, design
 #define CONSTANTS const double *target, const double *design, const double *numbers, const double *levels
