@@ -40,14 +40,14 @@ from gdflow.objective import LinearObjective
 from gdflow.rounding import frobenius, gamma
 
 #: Absolute error of an operation whose result underflows, with room for factors that multiply it.
-_UNDERFLOW = 1e-290
+UNDERFLOW = 1e-290
 #: Sums, roots and the rounded nodes and weights of quadratures: far above their relative errors, far below what matters.
-_INFLATION = 1 + 1e-8
+INFLATION = 1 + 1e-8
 #: So many numbers at the nodes are computed at once.
 _AT_ONCE = 2**16
 _HIGHEST = jax.lax.Precision.HIGHEST
 #: Where bounds of tails are tried.
-_RATIOS = (2.0, 4.0, 8.0, 16.0)
+RATIOS = (2.0, 4.0, 8.0, 16.0)
 
 
 class Piece(eqx.Module):
@@ -83,6 +83,18 @@ def tail_weights(degree: int, num: int) -> np.ndarray:
     return np.minimum(result, 1.0) * (1 + 1e-12)
 
 
+def tail_factor(degree: int, num: int, x: float) -> float:
+    """`max_k(τ_k x^{m−k})·x^{−m}` over the orders from `m`, the number of nodes, to the degree; zero where there are none."""
+    orders = np.arange(num, degree + 1)
+    return float(np.max(tail_weights(degree, num)[num:] * x ** (num - orders.astype(float)), initial=0.0)) * x**-num
+
+
+def relative_error(widths: Sequence[int], degree: int, eps: float) -> float:
+    """Of an entry of the gradient at a node, the path's own operations included: a bound of those on the longest way to it."""
+    layers = len(widths) - 1
+    return 2 * gamma(4 * (sum(widths) + 2 * layers * (degree + 3)), eps)
+
+
 def _tail(value: Callable[[float], Array], degree: int, num: int) -> Array:
     """`T` of a polynomial, from bounds of its coefficients: `Σ_{k≥m}τ_k v_k ≤ max_k(τ_k x^{m−k})·x^{−m}·Σ_k v_k x^k`, `x > 0`.
 
@@ -90,18 +102,14 @@ def _tail(value: Callable[[float], Array], degree: int, num: int) -> Array:
     """
     if degree < num:
         return jnp.zeros_like(value(1.0))
-    orders = np.arange(num, degree + 1)
-    bounds = [
-        float(np.max(tail_weights(degree, num)[num:] * x ** (num - orders.astype(float)))) * x**-num * value(x)
-        for x in _RATIOS
-    ]
-    return functools.reduce(jnp.minimum, bounds) * _INFLATION
+    bounds = [tail_factor(degree, num, x) * value(x) for x in RATIOS]
+    return functools.reduce(jnp.minimum, bounds) * INFLATION
 
 
 def spectral_bound(layout: AbstractLayout, matrix: Array) -> Float[Array, " lanes"]:
     """An upper bound of `‖B‖_2`: `‖(BᵀB)²‖_F^¼`, at most `n^⅛` times too large; of tiny matrices the Frobenius norm is less."""
     gram = layout.gram(matrix)
-    return jnp.sqrt(jnp.sqrt(_norm(layout, layout.product(gram, gram)))) * _INFLATION
+    return jnp.sqrt(jnp.sqrt(_norm(layout, layout.product(gram, gram)))) * INFLATION
 
 
 def _norm(layout: AbstractLayout, x: Any) -> Array:
@@ -111,7 +119,7 @@ def _norm(layout: AbstractLayout, x: Any) -> Array:
 
 def _root(squares: Array) -> Array:
     """The root of a computed sum of squares, rounded up."""
-    return frobenius(squares, squares.dtype) * _INFLATION
+    return frobenius(squares, squares.dtype) * INFLATION
 
 
 def bound_piece(
@@ -138,11 +146,10 @@ def bound_piece(
     d = jnp.diagonal(objective.design)
     dtype = objective.target.dtype
     eps = float(jnp.finfo(dtype).eps)
-    d_norm = jnp.max(jnp.abs(d)) * _INFLATION
-    a_norm = jnp.linalg.norm(objective.target) * _INFLATION
+    d_norm = jnp.max(jnp.abs(d)) * INFLATION
+    a_norm = jnp.linalg.norm(objective.target) * INFLATION
     widths = [layout.height(layout.transpose(c[0])) for c in coefficients]
-    # A bound of the operations on the longest way to an entry of the gradient at a node, those of the path included.
-    relative = 2 * gamma(4 * (sum(widths) + objective.d_out + 2 * N * (degree + 3)), eps)
+    relative = relative_error((*widths, objective.d_out), degree, eps)
 
     norms = [jax.vmap(functools.partial(_norm, layout))(c) for c in coefficients]  # ‖c_i‖, layer by layer
     pairs = [(j, k) for j in range(N) for k in range(j + 1, N)]
@@ -184,7 +191,7 @@ def bound_piece(
     def layers(x: float) -> list[Array]:  # Σ‖c_i‖x^i, layer by layer
         return [jnp.sum(n * jnp.asarray(x ** np.arange(degree + 1), dtype)[:, None], axis=0) for n in norms]
 
-    at_ratios = {x: layers(x) for x in (1.0, *_RATIOS)}
+    at_ratios = {x: layers(x) for x in (1.0, *RATIOS)}
 
     def around(without: Sequence[int], x: float = 1.0) -> Array:
         """`‖D‖‖M‖∏‖W_i‖` over all layers but some, from the coefficients' norms."""
@@ -199,14 +206,14 @@ def bound_piece(
     path = terms + sum(jnp.sum(n * jnp.asarray(np.arange(1, degree + 2), dtype)[:, None], axis=0) for n in norms)
     totals = at_ratios[1.0]
     rounding = (
-        relative * (path + 0.5 * h * sum(whole)) + _UNDERFLOW * (1 + h) * jnp.prod(1 + jnp.stack(totals), axis=0) ** 2
+        relative * (path + 0.5 * h * sum(whole)) + UNDERFLOW * (1 + h) * jnp.prod(1 + jnp.stack(totals), axis=0) ** 2
     )
     # ∫‖·‖ ≤ √2(∫‖·‖²)^½, in s; the derivative with respect to time times dt is that with respect to s times ds.
-    defect = (math.sqrt(2) * _root(defect) + 4 * tail + 2 * rounding) * _INFLATION
+    defect = (math.sqrt(2) * _root(defect) + 4 * tail + 2 * rounding) * INFLATION
 
     centre = [spectral_bound(layout, c[0]) for c in coefficients]
     along = [jnp.minimum(c, n[0]) + (t - n[0]) for c, n, t in zip(centre, norms, totals, strict=True)]
-    sizes = jnp.stack(along) * _INFLATION
+    sizes = jnp.stack(along) * INFLATION
     square = jnp.zeros_like(h)  # ∫Σ_{j<k}K_jk²
     for (j, k), gram in zip(pairs, grams, strict=True):
         inner = range(j, k + 1)  # X_jk is made of the layers outside
@@ -217,7 +224,7 @@ def bound_piece(
         high_gram = _tail(gram_bound, 2 * degree * (2 * N - len(inner)), m)
         integral = math.sqrt(2) * _root(gram) + 4 * high_gram + 2 * relative * gram_bound(1.0)
         square = square + integral * jnp.prod(sizes[j + 1 : k], axis=0) ** 2
-    expansion = 0.5 * h * jnp.sqrt(2 * 2 * (N - 1) / N * square) * _INFLATION
+    expansion = 0.5 * h * jnp.sqrt(2 * 2 * (N - 1) / N * square) * INFLATION
     return Piece(h, defect, expansion, sizes, _gap(layout, coefficients, norms, ends, eps) + 2 * relative * terms)
 
 
@@ -230,7 +237,7 @@ def _gap(layout: AbstractLayout, coefficients: Sequence[Array], norms: list, end
         apart = [jnp.tensordot(signs, c, 1, precision=_HIGHEST) - y for c, y in zip(coefficients, end, strict=True)]
         total = total + _norm(layout, apart)
     rounding = 4 * gamma(degree + 3, eps) * sum(jnp.sum(n, axis=0) for n in norms)
-    return (total + rounding) * _INFLATION
+    return (total + rounding) * INFLATION
 
 
 def widening(objective: LinearObjective, piece: Piece, radius: Float[Array, " lanes"]) -> Float[Array, " lanes"]:
@@ -255,13 +262,13 @@ def widening(objective: LinearObjective, piece: Piece, radius: Float[Array, " la
             large = value(wide, j, k)
             growth = large - value(piece.sizes, j, k) + 8 * (N + 4) * float(jnp.finfo(large.dtype).eps) * large
             rows[j], rows[k] = rows[j] + growth, rows[k] + growth
-    return piece.h * functools.reduce(jnp.maximum, rows) * _INFLATION
+    return piece.h * functools.reduce(jnp.maximum, rows) * INFLATION
 
 
 def gradient_of_target(objective: LinearObjective, sizes: Float[Array, "N lanes"]) -> Float[Array, " lanes"]:
     """How far `∇L` may be off where the target is off by `objective.data_error`, layers having spectral norms up to `sizes`."""
     d_norm = jnp.max(jnp.abs(jnp.diagonal(objective.design)))
-    return objective.data_error * d_norm * slope(sizes) * _INFLATION
+    return objective.data_error * d_norm * slope(sizes) * INFLATION
 
 
 def slope(sizes: Float[Array, "N lanes"]) -> Float[Array, " lanes"]:
@@ -287,4 +294,4 @@ def product_change(
     for i in range(N):
         symmetric = [symmetric[0]] + [symmetric[k] + sizes[i] * symmetric[k - 1] for k in range(1, N + 1)]
     higher = sum(symmetric[N - k] * radius**k for k in range(2, N + 1))
-    return d_norm * (radius * slope(sizes) + higher) * _INFLATION
+    return d_norm * (radius * slope(sizes) + higher) * INFLATION

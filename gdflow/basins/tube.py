@@ -51,9 +51,9 @@ from gdflow.thresholds import certificate_threshold
 from gdflow.verdicts import AbstractLevelVerdict, AbstractVerdict, Balanced, LevelVerdict, Moment
 
 #: Radii `E` that are tried, as multiples of the radius that the tube would have if `μ` were that on the path itself.
-_MARGINS = (1.25, 2.5)
+MARGINS = (1.25, 2.5)
 #: Sums and products of a few bounds.
-_INFLATION = 1 + 1e-12
+INFLATION = 1 + 1e-12
 
 
 class Radius(eqx.Module):
@@ -73,11 +73,11 @@ def advance(objective: LinearObjective, piece: Piece, tube: Radius) -> Radius:
     guess = jnp.exp(piece.expansion) * entry
     radius = jnp.full_like(entry, jnp.inf)
     exponent = piece.expansion
-    for margin in reversed(_MARGINS):
+    for margin in reversed(MARGINS):
         E = margin * guess
-        mu = (piece.expansion + widening(objective, piece, E)) * _INFLATION
+        mu = (piece.expansion + widening(objective, piece, E)) * INFLATION
         forced = piece.h * gradient_of_target(objective, piece.sizes + E[None])
-        reached = jnp.exp(mu) * (entry + forced) * _INFLATION
+        reached = jnp.exp(mu) * (entry + forced) * INFLATION
         holds = reached < E  # never of what is not a number
         radius = jnp.where(holds, reached, radius)
         exponent = jnp.where(holds, mu, exponent)
@@ -191,8 +191,11 @@ class Tube(AbstractRider):
             return 0.0
         squares = [jnp.sum(jnp.square(w), axis=(-2, -1)) for w in (nets.weights[0], nets.weights[-1])]
         ends = [frobenius(x, x.dtype) for x in squares]
-        size = nets.widths[0] + nets.widths[-1]
-        return 64 * size * float(jnp.finfo(ends[0].dtype).eps) * sum(ends)
+        return self.rotation(nets.widths, ends[0].dtype) * sum(ends)
+
+    def rotation(self, widths: tuple[int, ...], dtype: jnp.dtype) -> float:
+        """What the rotation costs in units of the norms of the first and the last layer."""
+        return 64 * (widths[0] + widths[-1]) * float(jnp.finfo(dtype).eps) if self.rotated else 0.0
 
     def after(self, objective: Objective, state: _State, stride: Stride) -> _State:
         objective = check_linear(objective)

@@ -118,7 +118,7 @@ def _compile(source: str, goal: pathlib.Path) -> None:
     """Compiles a source to a file, and writes the digest of its bytes beside it."""
     with tempfile.TemporaryDirectory(prefix="gdflow-") as temporary:
         text, made = pathlib.Path(temporary) / "fused.c", pathlib.Path(temporary) / "fused.so"
-        text.write_text(source, encoding="ascii")
+        text.write_text(source, encoding="utf-8")
         command = [find_compiler(), *FLAGS, os.fspath(text), "-o", os.fspath(made), "-lm"]
         try:
             subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)

@@ -19,11 +19,12 @@ from gdflow.basins.methods.runge_kutta import RungeKutta, path_weights
 from gdflow.basins.outcomes import Status
 from gdflow.basins.process import FIRST_STEP, LaneProcess
 from gdflow.basins.riders import Crossings, Drift
+from gdflow.basins.tube import Tube
 from gdflow.ids import split_ids
 from gdflow.layouts import LanesLast
 from gdflow.losses import SquaredError
 from gdflow.objective import LinearObjective
-from gdflow.rounding import coarse_error_parts, coarse_is_enough, frobenius_parts
+from gdflow.rounding import coarse_error_parts, coarse_is_enough
 from gdflow.verdicts import AbstractLevelVerdict, AlmostSure, Balanced, LevelVerdict
 
 #: How starts end, numbered as in the program.
@@ -55,7 +56,7 @@ def why_not_fused(process: Any) -> str | None:
     if type(verdict) not in (LevelVerdict, AlmostSure, Balanced) or getattr(verdict, "has_sides", False):
         return "it is for verdicts by levels that are the same for all starts"
     kinds = [type(rider) for rider in process.riders]
-    if len(set(kinds)) < len(kinds) or not set(kinds) <= {Drift, Crossings}:
+    if len(set(kinds)) < len(kinds) or not set(kinds) <= {Drift, Crossings, Tube}:
         return "a rider looks at every step"
     return None
 
@@ -70,9 +71,9 @@ def widths_run(process: LaneProcess) -> tuple[int, ...]:
 
 
 @functools.cache
-def _program(widths: tuple[int, ...], solver: Any, order: int, levels: int, crossings: int) -> Any:
-    function = program(fused_source(widths, solver, order, levels, crossings)).run
-    function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 24]
+def _program(widths: tuple[int, ...], solver: Any, order: int, levels: int, crossings: int, proof: bool) -> Any:
+    function = program(fused_source(widths, solver, order, levels, crossings, proof)).run
+    function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 27]
     return function
 
 
@@ -88,14 +89,15 @@ def _numbers(process: LaneProcess) -> np.ndarray:
     method: Any = process.method
     objective: Any = process.objective
     limits, verdict = process.limits, process.verdict
-    underflow, widening = frobenius_parts(objective.target.dtype)
+    tubes = [rider for rider in process.riders if isinstance(rider, Tube)]
     factor, rest = coarse_error_parts(objective, process.starts.widths)
     assert isinstance(verdict, AbstractLevelVerdict)
     values = dict(
         rtol=method.rtol, atol=method.atol, t1=limits.t1, largest=process.largest,
         tolerance=limits.gradient_tolerance, dwell=limits.dwell, max_steps=limits.most_steps, round_off=factor, target_error=rest,
-        tiny=underflow, widen=widening,
-        bound=verdict.thresholds.bound(), first_step=FIRST_STEP,
+        bound=verdict.thresholds.bound(), first_step=FIRST_STEP, d_norm=jnp.max(jnp.abs(jnp.diagonal(objective.design))),
+        a_norm=jnp.linalg.norm(objective.target), data_error=objective.data_error,
+        rotation=sum(tube.rotation(widths_run(process), objective.target.dtype) for tube in tubes),
     )  # fmt: skip
     return np.array([float(values[name]) for name in NUMBERS])
 
@@ -109,7 +111,7 @@ class Fused:
         assert isinstance(process.verdict, AbstractLevelVerdict)
         levels = process.verdict.thresholds.bounds
         crossings: list[Any] = [rider.levels for rider in process.riders if isinstance(rider, Crossings)]
-        self.drifts = any(isinstance(rider, Drift) for rider in process.riders)
+        self.drifts, self.proves = (any(isinstance(rider, kind) for rider in process.riders) for kind in (Drift, Tube))
         data = (
             *(crossings or [np.zeros(0)]),
             objective.target,
@@ -122,7 +124,9 @@ class Fused:
         self.halt = np.zeros(1, np.int64)
         widths = widths_run(process)
         self.size = sum(a * b for a, b in itertools.pairwise(widths))
-        self.program = _program(widths, method.solver, int(method.order), levels.shape[0], self.num_crossings)
+        self.program = _program(
+            widths, method.solver, int(method.order), levels.shape[0], self.num_crossings, self.proves
+        )
 
     def run(self, starts: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of some starts. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""
@@ -133,10 +137,11 @@ class Fused:
         steps, status, highest = np.empty((3, num), np.int64)
         # An entry more: of none there is no address.
         mark_y = np.empty((self.num_crossings + 1, num, size))
+        radius, exponent, proved = np.empty((3, num))
         mark_t, mark_next, mark_loss, times = np.zeros((4, self.num_crossings + 1, num))
         arrays = [
             starts, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, drift,
-            time, times, self.halt, *self.constants,
+            time, times, radius, exponent, proved, self.halt, *self.constants,
         ]  # fmt: skip
         self.program(num, *(x.ctypes.data if self.drifts or x is not drift else None for x in arrays))
         decided = status == 0
@@ -146,6 +151,8 @@ class Fused:
         )  # fmt: skip
         if self.drifts:
             rows["drift"] = drift
+        if self.proves:
+            rows |= dict(proved=proved, radius=radius, exponent=exponent)
         return rows | {f"crossing_{k}": times[k] for k in range(self.num_crossings)}
 
 

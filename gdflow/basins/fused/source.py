@@ -10,44 +10,53 @@ The decisions are those of `gdflow.basins.process.LaneProcess` (`init`, `step`, 
 in the same order; roots are found as in `gdflow.dynamics.crossings`. A lane depends on no other.
 """
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import diffrax
 import numpy as np
 
+from gdflow.basins.fused.matrices import number, partial_products, product, weighted_sum
+from gdflow.basins.fused.tube import tube_source
 from gdflow.basins.methods.runge_kutta import path_weights
 from gdflow.basins.process import SMALLEST_STEP, VANISHING
 from gdflow.dynamics.crossings import MAX_EVALUATIONS
+from gdflow.rounding import frobenius_parts
 
 #: Lanes of a block: one register of AVX-512, two of AVX2.
 LANES = 8
-#: Rows and columns of the sums that stay in registers.
-_ROWS, _COLUMNS = 3, 6
-
 #: Largest order of a method (`_nth_root`), and least absolute tolerance: products of four scales are not to underflow.
 LARGEST_ORDER, LEAST_ATOL = 8, 1e-70
 
 #: Numbers that depend on the plan, in this order in the array `numbers`.
 NUMBERS = (
-    "rtol", "atol", "t1", "largest", "tolerance", "dwell", "max_steps", "round_off", "target_error", "tiny", "widen",
-    "bound", "first_step",
+    "rtol", "atol", "t1", "largest", "tolerance", "dwell", "max_steps", "round_off", "target_error", "bound", "first_step",
+    "d_norm", "a_norm", "data_error", "rotation",
 )  # fmt: skip
 
 
-def fused_source(widths: tuple[int, ...], solver: diffrax.AbstractERK, order: int, levels: int, crossings: int) -> str:
-    """The source for networks of some widths, a solver, the order of its error, and so many levels of the verdict and of timed
-    crossings.
+def fused_source(
+    widths: tuple[int, ...], solver: diffrax.AbstractERK, order: int, levels: int, crossings: int, proof: bool
+) -> str:
+    """The source for networks of some widths, a solver, the order of its error, so many levels of the verdict and of timed
+    crossings, with the tube of a proof or without.
     """
     tableau: Any = solver.tableau
+    weights = path_weights(solver)
+    assert weights is not None
     sizes = [a * b for a, b in zip(widths[1:], widths[:-1], strict=True)]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
     parts = [_HEAD, f"#define P {offsets[-1]}", f"#define LEVELS {levels}", f"#define CROSSINGS {crossings}"]
+    parts += [f"#define PROOF {int(proof)}", f"#define DEPTH {len(widths) - 1}"]
+    parts.append(f"static const int offsets[] = {{{', '.join(map(str, offsets))}}};")
+    underflow, widening = frobenius_parts(np.dtype(np.float64))
+    parts += [f"#define TINY {number(underflow)}", f"#define WIDEN {number(widening)}"]
     parts += [f"#define {name.upper()} numbers[{k}]" for k, name in enumerate(NUMBERS)]
-    parts += [f"#define VANISHING {_number(VANISHING)}", f"#define SMALLEST_STEP {_number(SMALLEST_STEP)}"]
+    parts += [f"#define VANISHING {number(VANISHING)}", f"#define SMALLEST_STEP {number(SMALLEST_STEP)}"]
     parts += [f"#define MAX_EVALUATIONS {MAX_EVALUATIONS}", _nth_root(order)]
-    parts += [_field(widths, offsets), _attempt(tableau, offsets), _path(solver), _drift(widths, offsets), _LOOP]
+    parts += [_field(widths, offsets), _attempt(tableau), _path(weights), _drift(widths, offsets)]
+    if proof:
+        parts.append(tube_source(widths, len(weights) - 1))
+    parts.append(_LOOP)
     return "\n".join(parts) + "\n"
 
 
@@ -67,10 +76,6 @@ static inline v size_of(v x) {{ return (v)((m)x & INT64_MAX); }}
 static inline m is_finite(v x) {{ return size_of(x) < same(INFINITY); }}
 static inline int any(m c) {{ int64_t r = 0; EACH(i) r |= c[i]; return r != 0; }}
 """
-
-
-def _number(x: float) -> str:
-    return float(x).hex()
 
 
 def _nth_root(n: int) -> str:
@@ -94,50 +99,10 @@ static inline v nth_root(v x) {{  // what is out of range, zero and infinity, co
 }}"""
 
 
-def _parts(size: int, most: int) -> Iterator[tuple[int, int]]:
-    """Where parts begin and how long they are: as few as possible, of equal length as far as possible."""
-    ends = np.linspace(0, size, -(-size // most) + 1).round().astype(int).tolist()
-    yield from ((a, b - a) for a, b in itertools.pairwise(ends))
-
-
-def _product(
-    out: str, a: str, b: str, shape: tuple[int, int, int], a_steps: tuple[int, int], b_steps: tuple[int, int]
-) -> str:
-    """`out = a b`, `shape` rows, inner, columns; `a(i, k) = a[i·s + k·t]`, `b(k, j) = b[k·s + j·t]`; block by block."""
-    rows, inner, columns = shape
-    lines = []
-    for i, num_rows in _parts(rows, _ROWS):
-        for j, num_columns in _parts(columns, _COLUMNS):
-            h, w = range(num_rows), range(num_columns)
-            names = [f"s{r}{c}" for r in h for c in w]
-            lines.append("{ v " + ", ".join(f"{name} = {{0}}" for name in names) + ";")
-            lines.append(f"for (int k = 0; k < {inner}; ++k) {{")
-            lines += [f"const v a{r} = {a}[{(i + r) * a_steps[0]} + k * {a_steps[1]}];" for r in h]
-            lines += [f"const v b{c} = {b}[k * {b_steps[0]} + {(j + c) * b_steps[1]}];" for c in w]
-            lines += [f"s{r}{c} += a{r} * b{c};" for r in h for c in w]
-            lines.append("}")
-            lines += [f"{out}[{(i + r) * columns + j + c}] = s{r}{c};" for r in h for c in w]
-            lines.append("}")
-    return "\n".join(lines)
-
-
-def _forward(widths: tuple[int, ...], offsets: np.ndarray) -> tuple[list[str], dict[int, str]]:
-    """Lines that compute the products `W_j … W_1`, and where these are."""
-    lines, right = [], {1: "y"}
-    for j in range(2, len(widths)):
-        lines.append(f"v r{j}[{widths[j] * widths[0]}];")
-        shape = (widths[j], widths[j - 1], widths[0])
-        lines.append(
-            _product(f"r{j}", f"(y + {offsets[j - 1]})", right[j - 1], shape, (widths[j - 1], 1), (widths[0], 1))
-        )
-        right[j] = f"r{j}"
-    return lines, right
-
-
 def _field(widths: tuple[int, ...], offsets: np.ndarray) -> str:
     """The loss at `y`, and with `−∇L`: products from the right, the residual, products from the left (diagonal design)."""
     depth, d_in, d_out = len(widths) - 1, widths[0], widths[-1]
-    forward, right = _forward(widths, offsets)
+    forward, right = partial_products(widths, offsets)
     residual = f"const v e = {right[depth]}[i * {d_in} + j] * design[j] - target[i * {d_in} + j];"
     loops = f"for (int i = 0; i < {d_out}; ++i) for (int j = 0; j < {d_in}; ++j) {{"
     data = "const double *target, const double *design"
@@ -150,19 +115,20 @@ def _field(widths: tuple[int, ...], offsets: np.ndarray) -> str:
     lines += ["v loss = {0};", loops, residual, f"loss += e * e; {first}[i * {d_in} + j] = -e * design[j]; }}"]
     for j in range(depth, 1, -1):
         shape = (widths[j], d_in, widths[j - 1])
-        lines.append(_product(f"(k + {offsets[j - 1]})", f"left{j}", right[j - 1], shape, (d_in, 1), (1, d_in)))
+        lines.append(product(f"(k + {offsets[j - 1]})", f"left{j}", right[j - 1], shape, (d_in, 1), (1, d_in)))
         goal = f"left{j - 1}" if j > 2 else "k"
         if j > 2:
             lines.append(f"v {goal}[{widths[j - 1] * d_in}];")
         shape = (widths[j - 1], widths[j], d_in)
-        lines.append(_product(goal, f"(y + {offsets[j - 1]})", f"left{j}", shape, (1, widths[j - 1]), (d_in, 1)))
+        lines.append(product(goal, f"(y + {offsets[j - 1]})", f"left{j}", shape, (1, widths[j - 1]), (d_in, 1)))
     return "\n".join([*value, *lines, "return 0.5 * loss;", "}"])
 
 
-def _path(solver: diffrax.AbstractERK) -> str:
-    """The coefficients of the polynomial in `s`, from −1 to 1, that a step leaves: linear in the ends and the stages."""
-    weights = path_weights(solver)
-    assert weights is not None
+def _path(weights: np.ndarray) -> str:
+    """The coefficients of the polynomial in `s`, from −1 to 1, that a step leaves: linear in the ends and the stages.
+
+    **Arguments:** `weights`: of `gdflow.basins.methods.runge_kutta.path_weights`.
+    """
     names = ["y[p]", "y1[p]", *(f"k[{i}][p]" for i in range(weights.shape[1] - 2))]
     lines = [
         f"#define DEGREE {len(weights) - 1}",
@@ -170,7 +136,7 @@ def _path(solver: diffrax.AbstractERK) -> str:
         "for (int p = 0; p < P; ++p) {",
     ]
     for i, row in enumerate(weights):
-        lines.append(f"c[{i}][p] = {_sum(row[:2], names[:2])} + h * ({_sum(row[2:], names[2:])});")
+        lines.append(f"c[{i}][p] = {weighted_sum(row[:2], names[:2])} + h * ({weighted_sum(row[2:], names[2:])});")
     return "\n".join([*lines, "} }"])
 
 
@@ -203,12 +169,7 @@ def _drift(widths: tuple[int, ...], offsets: np.ndarray) -> str:
     return "\n".join(lines)
 
 
-def _sum(weights: Any, names: list[str]) -> str:
-    terms = [f"{_number(w)} * {name}" for w, name in zip(weights, names, strict=True) if w != 0]
-    return " + ".join(terms) or "same(0.0)"
-
-
-def _attempt(tableau: Any, offsets: np.ndarray) -> str:
+def _attempt(tableau: Any) -> str:
     """A step of every lane: the next state, the field (`k[NEW]`) and the loss there, and the sum of squares of the scaled
     error.
     """
@@ -222,22 +183,20 @@ def _attempt(tableau: Any, offsets: np.ndarray) -> str:
         "v wrong[P];",
     ]
     for i, row in enumerate(tableau.a_lower[: known - 1], 1):
-        lines.append(f"for (int p = 0; p < P; ++p) y1[p] = y[p] + h * ({_sum(row, names[:i])});")
+        lines.append(f"for (int p = 0; p < P; ++p) y1[p] = y[p] + h * ({weighted_sum(row, names[:i])});")
         lines.append(f"field(y1, k[{i}], target, design);")
     # The next state and its error in one pass over the stages; with `last`, the field at the state is a stage, too.
     solution = tableau.a_lower[-1] if last else tableau.b_sol
     lines.append(f"""for (int p = 0; p < P; ++p) {{
-    y1[p] = y[p] + h * ({_sum(solution, names[:known])});
-    wrong[p] = {_sum(tableau.b_error[:known], names[:known])};
+    y1[p] = y[p] + h * ({weighted_sum(solution, names[:known])});
+    wrong[p] = {weighted_sum(tableau.b_error[:known], names[:known])};
 }}
 *loss = field(y1, k[NEW], target, design);
 """)
     if last:
-        lines.append(f"for (int p = 0; p < P; ++p) wrong[p] += {_number(tableau.b_error[-1])} * k[NEW][p];")
+        lines.append(f"for (int p = 0; p < P; ++p) wrong[p] += {number(tableau.b_error[-1])} * k[NEW][p];")
     lines.append(_SCALED_SQUARES)
-    bounds = ", ".join(map(str, offsets))
-    layers = f"static const int offsets[] = {{{bounds}}};\n#define DEPTH {len(offsets) - 1}\n"
-    return layers + "\n".join([*lines, "}"])
+    return "\n".join([*lines, "}"])
 
 
 #: Divisions are slow: four quotients take one.
@@ -264,16 +223,19 @@ _SCALED_SQUARES = """
 #: over lines of the cache. What is drawn, `start[p·num + n]`, comes so, and is read eight at a time.
 _LOOP = """
 #define DATA target, design
+#define MARKS (CROSSINGS + PROOF)  // the last one is of the step that decides, if a proof goes on after it
 #define CONSTANTS const double *target, const double *design, const double *numbers, const double *levels
 enum { CERTIFIED, STATIONARY, CONVERGED, DIVERGING, NON_FINITE, TIME_LIMIT, STEP_LIMIT };
 
-static v error_of(const v *y, const double *numbers, v *squares) {  // the bound of the error of the computed residual
+/* The Frobenius norms of the layers, their squares summed up, and the bound of the error of the computed residual. */
+static v error_of(const v *y, const double *numbers, v *sizes, v *squares) {
     v product = same(1.0), all = same(0.0);
     for (int j = 0; j < DEPTH; ++j) {
         v square = same(0.0);
         for (int p = offsets[j]; p < offsets[j + 1]; ++p) square += y[p] * y[p];
         all += square;
-        product *= root(square + TINY) * WIDEN;
+        sizes[j] = root(square + TINY) * WIDEN;
+        product *= sizes[j];
     }
     *squares = all;
     return ROUND_OFF * product + TARGET_ERROR;
@@ -309,13 +271,20 @@ static v first_step(const v *y, const v *f, const double *numbers, const double 
 
 /* All starts of a pool: the field, the first step, and which are over before they begin. */
 static void begin(int64_t num, const double *start, double *y, double *f, double *next, double *loss, double *quiet,
-                  int64_t *status, int64_t *highest, double *mark_next, const double *crossings, CONSTANTS) {
+                  int64_t *status, int64_t *highest, double *mark_next, double *radius, double *exponent, double *proved,
+                  const double *crossings, CONSTANTS) {
     for (int64_t first = 0; first < num; first += V) {
-        v Y[P], F[P], squares;
+        v Y[P], F[P], sizes[DEPTH], squares;
         const int64_t rest = num - first;
         for (int p = 0; p < P; ++p) EACH(i) Y[p][i] = start[p * num + first + (i < rest ? i : 0)];
         const v value = field(Y, F, DATA), h = first_step(Y, F, numbers, DATA);
-        const v reach = root(2.0 * value) + error_of(Y, numbers, &squares);
+        const v reach = root(2.0 * value) + error_of(Y, numbers, sizes, &squares);
+        m certified = reach < BOUND;
+        const m decided = certified;
+#if PROOF
+        const v away = ROTATION * (sizes[0] + sizes[DEPTH - 1]);
+        certified &= reach + product_change(sizes, away, numbers) < BOUND;
+#endif
         const m level = level_of(reach, levels);
         v slope = same(0.0);
         for (int p = 0; p < P; ++p) slope += F[p] * F[p];
@@ -325,24 +294,34 @@ static void begin(int64_t num, const double *start, double *y, double *f, double
             for (int p = 0; p < P; ++p) y[n * P + p] = Y[p][i], f[n * P + p] = F[p][i];
             next[n] = h[i], loss[n] = value[i], highest[n] = level[i];
             quiet[n] = slope[i] <= TOLERANCE ? 0.0 : INFINITY;
-            status[n] = !(isfinite(squares[i]) && isfinite(value[i])) ? NON_FINITE : reach[i] < BOUND ? CERTIFIED
+            status[n] = !(isfinite(squares[i]) && isfinite(value[i])) ? NON_FINITE : certified[i] ? CERTIFIED
                       : slope[i] <= VANISHING ? STATIONARY : sqrt(squares[i]) > LARGEST ? DIVERGING : -1;
             for (int c = 0; c < CROSSINGS; ++c) mark_next[c * num + n] = value[i] < crossings[c] ? 0.0 : NAN;
+#if PROOF
+            mark_next[CROSSINGS * num + n] = decided[i] ? 0.0 : NAN;
+            radius[n] = away[i], exponent[n] = 0.0, proved[n] = certified[i] ? 1.0 : 0.0;
+#endif
         }
     }
 }
 
-/* Steps until every start is over. One whose step decides it stays at the beginning of that step. */
+/* Steps until every start is over. One whose step decides it stays at the beginning of that step; with a proof it goes on until
+   that closes or cannot any more. */
 static void fly(int64_t num, double *y, double *f, double *t, double *t_next, double *loss, double *quiet, int64_t *steps,
                 int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
-                const double *crossings, const volatile int64_t *halt, CONSTANTS) {
-    v Y[P], Y1[P], K[FIELDS][P], T, NEXT, LOSS, QUIET, marked[CROSSINGS + 1];
+                double *radius, double *exponent, double *proved, const double *crossings, const volatile int64_t *halt,
+                CONSTANTS) {
+    v Y[P], Y1[P], K[FIELDS][P], T, NEXT, LOSS, QUIET, marked[MARKS + 1], sizes[DEPTH];
     m STEPS, HIGHEST;
+#if PROOF
+    v C[DEGREE + 1][P], RADIUS = same(INFINITY), EXPONENT = same(0.0);
+    m OPEN = (m){0}, PROVED = (m){0};
+#endif
     int64_t lane[V], taken = 0;
     int busy = 0;
     for (int p = 0; p < P; ++p) Y[p] = K[0][p] = same(0.0);
     T = LOSS = QUIET = same(0.0), NEXT = same(1.0), STEPS = HIGHEST = (m){0};
-    for (int c = 0; c <= CROSSINGS; ++c) marked[c] = same(0.0);
+    for (int c = 0; c <= MARKS; ++c) marked[c] = same(0.0);
     EACH(i) lane[i] = -1;
     for (;;) {
         EACH(i) if (lane[i] < 0) {
@@ -352,7 +331,10 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
             ++busy;
             for (int p = 0; p < P; ++p) Y[p][i] = y[n * P + p], K[0][p][i] = f[n * P + p];
             T[i] = 0.0, NEXT[i] = t_next[n], LOSS[i] = loss[n], QUIET[i] = quiet[n], STEPS[i] = 0, HIGHEST[i] = highest[n];
-            for (int c = 0; c < CROSSINGS; ++c) marked[c][i] = mark_next[c * num + n];
+            for (int c = 0; c < MARKS; ++c) marked[c][i] = mark_next[c * num + n];
+#if PROOF
+            RADIUS[i] = radius[n], EXPONENT[i] = 0.0, PROVED[i] = -(int64_t)(proved[n] > 0.0), OPEN[i] = ~PROVED[i];
+#endif
         }
         if (!busy || *halt) return;
         const v h = NEXT - T;
@@ -364,12 +346,12 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
         v factor = 0.9 / nth_root(norm);
         factor = smaller(larger(factor, CHOOSE(keep, same(1.0), same(0.2))), CHOOSE(keep, same(10.0), same(0.9)));
         const v t1 = CHOOSE(keep, NEXT, T), next = t1 + h * factor;
-        const v reach = root(2.0 * loss1) + error_of(Y1, numbers, &squares);
+        const v error = error_of(Y1, numbers, sizes, &squares), reach = root(2.0 * loss1) + error;
         const m level = level_of(reach, levels), falls = keep & (level < HIGHEST);
         HIGHEST = (level & falls) | (HIGHEST & ~falls);
-        const m decided = keep & (reach < BOUND), moved = keep & ~decided, active = ~decided;
-        for (int c = 0; c < CROSSINGS; ++c) {
-            const m crossed = keep & (marked[c] != marked[c]) & (loss1 < crossings[c]);
+        const m decided = keep & (reach < BOUND);
+        for (int c = 0; c < MARKS; ++c) {
+            const m crossed = keep & (marked[c] != marked[c]) & (c < CROSSINGS ? loss1 < crossings[c] : decided);
             if (!any(crossed)) continue;
             EACH(i) if (crossed[i] && lane[i] >= 0) {
                 const int64_t n = c * num + lane[i];
@@ -377,6 +359,21 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
                 mark_t[n] = T[i], mark_next[n] = marked[c][i] = NEXT[i], mark_loss[n] = LOSS[i];
             }
         }
+#if PROOF
+        const m proving = keep & OPEN, moved = keep, active = ~(m){0}, settled = marked[CROSSINGS] == marked[CROSSINGS];
+        if (any(proving)) {
+            v wider = RADIUS, more = EXPONENT;
+            path(Y, Y1, K, h, C);
+            follow(C, Y, Y1, h, &wider, &more, DATA, numbers);
+            const v rest = error + product_change(sizes, wider, numbers);
+            const m arrived = proving & (root(2.0 * loss1) + rest < BOUND), hopeless = proving & ~(rest < BOUND);
+            RADIUS = CHOOSE(proving, wider, RADIUS), EXPONENT = CHOOSE(proving, more, EXPONENT);
+            PROVED |= arrived, OPEN &= ~(arrived | hopeless);
+        }
+        const m certified = settled & ~OPEN;
+#else
+        const m moved = keep & ~decided, active = ~decided, certified = decided, settled = decided;
+#endif
         v slope = same(0.0);
         for (int p = 0; p < P; ++p) {
             Y[p] = CHOOSE(moved, Y1[p], Y[p]);
@@ -394,14 +391,17 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
         T = CHOOSE(active, t1, T);
         NEXT = CHOOSE(active, smaller(next, same(T1)), NEXT);
         LOSS = CHOOSE(moved, loss1, LOSS);
-        const m over = decided | still | converged | far | too_short | late | many;
+        const m over = certified | still | converged | far | too_short | late | many;
         if (!any(over)) continue;
         EACH(i) if (over[i] && lane[i] >= 0) {
             const int64_t n = lane[i];
             for (int p = 0; p < P; ++p) y[n * P + p] = Y[p][i], f[n * P + p] = K[0][p][i];
             t[n] = T[i], t_next[n] = NEXT[i], loss[n] = LOSS[i], steps[n] = STEPS[i], highest[n] = HIGHEST[i];
-            status[n] = decided[i] ? CERTIFIED : still[i] ? STATIONARY : converged[i] ? CONVERGED : far[i] ? DIVERGING
+            status[n] = settled[i] ? CERTIFIED : still[i] ? STATIONARY : converged[i] ? CONVERGED : far[i] ? DIVERGING
                       : too_short[i] ? NON_FINITE : late[i] ? TIME_LIMIT : STEP_LIMIT;
+#if PROOF
+            radius[n] = RADIUS[i], exponent[n] = EXPONENT[i], proved[n] = PROVED[i] ? 1.0 : 0.0;
+#endif
             lane[i] = -1;
             --busy;
         }
@@ -441,15 +441,15 @@ static v crossing(const v (*c)[P], v t0, v t1, v excess0, v excess1, v level, m 
 }
 
 /* The steps in which something was crossed are made again: those of the marks of one level, or those that decided (level NULL),
-   which also end there. */
+   which also end there if `ends`. */
 static void locate(int64_t num, double *y, double *f, const double *t, const double *t_next, double *loss, const int64_t *steps,
-                   const int64_t *status, const double *level, double *time, CONSTANTS) {
+                   const int64_t *status, const double *level, int ends, double *time, CONSTANTS) {
     int64_t chosen[V];
     int count = 0;
     for (int64_t n = 0; n <= num; ++n) {
-        if (n < num && (level ? t_next[n] > t[n] : status[n] == CERTIFIED && steps[n] > 0)) chosen[count++] = n;
+        if (n < num && t_next[n] > t[n] && (level || (status[n] == CERTIFIED && steps[n] > 0))) chosen[count++] = n;
         if (count < V && (n < num || !count)) continue;
-        v Y[P], Y1[P], K[FIELDS][P], C[DEGREE + 1][P], T, NEXT, LOSS, loss1, squares;
+        v Y[P], Y1[P], K[FIELDS][P], C[DEGREE + 1][P], T, NEXT, LOSS, loss1, sizes[DEPTH], squares;
         m wanted = (m){0};
         EACH(i) {
             const int64_t k = chosen[i < count ? i : 0];
@@ -463,7 +463,7 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
         if (level) {
             goal = same(*level);
         } else {
-            const v rest = larger(BOUND - error_of(Y1, numbers, &squares), same(0.0));
+            const v rest = larger(BOUND - error_of(Y1, numbers, sizes, &squares), same(0.0));
             goal = 0.5 * rest * rest;
         }
         path(Y, Y1, K, NEXT - T, C);
@@ -471,7 +471,7 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
         EACH(i) if (i < count) {
             const int64_t k = chosen[i];
             time[k] = found[i];
-            if (level) continue;
+            if (!ends) continue;
             for (int p = 0; p < P; ++p) y[k * P + p] = Y1[p][i], f[k * P + p] = K[NEW][p][i];
             loss[k] = loss1[i];
         }
@@ -481,20 +481,29 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
 
 void run(int64_t num, const double *start, double *y, double *f, double *t, double *t_next, double *loss, double *quiet,
          int64_t *steps, int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
-         double *slope, double *drifted, double *time, double *times, const int64_t *halt, const double *crossings, CONSTANTS) {
-    begin(num, start, y, f, t_next, loss, quiet, status, highest, mark_next, crossings, DATA, numbers, levels);
+         double *slope, double *drifted, double *time, double *times, double *radius, double *exponent, double *proved,
+         const int64_t *halt, const double *crossings, CONSTANTS) {
+    begin(num, start, y, f, t_next, loss, quiet, status, highest, mark_next, radius, exponent, proved, crossings, DATA, numbers,
+          levels);
     for (int64_t n = 0; n < num; ++n) t[n] = 0.0, steps[n] = 0;
-    fly(num, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, crossings, halt, DATA,
-        numbers, levels);
+    fly(num, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, radius, exponent,
+        proved, crossings, halt, DATA, numbers, levels);
     if (*halt) return;
     for (int c = 0; c < CROSSINGS; ++c) {
         const int64_t at = c * num;
         for (int64_t n = 0; n < num; ++n) times[at + n] = mark_next[at + n];
-        locate(num, mark_y + at * P, f, mark_t + at, mark_next + at, mark_loss + at, steps, status, crossings + c, times + at,
+        locate(num, mark_y + at * P, f, mark_t + at, mark_next + at, mark_loss + at, steps, status, crossings + c, 0, times + at,
                DATA, numbers, levels);
     }
+#if PROOF
+    const int64_t at = CROSSINGS * num;
+    for (int64_t n = 0; n < num; ++n) time[n] = status[n] == CERTIFIED ? 0.0 : t[n];
+    locate(num, mark_y + at * P, f, mark_t + at, mark_next + at, mark_loss + at, steps, status, 0, 0, time, DATA, numbers,
+           levels);
+#else
     for (int64_t n = 0; n < num; ++n) time[n] = t[n];
-    locate(num, y, f, t, t_next, loss, steps, status, 0, time, DATA, numbers, levels);
+    locate(num, y, f, t, t_next, loss, steps, status, 0, 1, time, DATA, numbers, levels);
+#endif
     for (int64_t first = 0; first < num; first += V) {
         v Y[P], X[P], sum = same(0.0);
         const int64_t rest = num - first;
