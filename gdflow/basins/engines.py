@@ -44,10 +44,13 @@ def run_process(
     *,
     lanes: int,
     pool: int,
+    fused_pool: int,
     threads: int,
     **options: Any,
 ) -> None:
     """Runs the starts with the given ids; the arguments are those of `gdflow.basins.lanes.run_lanes`.
+
+    **Arguments:** `fused_pool`: how many starts the fused program is handed at once; it is compiled for no size of pools.
 
     **Raises:** `ValueError` where `GDFLOW_ENGINE` asks for the fused program and it cannot run the process, or is no choice.
     """
@@ -55,7 +58,7 @@ def run_process(
     reason = "it is not asked for" if choice == "xla" else why_not_fused(process)
     if reason is None:
         try:
-            run_fused(process, ids, sink, pool=pool, threads=threads, **options)  # type: ignore[arg-type]
+            run_fused(process, ids, sink, pool=fused_pool, threads=threads, **options)  # type: ignore[arg-type]
             return
         except NoCompiler as error:
             if choice == "fused":

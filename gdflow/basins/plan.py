@@ -189,8 +189,9 @@ class Plan:
         most = _POOL // self.problem.objective.numbers(self.starts.num_parameters)
         # Ids that are to be run again are kept until their turn: of so many starts at a time.
         block = _BLOCK if self.again else max(len(ids), 1)
-        # One size of pools, so that later attempts share their compiled program.
-        pool = default_pool(min(num, _BLOCK), min(most, _SMALL_POOL) if self.again else most, threads)
+        large = default_pool(min(num, _BLOCK), most, threads)
+        # One size of pools, so that later attempts share XLA's program.
+        pool = min(large, _SMALL_POOL) if self.again else large
         for first in range(0, len(ids), block):
             waiting: Any = ids[first : first + block]
             if halted():
@@ -198,8 +199,8 @@ class Plan:
             for attempt, process in enumerate(self.processes):
                 again = _Sieve(self, attempt, sink, catalogue)
                 run_process(
-                    process, waiting, again, lanes=lanes, pool=pool, threads=min(threads, -(-len(waiting) // pool)),
-                    **({} if attempt else {"halted": halted}),
+                    process, waiting, again, lanes=lanes, pool=pool, fused_pool=pool if attempt else large,
+                    threads=min(threads, -(-len(waiting) // pool)), **({} if attempt else {"halted": halted}),
                 )  # fmt: skip
                 waiting = again.ids
                 if not len(waiting):

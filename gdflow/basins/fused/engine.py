@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdflow.basins.fused.build import program
-from gdflow.basins.fused.source import LARGEST_ORDER, LEAST_ATOL, NUMBERS, fused_source
+from gdflow.basins.fused.source import LARGEST_ORDER, LEAST_ATOL, NUMBERS, fused_source, joins_smoothly
 from gdflow.basins.lanes import in_threads
-from gdflow.basins.methods.runge_kutta import RungeKutta, path_weights
+from gdflow.basins.methods.runge_kutta import RungeKutta
 from gdflow.basins.outcomes import Status
 from gdflow.basins.process import FIRST_STEP, LaneProcess
 from gdflow.basins.riders import Crossings, Drift
@@ -49,8 +49,8 @@ def why_not_fused(process: Any) -> str | None:
         return "the layers are too wide"
     if not objective.design.shape[0] == objective.design.shape[1] == objective.target.shape[1]:
         return "it is for as many columns of data as the input has coordinates"
-    if path_weights(method.solver) is None or not (isinstance(method.shortest, float) and method.shortest == 0):
-        return "the method has no polynomial between its steps, or a shortest step"
+    if not joins_smoothly(method.solver) or not (isinstance(method.shortest, float) and method.shortest == 0):
+        return "the method has no smooth polynomial between its steps, or a shortest step"
     if method.order not in range(1, LARGEST_ORDER + 1) or method.atol < LEAST_ATOL:
         return "the method's order or absolute tolerance is out of its range"
     if type(verdict) not in (LevelVerdict, AlmostSure, Balanced) or getattr(verdict, "has_sides", False):

@@ -1,4 +1,4 @@
-"""Matrices of vectors in C: products whose sums stay in registers, Gram matrices, polynomials. All sizes are fixed."""
+"""Matrices of vectors in C: products whose sums stay in registers, Gram matrices. All sizes are fixed."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -61,15 +61,6 @@ def weighted_sum(weights: Any, names: Sequence[str]) -> str:
     """`Σ weight·name`, without the terms that vanish."""
     terms = [f"{number(w)} * {name}" for w, name in zip(weights, names, strict=True) if w != 0]
     return " + ".join(terms) or "same(0.0)"
-
-
-def polynomial(factors: Sequence[float], names: Sequence[str], variable: str) -> str:
-    """`Σ_i factor_i·name_i·variable^i` by Horner's rule."""
-    terms = [name if f == 1 else f"{number(f)} * {name}" for f, name in zip(factors, names, strict=True)]
-    result = terms.pop() if terms else "same(0.0)"
-    for term in reversed(terms):
-        result = f"({result}) * {variable} + {term}"
-    return result
 
 
 def gram_squares(out: str, a: str, rows: int, columns: int) -> str:

@@ -24,6 +24,8 @@ from gdflow.rounding import frobenius_parts
 
 #: Lanes of a block: one register of AVX-512, two of AVX2.
 LANES = 8
+#: So many stages are prepared in one pass over those before.
+_STAGES = 3
 #: Largest order of a method (`_nth_root`), and least absolute tolerance: products of four scales are not to underflow.
 LARGEST_ORDER, LEAST_ATOL = 8, 1e-70
 
@@ -53,7 +55,7 @@ def fused_source(
     parts += [f"#define {name.upper()} numbers[{k}]" for k, name in enumerate(NUMBERS)]
     parts += [f"#define VANISHING {number(VANISHING)}", f"#define SMALLEST_STEP {number(SMALLEST_STEP)}"]
     parts += [f"#define MAX_EVALUATIONS {MAX_EVALUATIONS}", _nth_root(order)]
-    parts += [_field(widths, offsets), _attempt(tableau), _path(weights), _drift(widths, offsets)]
+    parts += [_field(widths, offsets), _attempt(tableau), _path(solver), _drift(widths, offsets)]
     if proof:
         parts.append(tube_source(widths, len(weights) - 1))
     parts.append(_LOOP)
@@ -124,19 +126,53 @@ def _field(widths: tuple[int, ...], offsets: np.ndarray) -> str:
     return "\n".join([*value, *lines, "return 0.5 * loss;", "}"])
 
 
-def _path(weights: np.ndarray) -> str:
-    """The coefficients of the polynomial in `s`, from −1 to 1, that a step leaves: linear in the ends and the stages.
+def joins_smoothly(solver: diffrax.AbstractERK) -> bool:
+    """Whether the interpolant is a polynomial with the ends of the step as its ends, and the first and the last stage as slopes.
 
-    **Arguments:** `weights`: of `gdflow.basins.methods.runge_kutta.path_weights`.
+    So are all of Diffrax's; it is then the cubic with these, and terms of order four and above.
     """
-    names = ["y[p]", "y1[p]", *(f"k[{i}][p]" for i in range(weights.shape[1] - 2))]
+    weights = path_weights(solver)
+    if weights is None or len(weights) < 4:
+        return False
+    tableau: Any = solver.tableau
+    unit, orders = np.eye(weights.shape[1]), np.arange(len(weights))
+    signs = (-1.0) ** orders
+    rest = [signs @ weights - unit[0], np.sum(weights, axis=0) - unit[1]]
+    rest += [(-orders * signs) @ weights - 0.5 * unit[2], orders @ weights - 0.5 * unit[-1]]
+    step = np.concatenate([[-1.0, 1.0], -np.asarray(tableau.b_sol)])  # y_1 − y_0 − hΣb_i k_i = 0
+    apart = [x - (x @ step) / (step @ step) * step for x in rest]
+    return bool(np.max(np.abs(apart)) < 1e-11 * max(1.0, np.abs(weights).max()))
+
+
+def _path(solver: diffrax.AbstractERK) -> str:
+    """The coefficients of the polynomial in `s`, from −1 to 1, that a step leaves; see `joins_smoothly`."""
+    weights = path_weights(solver)
+    assert weights is not None
+    degree, names = len(weights) - 1, [f"k[{i}][p]" for i in range(weights.shape[1] - 2)]
+    step = np.concatenate([[-1.0, 1.0], -np.asarray(solver.tableau.b_sol)])
     lines = [
-        f"#define DEGREE {len(weights) - 1}",
+        f"#define DEGREE {degree}",
         "static __attribute__((noinline)) void path(const v *y, const v *y1, const v (*k)[P], v h, v (*restrict c)[P]) {",
-        "for (int p = 0; p < P; ++p) {",
     ]
-    for i, row in enumerate(weights):
-        lines.append(f"c[{i}][p] = {weighted_sum(row[:2], names[:2])} + h * ({weighted_sum(row[2:], names[2:])});")
+    even, odd = range(4, degree + 1, 2), range(5, degree + 1, 2)
+
+    def less(factors, orders):
+        return "".join(f" - {number(f)} * c{i}" for f, i in zip(factors, orders, strict=True) if f)
+
+    lines.append("for (int p = 0; p < P; ++p) {")
+    for i in range(4, degree + 1):
+        stages = (weights[i] - weights[i, 1] * step)[2:]  # the ends' weights add up to zero
+        lines.append(f"const v c{i} = h * ({weighted_sum(stages, names)});")
+    lines += [
+        f"const v f0 = 0.5 * h * k[0][p], f1 = 0.5 * h * {names[-1]};",
+        "const v mean = 0.5 * (y[p] + y1[p]), half = 0.5 * (y1[p] - y[p]);",
+        "const v b = 0.25 * (f1 - f0), d = 0.25 * (f0 + f1) - 0.5 * half;",
+        f"c[2][p] = b{less([i / 2 for i in even], even)};",
+        f"c[0][p] = mean - b{less([1 - i / 2 for i in even], even)};",
+        f"c[3][p] = d{less([(i - 1) / 2 for i in odd], odd)};",
+        f"c[1][p] = half - d{less([(3 - i) / 2 for i in odd], odd)};",
+        *[f"c[{i}][p] = c{i};" for i in range(4, degree + 1)],
+    ]
     return "\n".join([*lines, "} }"])
 
 
@@ -180,11 +216,23 @@ def _attempt(tableau: Any) -> str:
         f"#define FIELDS {stages if last else stages + 1}\n#define NEW (FIELDS - 1)",
         "static v attempt(const v *restrict y, v (*restrict k)[P], v h, v *restrict y1, v *restrict loss,",
         "                 const double *target, const double *design, const double *numbers) {",
-        "v wrong[P];",
+        f"v wrong[P], part[{max(_STAGES - 1, 1)}][P];",
     ]
-    for i, row in enumerate(tableau.a_lower[: known - 1], 1):
-        lines.append(f"for (int p = 0; p < P; ++p) y1[p] = y[p] + h * ({weighted_sum(row, names[:i])});")
-        lines.append(f"field(y1, k[{i}], target, design);")
+    # A pass over the stages so far, which do not all fit into the cache, serves several stages to come.
+    for first in range(1, known, _STAGES):
+        group = range(first, min(first + _STAGES, known))
+        for i in group:
+            lines.append("for (int p = 0; p < P; ++p) {")
+            row = tableau.a_lower[i - 1]
+            if i == first:
+                lines.append(f"y1[p] = y[p] + h * ({weighted_sum(row[:i], names[:i])});")
+                for n, later in enumerate(group[1:]):
+                    part = weighted_sum(tableau.a_lower[later - 1][:first], names[:first])
+                    lines.append(f"part[{n}][p] = y[p] + h * ({part});")
+            else:
+                rest = weighted_sum(row[first:i], names[first:i])
+                lines.append(f"y1[p] = part[{i - first - 1}][p] + h * ({rest});")
+            lines.append(f"}} field(y1, k[{i}], target, design);")
     # The next state and its error in one pass over the stages; with `last`, the field at the state is a stage, too.
     solution = tableau.a_lower[-1] if last else tableau.b_sol
     lines.append(f"""for (int p = 0; p < P; ++p) {{
@@ -364,7 +412,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
         if (any(proving)) {
             v wider = RADIUS, more = EXPONENT;
             path(Y, Y1, K, h, C);
-            follow(C, Y, Y1, h, &wider, &more, DATA, numbers);
+            follow(C, h, &wider, &more, DATA, numbers);
             const v rest = error + product_change(sizes, wider, numbers);
             const m arrived = proving & (root(2.0 * loss1) + rest < BOUND), hopeless = proving & ~(rest < BOUND);
             RADIUS = CHOOSE(proving, wider, RADIUS), EXPONENT = CHOOSE(proving, more, EXPONENT);

@@ -1,12 +1,16 @@
 """The tube of a proof as C: `gdflow.basins.path_bounds` and `gdflow.basins.tube`, all lanes of a block at once.
 
-The bounds are those of these modules, in their order and with their allowances for round-off. The coefficients of the path are
-written to memory once, so that all that is computed of them is about the same polynomial.
+The bounds are those of these modules, in their order and with their allowances for round-off, but for two things. The
+coefficients of the path are written to memory once, so that all that is computed of them is about the same polynomial. And how
+far its ends `p(±1)` are from the states that it joins is bounded beforehand: `gdflow.basins.fused.source._path` subtracts from
+`½(y_0 ± y_1)` the coefficients that are there, by sums of at most `g/2 + 2` terms with factors below `(i + 1)/2`. So the lowest
+two even coefficients, and the lowest two odd ones, are rounded by at most `3γΣ(i + 1)|c_i|` together, and both ends are off by
+`6γ_{g+6}Σ(i + 1)‖c_i‖` at most.
 """
 
 import numpy as np
 
-from gdflow.basins.fused.matrices import gram_squares, number, partial_products, polynomial, product
+from gdflow.basins.fused.matrices import gram_squares, number, partial_products, product, weighted_sum
 from gdflow.basins.path_bounds import INFLATION, RATIOS, UNDERFLOW, num_nodes, relative_error, tail_factor
 from gdflow.basins.tube import INFLATION as SUMS
 from gdflow.basins.tube import MARGINS
@@ -27,7 +31,7 @@ def tube_source(widths: tuple[int, ...], degree: int, nodes: int | None = None) 
         "SUMS": SUMS,
         "UNDERFLOW": UNDERFLOW,
         "RELATIVE": relative_error(widths, degree, _EPS),
-        "ENDS_ERROR": 4 * gamma(degree + 3, _EPS),
+        "ENDS_ERROR": 6 * gamma(degree + 6, _EPS),
         "GROWTH_ERROR": 8 * (depth + 4) * _EPS,
         "TRACELESS": 2 * 2 * (depth - 1) / depth,
     }
@@ -75,12 +79,11 @@ def _squares_at(widths: tuple[int, ...]) -> str:
     depth, d_in, d_out = len(widths) - 1, widths[0], widths[-1]
     offsets = _offsets(widths)
     forward, right = partial_products(widths, offsets)
-    largest = max(a * b for a in widths[1:] for b in widths[:-1])
     lines = [
         "static void squares_at(const v *restrict y, const v *restrict velocity, v half, double weight,",
         "                       const double *target, const double *design, v *sums) {",
         *forward,
-        f"v x[{largest}], out[1 + PAIRS];",
+        "v out[1 + PAIRS];",
         "for (int i = 0; i <= PAIRS; ++i) out[i] = same(0.0);",
         f"v left{depth}[{d_out * d_in}];",
         f"for (int i = 0; i < {d_out}; ++i) for (int j = 0; j < {d_in}; ++j)",
@@ -91,18 +94,23 @@ def _squares_at(widths: tuple[int, ...]) -> str:
         lines.append(f"v left{k}[{widths[k] * d_in}];")
         shape = (widths[k], widths[k + 1], d_in)
         lines.append(product(f"left{k}", f"(y + {offsets[k]})", f"left{k + 1}", shape, (1, widths[k]), (d_in, 1)))
-    pair = 0
     for j in range(depth):
-        for k in range(j, depth):  # X_jkᵀ = left_{k+1} (W_j…W_1)ᵀ; for j = k the layer's part of −∇L
+        for k in range(depth - 1, j - 1, -1):  # for j = k the layer's part of −∇L
             name, rows, columns = f"left{k + 1}", widths[k + 1], widths[j]
-            if j > 0:
-                lines.append(product("x", name, right[j], (rows, d_in, columns), (d_in, 1), (1, d_in)))
-                name = "x"
+            if j > 0:  # X_jkᵀ = left_{k+1} (W_j…W_1)ᵀ = W_{k+2}ᵀ X_j,k+1ᵀ, whichever is cheaper
+                name = f"x{j}_{k}"
+                lines.append(f"v {name}[{rows * columns}];")
+                if k < depth - 1 and widths[k + 2] < d_in:
+                    shape, above = (rows, widths[k + 2], columns), f"x{j}_{k + 1}"
+                    lines.append(product(name, f"(y + {offsets[k + 1]})", above, shape, (1, rows), (columns, 1)))
+                else:
+                    shape = (rows, d_in, columns)
+                    lines.append(product(name, f"left{k + 1}", right[j], shape, (d_in, 1), (1, d_in)))
             if j == k:
                 lines.append(f"for (int p = 0; p < {rows * columns}; ++p) {{")
                 lines.append(f"const v r = velocity[{offsets[j]} + p] - half * {name}[p]; out[0] += r * r; }}")
             else:
-                pair += 1
+                pair = 1 + j * (2 * depth - j - 1) // 2 + k - j - 1  # pairs are counted row by row
                 lines.append(gram_squares(f"out[{pair}]", name, rows, columns))
     return "\n".join([*lines, "for (int i = 0; i <= PAIRS; ++i) sums[i] += weight * out[i];", "}"])
 
@@ -126,28 +134,24 @@ def _sums(degree: int, nodes: int) -> str:
     """The quadratures: nodes come in pairs `±s`, of which even and odd parts of the path are alike but for the sign."""
     points, weights = np.polynomial.legendre.leggauss(nodes)
     half = nodes // 2
-    even, odd = range(0, degree + 1, 2), range(1, degree + 1, 2)
-
-    def series(orders, derivative):
-        factors = [float(i) if derivative else 1.0 for i in orders]
-        return polynomial(factors, [f"c[{i}][p]" for i in orders], "q")
-
+    names = [f"c[{i}][p]" for i in range(degree + 1)]
     lines = [
-        _table("points", points[nodes - half :].tolist() or [0.0]),
-        _table("weights", weights[nodes - half :].tolist() or [0.0]),
         "static void integrate(const v (*c)[P], v half, const double *target, const double *design, v *sums) {",
         "for (int i = 0; i <= PAIRS; ++i) sums[i] = same(0.0);",
         "v w[2][P], velocity[2][P];",
-        f"for (int n = 0; n < {half}; ++n) {{",
-        "const double s = points[n], q = s * s;",
-        "for (int p = 0; p < P; ++p) {",
-        f"const v a = {series(even, False)}, b = s * ({series(odd, False)});",
-        f"const v da = s * ({series(even[1:], True)}), db = {series(odd, True)};",
-        "w[0][p] = a + b, w[1][p] = a - b, velocity[0][p] = db + da, velocity[1][p] = db - da;",
-        "}",
-        "for (int k = 0; k < 2; ++k) squares_at(w[k], velocity[k], half, weights[n], target, design, sums);",
-        "}",
     ]
+    for s, weight in zip(points[nodes - half :], weights[nodes - half :], strict=True):
+        powers = s ** np.arange(degree + 1.0)
+        slopes = np.concatenate([[0.0], np.arange(1, degree + 1) * powers[:-1]])
+        even, odd = np.arange(degree + 1) % 2 == 0, np.arange(degree + 1) % 2 == 1
+        lines += [
+            "for (int p = 0; p < P; ++p) {",
+            f"const v a = {weighted_sum(powers * even, names)}, b = {weighted_sum(powers * odd, names)};",
+            f"const v da = {weighted_sum(slopes * even, names)}, db = {weighted_sum(slopes * odd, names)};",
+            "w[0][p] = a + b, w[1][p] = a - b, velocity[0][p] = db + da, velocity[1][p] = db - da;",
+            "}",
+            f"for (int k = 0; k < 2; ++k) squares_at(w[k], velocity[k], half, {number(weight)}, target, design, sums);",
+        ]
     if nodes % 2:
         lines.append(f"squares_at(c[0], c[1], half, {number(weights[half])}, target, design, sums);")
     return "\n".join([*lines, "}"])
@@ -209,16 +213,15 @@ static v widening(const v *sizes, v radius, v h, const double *numbers) {
 }
 
 /* The tube at the end of a step with path `c`: radius and exponent; infinite if the inequalities break. */
-static void follow(const v (*c)[P], const v *y, const v *y1, v h, v *radius, v *exponent, const double *target,
+static void follow(const v (*c)[P], v h, v *radius, v *exponent, const double *target,
                    const double *design, const double *numbers) {
     const double d_norm = D_NORM * INFLATION, a_norm = A_NORM * INFLATION;
-    v norms[DEGREE + 1][DEPTH], totals[RATIOS][DEPTH], sums[1 + PAIRS], sizes[DEPTH], eighth[DEPTH], gap = same(0.0), all = gap;
-    v weighted = gap;
+    v norms[DEGREE + 1][DEPTH], totals[RATIOS][DEPTH], sums[1 + PAIRS], sizes[DEPTH], eighth[DEPTH];
+    v weighted = same(0.0);
     for (int j = 0; j < DEPTH; ++j) for (int i = 0; i <= DEGREE; ++i) {
         v sum = same(0.0);
         for (int p = offsets[j]; p < offsets[j + 1]; ++p) sum += c[i][p] * c[i][p];
         norms[i][j] = norm(sum);
-        all += norms[i][j];
         weighted += (i + 1.0) * norms[i][j];
     }
     for (int r = 0; r < RATIOS; ++r) for (int j = 0; j < DEPTH; ++j) {
@@ -259,17 +262,7 @@ static void follow(const v (*c)[P], const v *y, const v *y1, v h, v *radius, v *
     }
     const v expansion = 0.5 * h * root(TRACELESS * square) * INFLATION;
 
-    v apart0 = same(0.0), apart1 = same(0.0);
-    for (int p = 0; p < P; ++p) {
-        v even = same(0.0), odd = same(0.0);
-        for (int i = 0; i <= DEGREE; i += 2) even += c[i][p];
-        for (int i = 1; i <= DEGREE; i += 2) odd += c[i][p];
-        const v a = (even - odd) - y[p], b = (even + odd) - y1[p];
-        apart0 += a * a, apart1 += b * b;
-    }
-    gap = (norm(apart0) + norm(apart1) + ENDS_ERROR * all) * INFLATION;
-
-    const v entry = *radius + defect + gap, guess = exponential(expansion) * entry;
+    const v entry = *radius + defect + ENDS_ERROR * weighted, guess = exponential(expansion) * entry;
     v found = same(INFINITY), rate = expansion;
     for (int i = 0; i < MARGINS; ++i) {
         v wide[DEPTH];
