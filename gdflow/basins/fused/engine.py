@@ -128,32 +128,43 @@ class Fused:
             widths, method.solver, int(method.order), levels.shape[0], self.num_crossings, self.proves
         )
 
-    def run(self, starts: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows of some starts. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""
+    def end(self, starts: np.ndarray) -> dict[str, np.ndarray]:
+        """Where some starts end, by the names of the program. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""
         size, num = starts.shape
         assert size == self.size  # the program looks no further than at addresses
-        y, f = np.empty((2, num, size))
-        t, t_next, loss, quiet, slope, drift, time = np.empty((7, num))
-        steps, status, highest = np.empty((3, num), np.int64)
-        # An entry more: of none there is no address.
-        mark_y = np.empty((self.num_crossings + 1, num, size))
-        radius, exponent, proved = np.empty((3, num))
-        mark_t, mark_next, mark_loss, times = np.zeros((4, self.num_crossings + 1, num))
-        arrays = [
-            starts, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, drift,
-            time, times, radius, exponent, proved, self.halt, *self.constants,
-        ]  # fmt: skip
-        self.program(num, *(x.ctypes.data if self.drifts or x is not drift else None for x in arrays))
-        decided = status == 0
+        marks = self.num_crossings + 1  # an entry more: of none there is no address
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("y", "f"), (num, size))
+        shapes |= dict.fromkeys(("t", "t_next", "loss", "quiet", "steps", "status", "highest"), (num,))
+        shapes |= {
+            "mark_y": (marks, num, size),
+            "mark_t": (marks, num),
+            "mark_next": (marks, num),
+            "mark_loss": (marks, num),
+        }
+        shapes |= dict.fromkeys(("slope", "drift", "time"), (num,)) | {"times": (marks, num)}
+        shapes |= dict.fromkeys(("radius", "exponent", "proved"), (num,))
+        integers = ("steps", "status", "highest")
+        arrays = {name: np.zeros(shape, np.int64 if name in integers else float) for name, shape in shapes.items()}
+        addresses: dict[str, Any] = {name: x.ctypes.data for name, x in arrays.items()}
+        if not self.drifts:
+            addresses["drift"] = None
+        constants = (x.ctypes.data for x in (self.halt, *self.constants))
+        self.program(num, starts.ctypes.data, *addresses.values(), *constants)
+        return arrays
+
+    def run(self, starts: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of some starts, as `gdflow.basins.process.LaneProcess.rows` has them."""
+        end = self.end(starts)
+        decided = end["status"] == 0
         rows = dict(
-            status=ENDS[status], limit=np.where(decided, 0, -1), highest=np.where(decided, 0, highest), time=time, steps=steps,
-            loss=loss, gradient_norm=slope,
+            status=ENDS[end["status"]], limit=np.where(decided, 0, -1), highest=np.where(decided, 0, end["highest"]),
+            time=end["time"], steps=end["steps"], loss=end["loss"], gradient_norm=end["slope"],
         )  # fmt: skip
         if self.drifts:
-            rows["drift"] = drift
+            rows["drift"] = end["drift"]
         if self.proves:
-            rows |= dict(proved=proved, radius=radius, exponent=exponent)
-        return rows | {f"crossing_{k}": times[k] for k in range(self.num_crossings)}
+            rows |= {name: end[name] for name in ("proved", "radius", "exponent")}
+        return rows | {f"crossing_{k}": end["times"][k] for k in range(self.num_crossings)}
 
 
 class _Stop(threading.Event):

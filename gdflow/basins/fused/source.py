@@ -147,9 +147,10 @@ def joins_smoothly(solver: diffrax.AbstractERK) -> bool:
 def _path(solver: diffrax.AbstractERK) -> str:
     """The coefficients of the polynomial in `s`, from −1 to 1, that a step leaves; see `joins_smoothly`."""
     weights = path_weights(solver)
+    tableau: Any = solver.tableau
     assert weights is not None
     degree, names = len(weights) - 1, [f"k[{i}][p]" for i in range(weights.shape[1] - 2)]
-    step = np.concatenate([[-1.0, 1.0], -np.asarray(solver.tableau.b_sol)])
+    step = np.concatenate([[-1.0, 1.0], -np.asarray(tableau.b_sol)])
     lines = [
         f"#define DEGREE {degree}",
         "static __attribute__((noinline)) void path(const v *y, const v *y1, const v (*k)[P], v h, v (*restrict c)[P]) {",
