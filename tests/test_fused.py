@@ -51,7 +51,7 @@ def assert_alike(plan: Plan, ids, monkeypatch, *, steps: float = 1.0) -> dict[st
 SOLVERS = (diffrax.Tsit5(), diffrax.Dopri5(), diffrax.Dopri8(), diffrax.Bosh3(), gf.RKC(10), diffrax.Heun())
 
 
-def random_plan(seed: int) -> Plan:
+def random_plan(seed: int, proof: bool = False) -> Plan:
     """Widths, spectra, tolerances, solvers and laws at random, from a seed."""
     rng = np.random.default_rng(seed)
     depth = int(rng.integers(1, 5))
@@ -62,7 +62,7 @@ def random_plan(seed: int) -> Plan:
     tolerance = 10 ** rng.uniform(-8, -3)
     method = gf.integrator(SOLVERS[int(rng.integers(len(SOLVERS)))], rtol=tolerance, atol=1e-3 * tolerance)
     law = gf.initialization.Gaussian(widths, scale=float(np.exp(rng.uniform(-1, 0.5))))
-    return make_plan(problem, law, key=jax.random.key(seed), method=method, limits=Limits(max_steps=3000))
+    return make_plan(problem, law, key=jax.random.key(seed), method=method, limits=Limits(max_steps=3000), proof=proof)
 
 
 #: How many random plans are run; more with this variable set.
@@ -201,7 +201,7 @@ def test_what_is_left_to_xla(plan, monkeypatch):
     assert reason() is None
     assert "Runge–Kutta" in reason(method=gf.integrator(diffrax.Kvaerno3()))
     assert "too wide" in reason(law=gf.initialization.Gaussian((6, 20, 3)))
-    assert "rider" in reason(proof=True)
+    assert reason(proof=True) is None
     assert "rider" in reason(riders=(gf.basins.Imbalance(),))
     square = gf.Problem.from_singular_values([2, 1])
     assert "verdicts" in reason(square, gf.initialization.Balanced((2, 2, 2)))
@@ -210,7 +210,7 @@ def test_what_is_left_to_xla(plan, monkeypatch):
     assert "squared error" in reason(gf.Problem(*data, activations="tanh"), gf.initialization.Gaussian((4, 3, 2)))
     monkeypatch.setenv(engines.VARIABLE, "fused")
     with pytest.raises(ValueError, match="GDFLOW_ENGINE=fused, but the fused program cannot run this plan: a rider"):
-        make_plan(problem, law, key=key, proof=True).collect(range(2))
+        make_plan(problem, law, key=key, riders=(gf.basins.Imbalance(),)).collect(range(2))
 
 
 def test_engines_that_are_none_are_refused(plan, monkeypatch):
@@ -362,10 +362,11 @@ int main(int n, char **names) {
     int64_t *halt = calloc(1, 8), *status = room(num);
     double *start = get(file, P * num), *y = room(P * num), *crossings = get(file, CROSSINGS), *target = get(file, in * out);
     double *design = get(file, in), *numbers = get(file, atol(names[5])), *levels = get(file, LEVELS);
-    double *next = calloc(CROSSINGS * num + 1, 8), *begun = calloc(CROSSINGS * num + 1, 8);
+    double *next = calloc(MARKS * num + 1, 8), *begun = calloc(MARKS * num + 1, 8);
+    double *radius = room(num), *exponent = room(num), *proved = room(num);
     run(num, start, y, room(P * num), room(num), room(num), room(num), room(num), room(num), status, room(num),
-        room(CROSSINGS * P * num), begun, next, room(CROSSINGS * num), room(num), room(num), room(num), room(CROSSINGS * num),
-        halt, crossings, target, design, numbers, levels);
+        room(MARKS * P * num), begun, next, room(MARKS * num), room(num), room(num), room(num), room(CROSSINGS * num),
+        radius, exponent, proved, halt, crossings, target, design, numbers, levels);
     for (int64_t i = 0; i < num; ++i) printf("%d ", (int)status[i]);
     return 0;
 }
@@ -373,18 +374,19 @@ int main(int n, char **names) {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("proof", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_sanitizers_find_nothing(seed, monkeypatch, tmp_path):
+def test_sanitizers_find_nothing(seed, proof, monkeypatch, tmp_path):
     """Addresses and undefined behaviour, over random plans whose numbers of starts fill no whole vectors; the same statuses."""
-    plan, num = random_plan(seed), 37
-    (process,) = plan.processes
+    plan, num = random_plan(seed, proof), 37
+    process = plan.processes[0]
     fused = engine.Fused(process)
     high, low = jnp.zeros(num, jnp.uint32), jnp.arange(num, dtype=jnp.uint32)
     starts = np.ascontiguousarray(engine._draw(process, high, low))
     (tmp_path / "data").write_bytes(b"".join(x.tobytes() for x in (starts, *fused.constants)))
     _, target, design, numbers, levels = fused.constants
     solver, order = process.method.solver, int(process.method.order)
-    text = fused_source(engine.widths_run(process), solver, order, levels.size, fused.num_crossings)
+    text = fused_source(engine.widths_run(process), solver, order, levels.size, fused.num_crossings, proof)
     (tmp_path / "fused.c").write_text(text + _HARNESS)
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
     checks = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
