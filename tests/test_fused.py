@@ -222,7 +222,7 @@ def test_engines_that_are_none_are_refused(plan, monkeypatch):
 @pytest.mark.parametrize("n", range(1, source.LARGEST_ORDER + 1))
 def test_roots_of_eight_numbers_at_once(n):
     """To a few units in the last place, over all magnitudes; what is out of range comes out tiny or huge."""
-    code = source._HEAD + source._nth_root(n)
+    code = source._HEAD + source._BASICS + source._nth_root(n)
     code += "void roots(const double *x, double *r) { v y; EACH(i) y[i] = x[i]; y = nth_root(y); EACH(i) r[i] = y[i]; }"
     function = build.program(code).roots
     rng = np.random.default_rng(n)
@@ -366,7 +366,7 @@ int main(int n, char **names) {
     double *radius = room(num), *exponent = room(num), *proved = room(num);
     run(num, start, y, room(P * num), room(num), room(num), room(num), room(num), room(num), status, room(num),
         room(MARKS * P * num), begun, next, room(MARKS * num), room(num), room(num), room(num), room(CROSSINGS * num),
-        radius, exponent, proved, halt, crossings, target, design, numbers, levels);
+        radius, exponent, proved, calloc(1, 8), halt, crossings, target, design, numbers, levels);
     for (int64_t i = 0; i < num; ++i) printf("%d ", (int)status[i]);
     return 0;
 }

@@ -73,7 +73,7 @@ def widths_run(process: LaneProcess) -> tuple[int, ...]:
 @functools.cache
 def _program(widths: tuple[int, ...], solver: Any, order: int, levels: int, crossings: int, proof: bool) -> Any:
     function = program(fused_source(widths, solver, order, levels, crossings, proof)).run
-    function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 27]
+    function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 28]
     return function
 
 
@@ -143,7 +143,8 @@ class Fused:
         }
         shapes |= dict.fromkeys(("slope", "drift", "time"), (num,)) | {"times": (marks, num)}
         shapes |= dict.fromkeys(("radius", "exponent", "proved"), (num,))
-        integers = ("steps", "status", "highest")
+        shapes["taken"] = (1,)
+        integers = ("steps", "status", "highest", "taken")
         arrays = {name: np.zeros(shape, np.int64 if name in integers else float) for name, shape in shapes.items()}
         addresses: dict[str, Any] = {name: x.ctypes.data for name, x in arrays.items()}
         if not self.drifts:

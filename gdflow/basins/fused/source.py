@@ -37,19 +37,28 @@ NUMBERS = (
 
 
 def fused_source(
-    widths: tuple[int, ...], solver: diffrax.AbstractERK, order: int, levels: int, crossings: int, proof: bool
+    widths: tuple[int, ...],
+    solver: diffrax.AbstractERK,
+    order: int,
+    levels: int,
+    crossings: int,
+    proof: bool,
+    frame: tuple[str, str] | None = None,
 ) -> str:
     """The source for networks of some widths, a solver, the order of its error, so many levels of the verdict and of timed
     crossings, with the tube of a proof or without.
+
+    **Arguments:** `frame`: what comes before and after what is alike for all machines, by default of a CPU.
     """
+    head, tail = (_HEAD, _RUN) if frame is None else frame
     tableau: Any = solver.tableau
     weights = path_weights(solver)
     assert weights is not None
     sizes = [a * b for a, b in zip(widths[1:], widths[:-1], strict=True)]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
-    parts = [_HEAD, f"#define P {offsets[-1]}", f"#define LEVELS {levels}", f"#define CROSSINGS {crossings}"]
+    parts = [head, _BASICS, f"#define P {offsets[-1]}", f"#define LEVELS {levels}", f"#define CROSSINGS {crossings}"]
     parts += [f"#define PROOF {int(proof)}", f"#define DEPTH {len(widths) - 1}"]
-    parts.append(f"static const int offsets[] = {{{', '.join(map(str, offsets))}}};")
+    parts.append(f"TABLE int offsets[] = {{{', '.join(map(str, offsets))}}};")
     underflow, widening = frobenius_parts(np.dtype(np.float64))
     parts += [f"#define TINY {number(underflow)}", f"#define WIDEN {number(widening)}"]
     parts += [f"#define {name.upper()} numbers[{k}]" for k, name in enumerate(NUMBERS)]
@@ -59,24 +68,36 @@ def fused_source(
     if proof:
         parts.append(tube_source(widths, len(weights) - 1))
     parts.append(_LOOP)
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, tail]) + "\n"
 
 
 _HEAD = f"""
 #include <math.h>
 #include <stdint.h>
 #define V {LANES}
+#define FUNCTION static inline
+#define APART static __attribute__((noinline))
+#define TABLE static const
 typedef double v __attribute__((vector_size(8 * V)));
 typedef int64_t m __attribute__((vector_size(8 * V)));
+#define NONE ((m){{0}})
 #define CHOOSE(c, a, b) ((v)(((m)(a) & (c)) | ((m)(b) & ~(c))))
+#define SQUARE_ROOT __builtin_sqrt
+#define FIRST 0  // of the starts of a pool; the next one
+#define STEP 1
+FUNCTION int64_t take(int64_t *taken) {{ return (*taken)++; }}
+"""
+
+#: What is alike for vectors and for single numbers.
+_BASICS = """
 #define EACH(i) for (int i = 0; i < V; ++i)
-static inline v same(double x) {{ v r; EACH(i) r[i] = x; return r; }}
-static inline v root(v x) {{ v r; EACH(i) r[i] = __builtin_sqrt(x[i]); return r; }}
-static inline v larger(v a, v b) {{ return CHOOSE(a > b, a, b); }}
-static inline v smaller(v a, v b) {{ return CHOOSE(a < b, a, b); }}
-static inline v size_of(v x) {{ return (v)((m)x & INT64_MAX); }}
-static inline m is_finite(v x) {{ return size_of(x) < same(INFINITY); }}
-static inline int any(m c) {{ int64_t r = 0; EACH(i) r |= c[i]; return r != 0; }}
+FUNCTION v same(double x) { v r; EACH(i) r[i] = x; return r; }
+FUNCTION v root(v x) { v r; EACH(i) r[i] = SQUARE_ROOT(x[i]); return r; }
+FUNCTION v larger(v a, v b) { return CHOOSE(a > b, a, b); }
+FUNCTION v smaller(v a, v b) { return CHOOSE(a < b, a, b); }
+FUNCTION v size_of(v x) { return (v)((m)x & INT64_MAX); }
+FUNCTION m is_finite(v x) { return size_of(x) < same(INFINITY); }
+FUNCTION int any(m c) { int64_t r = 0; EACH(i) r |= c[i]; return r != 0; }
 """
 
 
@@ -89,7 +110,7 @@ def _nth_root(n: int) -> str:
     """
     power = " * ".join(["r"] * n)
     return f"""
-static inline v nth_root(v x) {{  // what is out of range, zero and infinity, comes out very small or very large
+FUNCTION v nth_root(v x) {{  // what is out of range, zero and infinity, comes out very small or very large
     x = smaller(larger(x, same(1e-280)), same(1e280));
     const v bits = __builtin_convertvector((m)x - 0x3ff0000000000000, v) / {n}.0;
     v r = (v)(__builtin_convertvector(bits, m) + 0x3ff0000000000000);
@@ -108,9 +129,9 @@ def _field(widths: tuple[int, ...], offsets: np.ndarray) -> str:
     residual = f"const v e = {right[depth]}[i * {d_in} + j] * design[j] - target[i * {d_in} + j];"
     loops = f"for (int i = 0; i < {d_out}; ++i) for (int j = 0; j < {d_in}; ++j) {{"
     data = "const double *target, const double *design"
-    value = [f"static v value(const v *restrict y, {data}) {{", *forward, "v loss = {0};", loops, residual]
+    value = [f"FUNCTION v value(const v *restrict y, {data}) {{", *forward, "v loss = {0};", loops, residual]
     value += ["loss += e * e; }", "return 0.5 * loss; }"]
-    lines = [f"static v field(const v *restrict y, v *restrict k, {data}) {{", *forward]
+    lines = [f"FUNCTION v field(const v *restrict y, v *restrict k, {data}) {{", *forward]
     first = "k" if depth == 1 else f"left{depth}"
     if depth > 1:
         lines.append(f"v {first}[{d_out * d_in}];")
@@ -153,7 +174,7 @@ def _path(solver: diffrax.AbstractERK) -> str:
     step = np.concatenate([[-1.0, 1.0], -np.asarray(tableau.b_sol)])
     lines = [
         f"#define DEGREE {degree}",
-        "static __attribute__((noinline)) void path(const v *y, const v *y1, const v (*k)[P], v h, v (*restrict c)[P]) {",
+        "APART void path(const v *y, const v *y1, const v (*k)[P], v h, v (*restrict c)[P]) {",
     ]
     even, odd = range(4, degree + 1, 2), range(5, degree + 1, 2)
 
@@ -179,7 +200,7 @@ def _path(solver: diffrax.AbstractERK) -> str:
 
 def _drift(widths: tuple[int, ...], offsets: np.ndarray) -> str:
     """`max_j ‖C_j(y) − C_j(x)‖_F / max ‖W_j‖²`, as `gdflow.invariants.drift`."""
-    lines = ["static v drift(const v *y, const v *x) {", "v worst = {0}, scale = {0}, sum;"]
+    lines = ["FUNCTION v drift(const v *y, const v *x) {", "v worst = {0}, scale = {0}, sum;"]
     for j in range(len(widths) - 1):
         for net in "yx":
             lines.append("sum = same(0.0);")
@@ -215,7 +236,7 @@ def _attempt(tableau: Any) -> str:
     known = stages - 1 if last else stages  # stages that the next state is made of
     lines = [
         f"#define FIELDS {stages if last else stages + 1}\n#define NEW (FIELDS - 1)",
-        "static v attempt(const v *restrict y, v (*restrict k)[P], v h, v *restrict y1, v *restrict loss,",
+        "FUNCTION v attempt(const v *restrict y, v (*restrict k)[P], v h, v *restrict y1, v *restrict loss,",
         "                 const double *target, const double *design, const double *numbers) {",
         f"v wrong[P], part[{max(_STAGES - 1, 1)}][P];",
     ]
@@ -274,10 +295,17 @@ _LOOP = """
 #define DATA target, design
 #define MARKS (CROSSINGS + PROOF)  // the last one is of the step that decides, if a proof goes on after it
 #define CONSTANTS const double *target, const double *design, const double *numbers, const double *levels
+/* A pool of starts. `taken`: how many of them were taken up. */
+#define POOL int64_t num, const double *start, double *y, double *f, double *t, double *t_next, double *loss, double *quiet, \\
+    int64_t *steps, int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss, \\
+    double *slope, double *drifted, double *time, double *times, double *radius, double *exponent, double *proved, \\
+    int64_t *taken, const volatile int64_t *halt, const double *crossings, CONSTANTS
+#define ALL num, start, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, slope, \\
+    drifted, time, times, radius, exponent, proved, taken, halt, crossings, DATA, numbers, levels
 enum { CERTIFIED, STATIONARY, CONVERGED, DIVERGING, NON_FINITE, TIME_LIMIT, STEP_LIMIT };
 
 /* The Frobenius norms of the layers, their squares summed up, and the bound of the error of the computed residual. */
-static v error_of(const v *y, const double *numbers, v *sizes, v *squares) {
+FUNCTION v error_of(const v *y, const double *numbers, v *sizes, v *squares) {
     v product = same(1.0), all = same(0.0);
     for (int j = 0; j < DEPTH; ++j) {
         v square = same(0.0);
@@ -290,19 +318,19 @@ static v error_of(const v *y, const double *numbers, v *sizes, v *squares) {
     return ROUND_OFF * product + TARGET_ERROR;
 }
 
-static m level_of(v reach, const double *levels) {
-    m level = (m){0} + LEVELS;
+FUNCTION m level_of(v reach, const double *levels) {
+    m level = NONE + LEVELS;
     for (int k = 0; k < LEVELS; ++k) level += (m)(reach < levels[k]);
     return level;
 }
 
-static v rms(const v *x, const v *scale) {
+FUNCTION v rms(const v *x, const v *scale) {
     v sum = same(0.0);
     for (int p = 0; p < P; ++p) sum += (x[p] / scale[p]) * (x[p] / scale[p]);
     return root(sum / (double)P);
 }
 
-static v first_step(const v *y, const v *f, const double *numbers, const double *target, const double *design) {
+FUNCTION v first_step(const v *y, const v *f, const double *numbers, const double *target, const double *design) {
     v scale[P], moved[P], there[P];
     for (int p = 0; p < P; ++p) scale[p] = ATOL + size_of(y[p]) * RTOL;
     const v d0 = rms(y, scale), d1 = rms(f, scale);
@@ -319,10 +347,8 @@ static v first_step(const v *y, const v *f, const double *numbers, const double 
 }
 
 /* All starts of a pool: the field, the first step, and which are over before they begin. */
-static void begin(int64_t num, const double *start, double *y, double *f, double *next, double *loss, double *quiet,
-                  int64_t *status, int64_t *highest, double *mark_next, double *radius, double *exponent, double *proved,
-                  const double *crossings, CONSTANTS) {
-    for (int64_t first = 0; first < num; first += V) {
+FUNCTION void begin(POOL) {
+    for (int64_t first = FIRST; first < num; first += V * STEP) {
         v Y[P], F[P], sizes[DEPTH], squares;
         const int64_t rest = num - first;
         for (int p = 0; p < P; ++p) EACH(i) Y[p][i] = start[p * num + first + (i < rest ? i : 0)];
@@ -341,7 +367,7 @@ static void begin(int64_t num, const double *start, double *y, double *f, double
         EACH(i) if (i < rest) {
             const int64_t n = first + i;
             for (int p = 0; p < P; ++p) y[n * P + p] = Y[p][i], f[n * P + p] = F[p][i];
-            next[n] = h[i], loss[n] = value[i], highest[n] = level[i];
+            t[n] = 0.0, steps[n] = 0, t_next[n] = h[i], loss[n] = value[i], highest[n] = level[i];
             quiet[n] = slope[i] <= TOLERANCE ? 0.0 : INFINITY;
             status[n] = !(isfinite(squares[i]) && isfinite(value[i])) ? NON_FINITE : certified[i] ? CERTIFIED
                       : slope[i] <= VANISHING ? STATIONARY : sqrt(squares[i]) > LARGEST ? DIVERGING : -1;
@@ -356,27 +382,25 @@ static void begin(int64_t num, const double *start, double *y, double *f, double
 
 /* Steps until every start is over. One whose step decides it stays at the beginning of that step; with a proof it goes on until
    that closes or cannot any more. */
-static void fly(int64_t num, double *y, double *f, double *t, double *t_next, double *loss, double *quiet, int64_t *steps,
-                int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
-                double *radius, double *exponent, double *proved, const double *crossings, const volatile int64_t *halt,
-                CONSTANTS) {
+FUNCTION void fly(POOL) {
     v Y[P], Y1[P], K[FIELDS][P], T, NEXT, LOSS, QUIET, marked[MARKS + 1], sizes[DEPTH];
     m STEPS, HIGHEST;
 #if PROOF
     v C[DEGREE + 1][P], RADIUS = same(INFINITY), EXPONENT = same(0.0);
-    m OPEN = (m){0}, PROVED = (m){0};
+    m OPEN = NONE, PROVED = NONE;
 #endif
-    int64_t lane[V], taken = 0;
+    int64_t lane[V];
     int busy = 0;
     for (int p = 0; p < P; ++p) Y[p] = K[0][p] = same(0.0);
-    T = LOSS = QUIET = same(0.0), NEXT = same(1.0), STEPS = HIGHEST = (m){0};
+    T = LOSS = QUIET = same(0.0), NEXT = same(1.0), STEPS = HIGHEST = NONE;
     for (int c = 0; c <= MARKS; ++c) marked[c] = same(0.0);
     EACH(i) lane[i] = -1;
     for (;;) {
         EACH(i) if (lane[i] < 0) {
-            while (taken < num && status[taken] >= 0) ++taken;
-            if (taken == num) continue;
-            const int64_t n = lane[i] = taken++;
+            int64_t n;
+            do n = take(taken); while (n < num && status[n] >= 0);
+            if (n >= num) continue;
+            lane[i] = n;
             ++busy;
             for (int p = 0; p < P; ++p) Y[p][i] = y[n * P + p], K[0][p][i] = f[n * P + p];
             T[i] = 0.0, NEXT[i] = t_next[n], LOSS[i] = loss[n], QUIET[i] = quiet[n], STEPS[i] = 0, HIGHEST[i] = highest[n];
@@ -409,7 +433,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
             }
         }
 #if PROOF
-        const m proving = keep & OPEN, moved = keep, active = ~(m){0}, settled = marked[CROSSINGS] == marked[CROSSINGS];
+        const m proving = keep & OPEN, moved = keep, active = ~(NONE), settled = marked[CROSSINGS] == marked[CROSSINGS];
         if (any(proving)) {
             v wider = RADIUS, more = EXPONENT;
             path(Y, Y1, K, h, C);
@@ -459,7 +483,7 @@ static void fly(int64_t num, double *y, double *f, double *t, double *t_next, do
 
 /* When the loss falls to a level inside a step: Chandrupatla's method, until the bracket or the excess is round-off. Lanes that
    are done stay as they are. */
-static v crossing(const v (*c)[P], v t0, v t1, v excess0, v excess1, v level, m wanted, const double *target,
+FUNCTION v crossing(const v (*c)[P], v t0, v t1, v excess0, v excess1, v level, m wanted, const double *target,
                   const double *design) {
     const v h = t1 - t0;
     const m falls = excess0 > excess1;
@@ -491,15 +515,15 @@ static v crossing(const v (*c)[P], v t0, v t1, v excess0, v excess1, v level, m 
 
 /* The steps in which something was crossed are made again: those of the marks of one level, or those that decided (level NULL),
    which also end there if `ends`. */
-static void locate(int64_t num, double *y, double *f, const double *t, const double *t_next, double *loss, const int64_t *steps,
+FUNCTION void locate(int64_t num, double *y, double *f, const double *t, const double *t_next, double *loss, const int64_t *steps,
                    const int64_t *status, const double *level, int ends, double *time, CONSTANTS) {
     int64_t chosen[V];
     int count = 0;
-    for (int64_t n = 0; n <= num; ++n) {
+    for (int64_t n = FIRST; n < num || count; n += STEP) {
         if (n < num && t_next[n] > t[n] && (level || (status[n] == CERTIFIED && steps[n] > 0))) chosen[count++] = n;
         if (count < V && (n < num || !count)) continue;
         v Y[P], Y1[P], K[FIELDS][P], C[DEGREE + 1][P], T, NEXT, LOSS, loss1, sizes[DEPTH], squares;
-        m wanted = (m){0};
+        m wanted = NONE;
         EACH(i) {
             const int64_t k = chosen[i < count ? i : 0];
             wanted[i] = -(int64_t)(i < count);
@@ -528,32 +552,24 @@ static void locate(int64_t num, double *y, double *f, const double *t, const dou
     }
 }
 
-void run(int64_t num, const double *start, double *y, double *f, double *t, double *t_next, double *loss, double *quiet,
-         int64_t *steps, int64_t *status, int64_t *highest, double *mark_y, double *mark_t, double *mark_next, double *mark_loss,
-         double *slope, double *drifted, double *time, double *times, double *radius, double *exponent, double *proved,
-         const int64_t *halt, const double *crossings, CONSTANTS) {
-    begin(num, start, y, f, t_next, loss, quiet, status, highest, mark_next, radius, exponent, proved, crossings, DATA, numbers,
-          levels);
-    for (int64_t n = 0; n < num; ++n) t[n] = 0.0, steps[n] = 0;
-    fly(num, y, f, t, t_next, loss, quiet, steps, status, highest, mark_y, mark_t, mark_next, mark_loss, radius, exponent,
-        proved, crossings, halt, DATA, numbers, levels);
-    if (*halt) return;
+/* When things were crossed, and what is asked for of the ends. */
+FUNCTION void finish(POOL) {
     for (int c = 0; c < CROSSINGS; ++c) {
         const int64_t at = c * num;
-        for (int64_t n = 0; n < num; ++n) times[at + n] = mark_next[at + n];
+        for (int64_t n = FIRST; n < num; n += STEP) times[at + n] = mark_next[at + n];
         locate(num, mark_y + at * P, f, mark_t + at, mark_next + at, mark_loss + at, steps, status, crossings + c, 0, times + at,
                DATA, numbers, levels);
     }
 #if PROOF
     const int64_t at = CROSSINGS * num;
-    for (int64_t n = 0; n < num; ++n) time[n] = status[n] == CERTIFIED ? 0.0 : t[n];
+    for (int64_t n = FIRST; n < num; n += STEP) time[n] = status[n] == CERTIFIED ? 0.0 : t[n];
     locate(num, mark_y + at * P, f, mark_t + at, mark_next + at, mark_loss + at, steps, status, 0, 0, time, DATA, numbers,
            levels);
 #else
-    for (int64_t n = 0; n < num; ++n) time[n] = t[n];
+    for (int64_t n = FIRST; n < num; n += STEP) time[n] = t[n];
     locate(num, y, f, t, t_next, loss, steps, status, 0, 1, time, DATA, numbers, levels);
 #endif
-    for (int64_t first = 0; first < num; first += V) {
+    for (int64_t first = FIRST; first < num; first += V * STEP) {
         v Y[P], X[P], sum = same(0.0);
         const int64_t rest = num - first;
         for (int p = 0; p < P; ++p) {
@@ -570,5 +586,13 @@ void run(int64_t num, const double *start, double *y, double *f, double *t, doub
         const v moved = drift(Y, X);
         EACH(i) if (i < rest) drifted[first + i] = moved[i];
     }
+}
+"""
+
+_RUN = """
+void run(POOL) {
+    begin(ALL);
+    fly(ALL);
+    if (!*halt) finish(ALL);
 }
 """

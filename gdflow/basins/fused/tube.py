@@ -48,12 +48,12 @@ def tube_source(widths: tuple[int, ...], degree: int, nodes: int | None = None) 
     ]
     tables += [_table("ratios", ratios), _table("defect_tails", defect_tails), _table("margins", MARGINS[::-1])]
     rows = ", ".join("{" + ", ".join(map(number, row)) + "}" for row in gram_tails)
-    tables.append(f"static const double gram_tails[][RATIOS - 1] = {{{rows}}};")
+    tables.append(f"TABLE double gram_tails[][RATIOS - 1] = {{{rows}}};")
     return "\n".join([*tables, _EXPONENTIAL, _squares_at(widths), _centre(widths), _sums(degree, nodes), _BOUNDS])
 
 
 def _table(name: str, values: tuple[float, ...] | list[float]) -> str:
-    return f"static const double {name}[] = {{{', '.join(map(number, values))}}};"
+    return f"TABLE double {name}[] = {{{', '.join(map(number, values))}}};"
 
 
 def _offsets(widths: tuple[int, ...]) -> np.ndarray:
@@ -64,7 +64,7 @@ def _offsets(widths: tuple[int, ...]) -> np.ndarray:
 #: `e^x` to a few units in the last place: `2^n e^r`, `|r| ≤ ½ln 2`, by the series to order 13. Infinite beyond 700, and of what
 #: is no number.
 _EXPONENTIAL = """
-static inline v exponential(v x) {
+FUNCTION v exponential(v x) {
     const v shift = same(0x1.8p52), n = (x * 0x1.71547652b82fep+0 + shift) - shift;
     const v r = (x - n * 0x1.62e42fefa3800p-1) - n * 0x1.ef35793c76730p-45;
     v sum = same(1.0);
@@ -80,7 +80,7 @@ def _squares_at(widths: tuple[int, ...]) -> str:
     offsets = _offsets(widths)
     forward, right = partial_products(widths, offsets)
     lines = [
-        "static void squares_at(const v *restrict y, const v *restrict velocity, v half, double weight,",
+        "FUNCTION void squares_at(const v *restrict y, const v *restrict velocity, v half, double weight,",
         "                       const double *target, const double *design, v *sums) {",
         *forward,
         "v out[1 + PAIRS];",
@@ -117,7 +117,7 @@ def _squares_at(widths: tuple[int, ...]) -> str:
 
 def _centre(widths: tuple[int, ...]) -> str:
     """For every layer `‖(WWᵀ)²‖²_F`, the eighth power of a bound of its spectral norm."""
-    lines = ["static void eighth_powers(const v *y, v *out) {"]
+    lines = ["FUNCTION void eighth_powers(const v *y, v *out) {"]
     offset = 0
     for j, (d_in, d_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
         height, inner = min(d_in, d_out), max(d_in, d_out)
@@ -136,7 +136,7 @@ def _sums(degree: int, nodes: int) -> str:
     half = nodes // 2
     names = [f"c[{i}][p]" for i in range(degree + 1)]
     lines = [
-        "static void integrate(const v (*c)[P], v half, const double *target, const double *design, v *sums) {",
+        "FUNCTION void integrate(const v (*c)[P], v half, const double *target, const double *design, v *sums) {",
         "for (int i = 0; i <= PAIRS; ++i) sums[i] = same(0.0);",
         "v w[2][P], velocity[2][P];",
     ]
@@ -158,11 +158,11 @@ def _sums(degree: int, nodes: int) -> str:
 
 
 _BOUNDS = """
-static v frobenius(v squares) { return root(squares + TINY) * WIDEN; }
-static v norm(v squares) { return frobenius(squares) * INFLATION; }
+FUNCTION v frobenius(v squares) { return root(squares + TINY) * WIDEN; }
+FUNCTION v norm(v squares) { return frobenius(squares) * INFLATION; }
 
 /* ‖D‖‖M‖∏‖W_i‖ over all layers but those from one to another. */
-static v around(const v *sizes, int first, int last, double d_norm, double a_norm) {
+FUNCTION v around(const v *sizes, int first, int last, double d_norm, double a_norm) {
     v all = same(1.0), others = same(d_norm);
     for (int i = 0; i < DEPTH; ++i) {
         all *= sizes[i];
@@ -171,7 +171,7 @@ static v around(const v *sizes, int first, int last, double d_norm, double a_nor
     return others * (a_norm + d_norm * all);
 }
 
-static v slope_of(const v *sizes) {  // (Σ_j∏_{i≠j}a_i²)^½
+FUNCTION v slope_of(const v *sizes) {  // (Σ_j∏_{i≠j}a_i²)^½
     v sum = same(0.0);
     for (int j = 0; j < DEPTH; ++j) {
         v others = same(1.0);
@@ -182,7 +182,7 @@ static v slope_of(const v *sizes) {  // (Σ_j∏_{i≠j}a_i²)^½
 }
 
 /* Δ: how far the end-to-end matrix moves if the layers, of norms up to `sizes`, move by a tuple of norm up to `radius`. */
-static v product_change(const v *sizes, v radius, const double *numbers) {
+FUNCTION v product_change(const v *sizes, v radius, const double *numbers) {
     v symmetric[DEPTH + 1], higher = same(0.0), power = radius;
     symmetric[0] = same(1.0);
     for (int k = 1; k <= DEPTH; ++k) symmetric[k] = same(0.0);
@@ -195,7 +195,7 @@ static v product_change(const v *sizes, v radius, const double *numbers) {
 }
 
 /* By how much the expansion grows if the rate is to hold within a radius of the path. */
-static v widening(const v *sizes, v radius, v h, const double *numbers) {
+FUNCTION v widening(const v *sizes, v radius, v h, const double *numbers) {
     v wide[DEPTH], rows[DEPTH], most = same(0.0);
     for (int j = 0; j < DEPTH; ++j) wide[j] = sizes[j] + radius, rows[j] = same(0.0);
     for (int j = 0; j < DEPTH; ++j) for (int k = j + 1; k < DEPTH; ++k) {
@@ -213,7 +213,7 @@ static v widening(const v *sizes, v radius, v h, const double *numbers) {
 }
 
 /* The tube at the end of a step with path `c`: radius and exponent; infinite if the inequalities break. */
-static void follow(const v (*c)[P], v h, v *radius, v *exponent, const double *target,
+FUNCTION void follow(const v (*c)[P], v h, v *radius, v *exponent, const double *target,
                    const double *design, const double *numbers) {
     const double d_norm = D_NORM * INFLATION, a_norm = A_NORM * INFLATION;
     v norms[DEGREE + 1][DEPTH], totals[RATIOS][DEPTH], sums[1 + PAIRS], sizes[DEPTH], eighth[DEPTH];
