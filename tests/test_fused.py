@@ -385,8 +385,7 @@ def test_sanitizers_find_nothing(seed, proof, monkeypatch, tmp_path):
     starts = np.ascontiguousarray(engine._draw(process, high, low))
     (tmp_path / "data").write_bytes(b"".join(x.tobytes() for x in (starts, *fused.constants)))
     _, target, design, numbers, levels = fused.constants
-    solver, order = process.method.solver, int(process.method.order)
-    text = fused_source(engine.widths_run(process), solver, order, levels.size, fused.num_crossings, proof)
+    text = fused_source(fused.shape)
     (tmp_path / "fused.c").write_text(text + _HARNESS)
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
     checks = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -14,6 +14,7 @@ import gdflow as gf
 from gdflow.basins import make_plan
 from gdflow.basins.fused import engine
 from gdflow.basins.fused.cuda import cuda_source
+from gdflow.basins.fused.source import Shape
 
 #: What CUDA has and C++ has not; kernels are run by as many threads as a grid of three blocks of two has.
 _EMULATION = """
@@ -62,8 +63,8 @@ def test_threads_that_share_a_counter_give_the_rows_of_vectors(proof, tmp_path, 
     starts = np.ascontiguousarray(engine._draw(process, *words))
     expected = engine.Fused(process).run(starts)
 
-    def program(*args):
-        (tmp_path / "fused.cpp").write_text(_EMULATION + cuda_source(*args) + _RUN, encoding="utf-8")
+    def program(shape):
+        (tmp_path / "fused.cpp").write_text(_EMULATION + cuda_source(shape) + _RUN, encoding="utf-8")
         made = tmp_path / "fused.so"
         command = ["g++", "-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-pthread", str(tmp_path / "fused.cpp"), "-o"]
         subprocess.run([*command, str(made)], check=True)
@@ -90,7 +91,9 @@ def test_threads_that_share_a_counter_give_the_rows_of_vectors(proof, tmp_path, 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is no nvcc")
 @pytest.mark.parametrize("proof", [False, True])
 def test_nvidias_compiler_takes_the_source(proof, tmp_path):
-    (tmp_path / "fused.cu").write_text(cuda_source((4, 3, 2), diffrax.Tsit5(), 5, 2, 1, proof), encoding="utf-8")
+    (tmp_path / "fused.cu").write_text(
+        cuda_source(Shape((4, 3, 2), diffrax.Tsit5(), 5, levels=2, crossings=1, proof=proof)), encoding="utf-8"
+    )
     command = ["nvcc", "-std=c++17", "-arch=sm_90", "-cubin", "-w", str(tmp_path / "fused.cu"), "-o"]
     subprocess.run([*command, str(tmp_path / "fused.cubin")], check=True)
     for kernel in (b"begin_starts", b"fly_starts", b"finish_starts"):

@@ -42,7 +42,7 @@ def in_lanes(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def functions(widths, solver, order):
-    text = source.fused_source(widths, solver, order, 1, 0, True)
+    text = source.fused_source(source.Shape(widths, solver, order, levels=1, crossings=0, proof=True))
     text += """
     void exponentials(v *x) { *x = exponential(*x); }
     void paths(const v *y, const v *y1, const v (*k)[P], const v *h, v (*c)[P]) { path(y, y1, k, *h, c); }

@@ -1,13 +1,10 @@
 """The fused program for NVIDIA's cards: one start a thread, refilled from a counter that all threads share.
 
 The source is that of CPUs with other words before and after it: vectors are of one element, and loops over a pool go in strides
-of all threads. Runs do not use it yet: NVIDIA's compiler takes it and its logic is run by threads of a CPU (both in the tests), but
-no card has run it.
+of all threads. Runs do not use it yet: in the tests NVIDIA's compiler takes it and threads of a CPU run it, but no card has.
 """
 
-from typing import Any
-
-from gdflow.basins.fused.source import fused_source
+from gdflow.basins.fused.source import Shape, fused_source
 
 _HEAD = """
 #include <math.h>
@@ -86,6 +83,6 @@ extern "C" __global__ void finish_starts(POOL) { if (!*halt) finish(ALL); }
 """
 
 
-def cuda_source(*args: Any) -> str:
-    """The source in CUDA C++; the arguments are those of `gdflow.basins.fused.source.fused_source`."""
-    return fused_source(*args, frame=(_HEAD, _KERNELS))
+def cuda_source(shape: Shape) -> str:
+    """The source of a program in CUDA C++."""
+    return fused_source(shape, (_HEAD, _KERNELS))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gdflow.basins.fused.build import program
-from gdflow.basins.fused.source import LARGEST_ORDER, LEAST_ATOL, NUMBERS, fused_source, joins_smoothly
+from gdflow.basins.fused.source import LARGEST_ORDER, LEAST_ATOL, NUMBERS, Shape, fused_source, joins_smoothly
 from gdflow.basins.lanes import in_threads
 from gdflow.basins.methods.runge_kutta import RungeKutta
 from gdflow.basins.outcomes import Status
@@ -71,8 +71,8 @@ def widths_run(process: LaneProcess) -> tuple[int, ...]:
 
 
 @functools.cache
-def _program(widths: tuple[int, ...], solver: Any, order: int, levels: int, crossings: int, proof: bool) -> Any:
-    function = program(fused_source(widths, solver, order, levels, crossings, proof)).run
+def _program(shape: Shape) -> Any:
+    function = program(fused_source(shape)).run
     function.restype, function.argtypes = None, [ctypes.c_int64, *[ctypes.c_void_p] * 28]
     return function
 
@@ -124,9 +124,8 @@ class Fused:
         self.halt = np.zeros(1, np.int64)
         widths = widths_run(process)
         self.size = sum(a * b for a, b in itertools.pairwise(widths))
-        self.program = _program(
-            widths, method.solver, int(method.order), levels.shape[0], self.num_crossings, self.proves
-        )
+        self.shape = Shape(widths, method.solver, int(method.order), levels.shape[0], self.num_crossings, self.proves)
+        self.program = _program(self.shape)
 
     def end(self, starts: np.ndarray) -> dict[str, np.ndarray]:
         """Where some starts end, by the names of the program. **Arguments:** `starts`: `(parameters, num)`, entry by entry."""

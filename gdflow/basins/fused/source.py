@@ -10,7 +10,7 @@ The decisions are those of `gdflow.basins.process.LaneProcess` (`init`, `step`, 
 in the same order; roots are found as in `gdflow.dynamics.crossings`. A lane depends on no other.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import numpy as np
@@ -36,20 +36,27 @@ NUMBERS = (
 )  # fmt: skip
 
 
-def fused_source(
-    widths: tuple[int, ...],
-    solver: diffrax.AbstractERK,
-    order: int,
-    levels: int,
-    crossings: int,
-    proof: bool,
-    frame: tuple[str, str] | None = None,
-) -> str:
-    """The source for networks of some widths, a solver, the order of its error, so many levels of the verdict and of timed
-    crossings, with the tube of a proof or without.
+class Shape(NamedTuple):
+    """What a program is made for: all else are arguments of it.
 
-    **Arguments:** `frame`: what comes before and after what is alike for all machines, by default of a CPU.
+    - `widths`: of the networks that run; `solver`, and the `order` of its error;
+    - `levels`: of the verdict; `crossings`: levels that are timed;
+    - `proof`: whether the tube of a proof is carried along.
     """
+
+    widths: tuple[int, ...]
+    solver: diffrax.AbstractERK
+    order: int
+    levels: int
+    crossings: int
+    proof: bool
+
+
+def fused_source(shape: Shape, frame: tuple[str, str] | None = None) -> str:
+    """The source of a program. **Arguments:** `frame`: what comes before and after what is alike for all machines, by default
+    of a CPU.
+    """
+    widths, solver, order, levels, crossings, proof = shape
     head, tail = (_HEAD, _RUN) if frame is None else frame
     tableau: Any = solver.tableau
     weights = path_weights(solver)
