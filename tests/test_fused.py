@@ -384,7 +384,7 @@ def test_sanitizers_find_nothing(seed, proof, monkeypatch, tmp_path):
     high, low = jnp.zeros(num, jnp.uint32), jnp.arange(num, dtype=jnp.uint32)
     starts = np.ascontiguousarray(engine._draw(process, high, low))
     (tmp_path / "data").write_bytes(b"".join(x.tobytes() for x in (starts, *fused.constants)))
-    _, target, design, numbers, levels = fused.constants
+    _, target, design, numbers, _ = fused.constants
     text = fused_source(fused.shape)
     (tmp_path / "fused.c").write_text(text + _HARNESS)
     flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-shared", "-fPIC")]
