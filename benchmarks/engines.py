@@ -2,10 +2,10 @@
 
     python benchmarks/engines.py [--widths 2 4 6 8 12 16 24] [--layers 3] [--seconds 2]
 
-Times `plan.collect` on networks w-…-w with the drift as the only rider, on all cores, in µs per start, drawing included; compiled
-before. The rule (`gdflow.basins.fused.engine.why_not_fused`): the fused program runs whatever XLA would run with lanes along the last
-axis (`gdflow.layouts.suitable_layout`), in blocks of `gdflow.basins.fused.source.LANES`. The wider widths of this table are beyond
-that rule: it is put aside for them, to see where the program stops paying. Seconds of compilation are shown beside.
+Times `plan.collect` on networks w-…-w with the drift as the only rider, on all cores, in µs per start, drawing included and
+compilation apart. The rule: what the fused program can run it does run where no layer is wider than
+`gdflow.basins.fused.engine.WIDEST`, in blocks of `gdflow.basins.fused.source.LANES`. That width is put aside here, to see where
+the program stops paying; what first runs take longer is shown beside.
 """
 
 import argparse
@@ -59,7 +59,9 @@ def main() -> None:
     options = parser.parse_args()
     rule, default = engine.why_not_fused, source.LANES
     titles = [f"fused, {lanes} lanes" for lanes in BLOCKS]
-    print(f"| widths | XLA | {' | '.join(titles)} | XLA over fused, {default} lanes | first run: XLA, fused | by the rule |")
+    print(
+        f"| widths | XLA | {' | '.join(titles)} | XLA over fused, {default} lanes | first run: XLA, fused | by the rule |"
+    )
     print("|---" * (len(BLOCKS) + 5) + "|")
     for width in options.widths:
         plan = plan_of((width,) * (options.layers + 1))
@@ -72,7 +74,7 @@ def main() -> None:
         for lanes in BLOCKS:
             head = source._HEAD
             source._HEAD = head.replace(f"#define V {default}\n", f"#define V {lanes}\n")
-            assert lanes == default or source._HEAD != head
+            assert lanes == default or head != source._HEAD
             engine._program.cache_clear()
             build._program.cache_clear()
             times[lanes], firsts[lanes] = timed(plan, options.seconds)

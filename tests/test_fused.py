@@ -200,7 +200,9 @@ def test_what_is_left_to_xla(plan, monkeypatch):
 
     assert reason() is None
     assert "Runge–Kutta" in reason(method=gf.integrator(diffrax.Kvaerno3()))
-    assert "too wide" in reason(law=gf.initialization.Gaussian((6, 20, 3)))
+    deep = gf.initialization.Gaussian((6, *[12] * 8, 3))
+    assert "too large for the stack" in reason(law=deep, method=gf.integrator(diffrax.Dopri8()))
+    assert "wider than" in reason(law=gf.initialization.Gaussian((6, 20, 3)))
     assert reason(proof=True) is None
     assert "rider" in reason(riders=(gf.basins.Imbalance(),))
     square = gf.Problem.from_singular_values([2, 1])
@@ -249,7 +251,7 @@ def fresh(monkeypatch, tmp_path):
         for function in (build.find_compiler, build._machine, build._program, engine._program, engines._say_once):
             function.cache_clear()
 
-    monkeypatch.setenv(build.FOLDER, str(tmp_path / "programs"))
+    monkeypatch.setenv(build.FOLDER, str(tmp_path))
     forget()
     yield forget
     forget()
@@ -316,6 +318,27 @@ def test_without_a_compiler_xla_runs_and_says_so_once(fresh, plan, monkeypatch, 
         collected(plan, range(20), "fused", monkeypatch)
 
 
+def test_nothing_is_kept_where_no_folder_is_wanted(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(build.FOLDER, "")
+    assert build.program(SOURCE).answer() == 42
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_programs_that_cannot_be_loaded_are_none_and_are_made_once(fresh, monkeypatch, tmp_path):
+    fake, log = tmp_path / "fake-cc", tmp_path / "log"
+    fake.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho made >> {log}\n'
+        'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo junk > "$2"; shift; done\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("CC", str(fake))
+    for _ in range(3):
+        with pytest.raises(build.NoCompiler, match="of no use"):
+            build.program(SOURCE)
+    assert log.read_text().count("made") <= 2  # for the folder, and for a temporary one
+
+
 def test_a_compiler_that_fails_is_no_compiler(fresh, monkeypatch, tmp_path):
     fake = tmp_path / "fake-cc"
     fake.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'no can do' >&2\nexit 1\n")
@@ -328,7 +351,7 @@ def test_a_compiler_that_fails_is_no_compiler(fresh, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_processes_may_make_the_same_program_at_once(fresh, tmp_path):
     code = f"from gdflow.basins.fused.build import program; assert program({SOURCE!r}).answer() == 42"
-    environment = os.environ | {build.FOLDER: str(tmp_path / "programs")}
+    environment = os.environ | {build.FOLDER: str(tmp_path)}
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
     (kept,) = programs(tmp_path)

@@ -65,25 +65,40 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
 
 
-def folder() -> pathlib.Path:
-    """Where programs are kept: `GDFLOW_CACHE`, else `gdflow` in the user's cache."""
-    if os.environ.get(FOLDER):
-        return pathlib.Path(os.environ[FOLDER])
+def folder() -> pathlib.Path | None:
+    """Where programs are kept: below `GDFLOW_CACHE`, nowhere if that is empty, else below `gdflow` in the user's cache."""
+    chosen = os.environ.get(FOLDER)
+    if chosen is not None:
+        return pathlib.Path(chosen) / "programs" if chosen else None
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(base) / "gdflow" / "programs"
 
 
 def program(source: str) -> ctypes.CDLL:
-    """The compiled source; `NoCompiler` where it cannot be made. A second call in a process finds the first one's."""
+    """The compiled source; `NoCompiler` where it cannot be made. A second call in a process finds what the first one did."""
     with _LOCK:
-        return _program(source)
+        found = _program(source)
+    if isinstance(found, NoCompiler):
+        raise NoCompiler(str(found))
+    return found
 
 
 @functools.cache
-def _program(source: str) -> ctypes.CDLL:
+def _program(source: str) -> ctypes.CDLL | NoCompiler:
+    try:
+        return _load(source)
+    except NoCompiler as error:
+        return error
+    except OSError as error:  # a program that cannot be loaded, no room on the disk, no folder for what is temporary
+        return NoCompiler(f"the compiled program is of no use: {error}")
+
+
+def _load(source: str) -> ctypes.CDLL:
     name = hashlib.sha256((source + _machine()).encode()).hexdigest()
     try:
         place = folder()
+        if place is None:
+            raise FileNotFoundError("no folder is wanted")
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(place):
             raise PermissionError(f"{place} can be written by others")

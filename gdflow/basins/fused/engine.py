@@ -21,11 +21,15 @@ from gdflow.basins.process import FIRST_STEP, LaneProcess
 from gdflow.basins.riders import Crossings, Drift
 from gdflow.basins.tube import Tube
 from gdflow.ids import split_ids
-from gdflow.layouts import LanesLast
 from gdflow.losses import SquaredError
 from gdflow.objective import LinearObjective
 from gdflow.rounding import coarse_error_parts, coarse_is_enough
 from gdflow.verdicts import AbstractLevelVerdict, AlmostSure, Balanced, LevelVerdict
+
+#: The program pays for layers up to this width (benchmarks/engines.py), …
+WIDEST = 16
+#: … if its arrays take so many bytes at most. Threads have two megabytes where the user's limit is none.
+LARGEST_STACK = 3 * 2**19
 
 #: How starts end, numbered as in the program.
 ENDS = np.array([
@@ -45,8 +49,8 @@ def why_not_fused(process: Any) -> str | None:
         return "it is for linear networks with the squared error"
     if objective.target.dtype != jnp.float64:
         return "it is for double precision"
-    if not isinstance(method.layout, LanesLast) or not coarse_is_enough(process.starts.widths):
-        return "the layers are too wide"
+    if max(process.starts.widths) > WIDEST or not coarse_is_enough(process.starts.widths):
+        return f"layers are wider than {WIDEST}, or too many for one bound of their round-off"
     if not objective.design.shape[0] == objective.design.shape[1] == objective.target.shape[1]:
         return "it is for as many columns of data as the input has coordinates"
     if not joins_smoothly(method.solver) or not (isinstance(method.shortest, float) and method.shortest == 0):
@@ -58,6 +62,8 @@ def why_not_fused(process: Any) -> str | None:
     kinds = [type(rider) for rider in process.riders]
     if len(set(kinds)) < len(kinds) or not set(kinds) <= {Drift, Crossings, Tube}:
         return "a rider looks at every step"
+    if shape_of(process).stack > LARGEST_STACK:
+        return "networks are too large for the stack of a thread"
     return None
 
 
@@ -70,6 +76,16 @@ def widths_run(process: LaneProcess) -> tuple[int, ...]:
     return (objective.design.shape[0], *process.starts.widths[1:-1], objective.target.shape[0])
 
 
+def shape_of(process: LaneProcess) -> Shape:
+    """What the program of a process is made for."""
+    method: Any = process.method
+    verdict: Any = process.verdict
+    crossings = sum(rider.levels.shape[0] for rider in process.riders if isinstance(rider, Crossings))
+    proof = any(isinstance(rider, Tube) for rider in process.riders)
+    levels = verdict.thresholds.values.shape[0]
+    return Shape(widths_run(process), method.solver, int(method.order), levels, crossings, proof)
+
+
 @functools.cache
 def _program(shape: Shape) -> Any:
     function = program(fused_source(shape)).run
@@ -80,8 +96,8 @@ def _program(shape: Shape) -> Any:
 @eqx.filter_jit
 def _draw(process: LaneProcess, high: Any, low: Any) -> Any:
     """The starts of a pool, entry by entry: the starts along the last axis."""
-    nets, _ = process.draw(high, low)
-    return jnp.concatenate([w.reshape(-1, high.shape[0]) for w in nets.weights])
+    nets = process.problem.convert(process.starts.draw(high, low), process.source, process.problem.coordinates)
+    return jnp.concatenate([w.reshape(high.shape[0], -1).T for w in nets.weights])
 
 
 def _numbers(process: LaneProcess) -> np.ndarray:
@@ -107,7 +123,6 @@ class Fused:
 
     def __init__(self, process: LaneProcess):
         objective: Any = process.objective
-        method: Any = process.method
         assert isinstance(process.verdict, AbstractLevelVerdict)
         levels = process.verdict.thresholds.bounds
         crossings: list[Any] = [rider.levels for rider in process.riders if isinstance(rider, Crossings)]
@@ -122,9 +137,8 @@ class Fused:
         self.constants = [np.ascontiguousarray(x, np.float64) for x in data]
         self.num_crossings = self.constants[0].size
         self.halt = np.zeros(1, np.int64)
-        widths = widths_run(process)
-        self.size = sum(a * b for a, b in itertools.pairwise(widths))
-        self.shape = Shape(widths, method.solver, int(method.order), levels.shape[0], self.num_crossings, self.proves)
+        self.size = sum(a * b for a, b in itertools.pairwise(widths_run(process)))
+        self.shape = shape_of(process)
         self.program = _program(self.shape)
 
     def end(self, starts: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """Matrices of vectors in C: products whose sums stay in registers, Gram matrices. All sizes are fixed."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,10 +16,23 @@ def number(x: float) -> str:
     return float(x).hex()
 
 
-def parts(size: int, most: int) -> Iterator[tuple[int, int]]:
-    """Where parts begin and how long they are: as few as possible, of equal length as far as possible."""
-    ends = np.linspace(0, size, -(-size // most) + 1).round().astype(int).tolist()
-    yield from ((a, b - a) for a, b in itertools.pairwise(ends))
+def parts(size: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Parts of at most so many, as few as possible and of two lengths that differ by one: where they begin, how many there are,
+    and how long they are.
+    """
+    count = -(-size // most)
+    long = size % count
+    length = size // count
+    if long:
+        yield 0, long, length + 1
+    if count > long:
+        yield long * (length + 1), count - long, length
+
+
+def _each_part(variable: str, first: int, count: int, length: int) -> str:
+    if count == 1:
+        return f"for (int {variable} = {first}, once = 1; once; once = 0)"
+    return f"for (int {variable} = {first}; {variable} < {first + count * length}; {variable} += {length})"
 
 
 def product(
@@ -29,17 +41,18 @@ def product(
     """`out = a b`, `shape` rows, inner, columns; `a(i, k) = a[i·s + k·t]`, `b(k, j) = b[k·s + j·t]`; block by block."""
     rows, inner, columns = shape
     lines = []
-    for i, num_rows in parts(rows, _ROWS):
-        for j, num_columns in parts(columns, _COLUMNS):
-            h, w = range(num_rows), range(num_columns)
-            names = [f"s{r}{c}" for r in h for c in w]
-            lines.append("{ v " + ", ".join(f"{name} = {{0}}" for name in names) + ";")
-            lines.append(f"for (int k = 0; k < {inner}; ++k) {{")
-            lines += [f"const v a{r} = {a}[{(i + r) * a_steps[0]} + k * {a_steps[1]}];" for r in h]
-            lines += [f"const v b{c} = {b}[k * {b_steps[0]} + {(j + c) * b_steps[1]}];" for c in w]
-            lines += [f"s{r}{c} += a{r} * b{c};" for r in h for c in w]
+    for row_parts in parts(rows, _ROWS):
+        for column_parts in parts(columns, _COLUMNS):
+            h, w = range(row_parts[-1]), range(column_parts[-1])
+            names = [f"s{r}_{c}" for r in h for c in w]
+            lines.append(f"{_each_part('i', *row_parts)} {_each_part('j', *column_parts)} {{")
+            lines.append("v " + ", ".join(f"{name} = {{0}}" for name in names) + ";")
+            lines.append(f"for (int n = 0; n < {inner}; ++n) {{")
+            lines += [f"const v a{r} = {a}[(i + {r}) * {a_steps[0]} + n * {a_steps[1]}];" for r in h]
+            lines += [f"const v b{c} = {b}[n * {b_steps[0]} + (j + {c}) * {b_steps[1]}];" for c in w]
+            lines += [f"s{r}_{c} += a{r} * b{c};" for r in h for c in w]
             lines.append("}")
-            lines += [f"{out}[{(i + r) * columns + j + c}] = s{r}{c};" for r in h for c in w]
+            lines += [f"{out}[(i + {r}) * {columns} + j + {c}] = s{r}_{c};" for r in h for c in w]
             lines.append("}")
     return "\n".join(lines)
 
@@ -68,19 +81,24 @@ def gram_squares(out: str, a: str, rows: int, columns: int) -> str:
     height, inner = min(rows, columns), max(rows, columns)
     steps = (columns, 1) if rows <= columns else (1, columns)
     lines = []
-    blocks = list(parts(height, _GRAM_ROWS))
-    for n, (i, num_i) in enumerate(blocks):
-        for j, num_j in blocks[: n + 1]:
-            # Above the diagonal everything is as below.
-            pairs = [(r, c) for r in range(num_i) for c in range(num_j) if j + c <= i + r]
-            lines.append("{ v " + ", ".join(f"s{r}_{c} = {{0}}" for r, c in pairs) + ";")
-            lines.append(f"for (int k = 0; k < {inner}; ++k) {{")
-            lines += [f"const v a{r} = {a}[{(i + r) * steps[0]} + k * {steps[1]}];" for r in range(num_i)]
-            if i != j:
-                lines += [f"const v b{c} = {a}[{(j + c) * steps[0]} + k * {steps[1]}];" for c in range(num_j)]
-            other = "a" if i == j else "b"
-            lines += [f"s{r}_{c} += a{r} * {other}{c};" for r, c in pairs]
+    for first, count, length in parts(height, _GRAM_ROWS):
+        rows_here, begun = range(length), []
+        for other_first, other_count, other_length in parts(height, _GRAM_ROWS):
+            # Parts before: those of the other length, and of the same length; above the diagonal everything is as below.
+            if other_first < first:
+                begun.append((_each_part("j", other_first, other_count, other_length), other_length))
+            elif other_first == first and count > 1:
+                begun.append((f"for (int j = {first}; j < i; j += {length})", length))
+        lines.append(f"{_each_part('i', first, count, length)} {{")
+        for loop, width in [*begun, ("", 0)]:
+            pairs = [(r, c) for r in rows_here for c in (range(width) if width else range(r + 1))]
+            lines.append(loop + " { v " + ", ".join(f"s{r}_{c} = {{0}}" for r, c in pairs) + ";")
+            lines.append(f"for (int n = 0; n < {inner}; ++n) {{")
+            lines += [f"const v a{r} = {a}[(i + {r}) * {steps[0]} + n * {steps[1]}];" for r in rows_here]
+            lines += [f"const v b{c} = {a}[(j + {c}) * {steps[0]} + n * {steps[1]}];" for c in range(width)]
+            lines += [f"s{r}_{c} += a{r} * {'b' if width else 'a'}{c};" for r, c in pairs]
             lines.append("}")
-            lines += [f"{out} += {'1.0' if i + r == j + c else '2.0'} * s{r}_{c} * s{r}_{c};" for r, c in pairs]
+            lines += [f"{out} += {'2.0' if width or r > c else '1.0'} * s{r}_{c} * s{r}_{c};" for r, c in pairs]
             lines.append("}")
+        lines.append("}")
     return "\n".join(lines)

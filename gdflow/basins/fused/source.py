@@ -10,6 +10,7 @@ The decisions are those of `gdflow.basins.process.LaneProcess` (`init`, `step`, 
 in the same order; roots are found as in `gdflow.dynamics.crossings`. A lane depends on no other.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import diffrax
@@ -50,6 +51,15 @@ class Shape(NamedTuple):
     levels: int
     crossings: int
     proof: bool
+
+    @property
+    def stack(self) -> int:
+        """How many bytes its arrays take on the stack of a thread, at most: so many copies of a state in every lane."""
+        tableau: Any = self.solver.tableau
+        weights = path_weights(self.solver)
+        assert weights is not None
+        copies = len(tableau.b_sol) + len(weights) + (24 if self.proof else 14)
+        return 8 * LANES * copies * sum(a * b for a, b in itertools.pairwise(self.widths))
 
 
 def fused_source(shape: Shape, frame: tuple[str, str] | None = None) -> str:
@@ -278,21 +288,22 @@ def _attempt(tableau: Any) -> str:
 
 #: Divisions are slow: four quotients take one.
 _SCALED_SQUARES = """
-#define SCALE(p) (ATOL + RTOL * larger(size_of(y[p]), size_of(y1[p])))
+// Not above 1e75: the product of four is to be finite, and a smaller scale takes errors to be larger.
+#define SCALE(p) smaller(ATOL + RTOL * larger(size_of(y[p]), size_of(y1[p])), same(1e75))
     v sum = {0};
     int p = 0;
     for (; p + 3 < P; p += 4) {
         const v a = SCALE(p), b = SCALE(p + 1), c = SCALE(p + 2), d = SCALE(p + 3), ab = a * b, cd = c * d;
         const v rest = 1.0 / (ab * cd), one_ab = cd * rest, one_cd = ab * rest;
-        const v e = wrong[p] * (b * one_ab), f = wrong[p + 1] * (a * one_ab);
-        const v g = wrong[p + 2] * (d * one_cd), q = wrong[p + 3] * (c * one_cd);
+        const v e = h * wrong[p] * (b * one_ab), f = h * wrong[p + 1] * (a * one_ab);
+        const v g = h * wrong[p + 2] * (d * one_cd), q = h * wrong[p + 3] * (c * one_cd);
         sum += (e * e + f * f) + (g * g + q * q);
     }
     for (; p < P; ++p) {
-        const v e = wrong[p] / SCALE(p);
+        const v e = h * wrong[p] / SCALE(p);
         sum += e * e;
     }
-    return h * h * sum;
+    return sum;
 """
 
 
@@ -364,7 +375,7 @@ FUNCTION void begin(POOL) {
         m certified = reach < BOUND;
         const m decided = certified;
 #if PROOF
-        const v away = ROTATION * (sizes[0] + sizes[DEPTH - 1]);
+        const v away = ROTATION > 0.0 ? ROTATION * (sizes[0] + sizes[DEPTH - 1]) : same(0.0);
         certified &= reach + product_change(sizes, away, numbers) < BOUND;
 #endif
         const m level = level_of(reach, levels);
