@@ -124,6 +124,26 @@ def test_data_with_a_design_of_their_own(monkeypatch):
 
 
 @pytest.mark.slow
+def test_wide_layers(monkeypatch):
+    """Products whose blocks are run through in loops, of two lengths."""
+    problem = gf.Problem.from_singular_values([3.0, 2.0, 1.0], 16, 11)
+    law = gf.initialization.Gaussian((16, 13, 14, 11))
+    assert_alike(make_plan(problem, law, key=jax.random.key(2)), range(40), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1e20, 1e45, 1e50])
+def test_starts_whose_scales_overflow(scale, monkeypatch):
+    problem = gf.Problem.from_singular_values([2.0, 1.0])
+    rng = np.random.default_rng(0)
+    nets = gf.LayerTuple([scale * rng.normal(size=(9, 2, 2)) for _ in range(3)])
+    plan = make_plan(problem, nets, limits=Limits(largest=1e300, max_steps=300))
+    fused, lanes = (collected(plan, range(9), engine, monkeypatch) for engine in ("fused", "xla"))
+    for name in ("status", "limit", "highest"):
+        np.testing.assert_array_equal(fused[name], lanes[name], err_msg=name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [gf.initialization.Gaussian((3, 2, 3)), gf.initialization.Balanced((3, 3, 3))])
 def test_data_of_lower_rank_have_fewer_inputs(law, monkeypatch):
     """The layers that are run are those of the reduced coordinates, smaller than those of the starts."""
