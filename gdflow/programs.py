@@ -14,6 +14,14 @@ VARIABLE = "GDFLOW_CACHE"
 _last_look = -float("inf")
 
 
+def cache_folder() -> pathlib.Path | None:
+    """The folder that `GDFLOW_CACHE` names, `None` if it is empty, else `gdflow` in the user's cache folder."""
+    chosen = os.environ.get(VARIABLE)
+    if chosen is not None:
+        return pathlib.Path(chosen) if chosen else None
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "gdflow"
+
+
 def keep_programs(folder: str | os.PathLike | None = None) -> pathlib.Path | None:
     """Keeps compiled programs in a folder, so that the next process that needs them starts in seconds.
 
@@ -32,10 +40,8 @@ def keep_programs(folder: str | os.PathLike | None = None) -> pathlib.Path | Non
     >>> gf.keep_programs()
     ```
     """
-    if folder is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        folder = os.environ.get(VARIABLE, os.path.join(cache, "gdflow"))
-    if not os.fspath(folder):
+    folder = cache_folder() if folder is None else folder
+    if folder is None or not os.fspath(folder):
         return None
     path = pathlib.Path(folder) / (platform.node() or "host")
     try:

@@ -20,6 +20,7 @@ from gdflow.basins import Limits, engines
 from gdflow.basins.fused import build, engine, source, why_not_fused
 from gdflow.basins.fused.source import fused_source
 from gdflow.basins.plan import Plan, make_plan
+from gdflow.programs import VARIABLE
 
 
 def collected(plan: Plan, ids, engine: str, monkeypatch, **options) -> dict[str, np.ndarray]:
@@ -271,7 +272,7 @@ def fresh(monkeypatch, tmp_path):
         for function in (build.find_compiler, build._machine, build._program, engine._program, engines._say_once):
             function.cache_clear()
 
-    monkeypatch.setenv(build.FOLDER, str(tmp_path))
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
     forget()
     yield forget
     forget()
@@ -340,7 +341,7 @@ def test_without_a_compiler_xla_runs_and_says_so_once(fresh, plan, monkeypatch, 
 
 def test_nothing_is_kept_where_no_folder_is_wanted(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv(build.FOLDER, "")
+    monkeypatch.setenv(VARIABLE, "")
     assert build.program(SOURCE).answer() == 42
     assert list(tmp_path.iterdir()) == []
 
@@ -371,7 +372,7 @@ def test_a_compiler_that_fails_is_no_compiler(fresh, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_processes_may_make_the_same_program_at_once(fresh, tmp_path):
     code = f"from gdflow.basins.fused.build import program; assert program({SOURCE!r}).answer() == 42"
-    environment = os.environ | {build.FOLDER: str(tmp_path)}
+    environment = os.environ | {VARIABLE: str(tmp_path)}
     running = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
     (kept,) = programs(tmp_path)

@@ -17,12 +17,12 @@ import subprocess
 import tempfile
 import threading
 
+from gdflow.programs import cache_folder
+
 #: Compilers, in this order, but for the one that the variable `CC` names.
 COMPILERS = ("gcc", "cc", "clang")
 #: Fast where it changes no decision: what is no number stays so, and sums keep their order.
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-w")
-#: The folder of the programs, if not the user's cache.
-FOLDER = "GDFLOW_CACHE"
 #: A compiler that takes longer than this, in seconds, is given up.
 PATIENCE = 120
 
@@ -65,15 +65,6 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
 
 
-def folder() -> pathlib.Path | None:
-    """Where programs are kept: below `GDFLOW_CACHE`, nowhere if that is empty, else below `gdflow` in the user's cache."""
-    chosen = os.environ.get(FOLDER)
-    if chosen is not None:
-        return pathlib.Path(chosen) / "programs" if chosen else None
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "gdflow" / "programs"
-
-
 def program(source: str) -> ctypes.CDLL:
     """The compiled source; `NoCompiler` where it cannot be made. A second call in a process finds what the first one did."""
     with _LOCK:
@@ -96,9 +87,10 @@ def _program(source: str) -> ctypes.CDLL | NoCompiler:
 def _load(source: str) -> ctypes.CDLL:
     name = hashlib.sha256((source + _machine()).encode()).hexdigest()
     try:
-        place = folder()
-        if place is None:
+        cache = cache_folder()
+        if cache is None:
             raise FileNotFoundError("no folder is wanted")
+        place = cache / "programs"
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(place):
             raise PermissionError(f"{place} can be written by others")

@@ -57,6 +57,12 @@ def product(
     return "\n".join(lines)
 
 
+def layer_offsets(widths: tuple[int, ...]) -> np.ndarray:
+    """Where the layers begin among the entries of a network, and where the last one ends."""
+    sizes = [a * b for a, b in zip(widths[1:], widths[:-1], strict=True)]
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+
+
 def partial_products(widths: tuple[int, ...], offsets: np.ndarray) -> tuple[list[str], dict[int, str]]:
     """Lines that compute the products `W_j … W_1`, and where these are."""
     lines, right = [], {1: "y"}

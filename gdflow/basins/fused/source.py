@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import diffrax
 import numpy as np
 
-from gdflow.basins.fused.matrices import number, partial_products, product, weighted_sum
+from gdflow.basins.fused.matrices import layer_offsets, number, partial_products, product, weighted_sum
 from gdflow.basins.fused.tube import tube_source
 from gdflow.basins.methods.runge_kutta import path_weights
 from gdflow.basins.process import SMALLEST_STEP, VANISHING
@@ -71,8 +71,7 @@ def fused_source(shape: Shape, frame: tuple[str, str] | None = None) -> str:
     tableau: Any = solver.tableau
     weights = path_weights(solver)
     assert weights is not None
-    sizes = [a * b for a, b in zip(widths[1:], widths[:-1], strict=True)]
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+    offsets = layer_offsets(widths)
     parts = [head, _BASICS, f"#define P {offsets[-1]}", f"#define LEVELS {levels}", f"#define CROSSINGS {crossings}"]
     parts += [f"#define PROOF {int(proof)}", f"#define DEPTH {len(widths) - 1}"]
     parts.append(f"TABLE int offsets[] = {{{', '.join(map(str, offsets))}}};")

@@ -10,7 +10,7 @@ two even coefficients, and the lowest two odd ones, are rounded by at most `3γ�
 
 import numpy as np
 
-from gdflow.basins.fused.matrices import gram_squares, number, partial_products, product, weighted_sum
+from gdflow.basins.fused.matrices import gram_squares, layer_offsets, number, partial_products, product, weighted_sum
 from gdflow.basins.path_bounds import INFLATION, RATIOS, UNDERFLOW, num_nodes, relative_error, tail_factor
 from gdflow.basins.tube import INFLATION as SUMS
 from gdflow.basins.tube import MARGINS
@@ -56,11 +56,6 @@ def _table(name: str, values: tuple[float, ...] | list[float]) -> str:
     return f"TABLE double {name}[] = {{{', '.join(map(number, values))}}};"
 
 
-def _offsets(widths: tuple[int, ...]) -> np.ndarray:
-    sizes = [a * b for a, b in zip(widths[1:], widths[:-1], strict=True)]
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(int)
-
-
 #: `e^x` to a few units in the last place: `2^n e^r`, `|r| ≤ ½ln 2`, by the series to order 13. Infinite beyond 700, and of what
 #: is no number.
 _EXPONENTIAL = """
@@ -77,7 +72,7 @@ FUNCTION v exponential(v x) {
 def _squares_at(widths: tuple[int, ...]) -> str:
     """The squares that are integrated, at one node: of the defect, and of the Gram matrices of all `X_jk`, times a weight."""
     depth, d_in, d_out = len(widths) - 1, widths[0], widths[-1]
-    offsets = _offsets(widths)
+    offsets = layer_offsets(widths)
     forward, right = partial_products(widths, offsets)
     lines = [
         "FUNCTION void squares_at(const v *restrict y, const v *restrict velocity, v half, double weight,",
