@@ -1,10 +1,10 @@
-"""Which engine suits which widths: the fused program, with blocks of 4, 8 and 16 lanes, or XLA's lanes.
+"""Which engine suits which widths: the fused program, with blocks of 2, 4 and 8 lanes, or XLA's lanes.
 
     python benchmarks/engines.py [--widths 2 4 6 8 12 16 24] [--layers 3] [--seconds 2]
 
 Times `plan.collect` on networks w-…-w with the drift as the only rider, on all cores, in µs per start, drawing included and
 compilation apart. The rule: what the fused program can run it does run where no layer is wider than
-`gdflow.basins.fused.engine.WIDEST`, in blocks of `gdflow.basins.fused.source.LANES`. That width is put aside here, to see where
+`gdflow.basins.fused.engine.WIDEST`, in blocks of one register. That width is put aside here, to see where
 the program stops paying; what first runs take longer is shown beside.
 """
 
@@ -23,7 +23,12 @@ import gdflow as gf  # noqa: E402
 from gdflow.basins import Drift, Plan, engines, make_plan  # noqa: E402
 from gdflow.basins.fused import build, engine, source  # noqa: E402
 
-BLOCKS = (4, 8, 16)
+BLOCKS = (2, 4, 8)
+
+
+def chosen_block() -> int:
+    """How many lanes a block has on this machine."""
+    return build.program(f"{source._HEAD} int lanes(void) {{ return V; }}").lanes()
 
 
 def plan_of(widths: tuple[int, ...]) -> Plan:
@@ -57,7 +62,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
-    rule, default = engine.why_not_fused, source.LANES
+    rule, head, default = engine.why_not_fused, source._HEAD, chosen_block()
     titles = [f"fused, {lanes} lanes" for lanes in BLOCKS]
     print(
         f"| widths | XLA | {' | '.join(titles)} | XLA over fused, {default} lanes | first run: XLA, fused | by the rule |"
@@ -72,13 +77,10 @@ def main() -> None:
         os.environ[engines.VARIABLE] = "fused"
         times, firsts = {}, {}
         for lanes in BLOCKS:
-            head = source._HEAD
-            source._HEAD = head.replace(f"#define V {default}\n", f"#define V {lanes}\n")
-            assert lanes == default or head != source._HEAD
+            source._HEAD = f"#define V {lanes}\n{head}"
             engine._program.cache_clear()
-            build._program.cache_clear()
             times[lanes], firsts[lanes] = timed(plan, options.seconds)
-            source._HEAD = head
+        source._HEAD = head
         engine._program.cache_clear()
         engines.why_not_fused = rule
         row = " | ".join(f"{times[lanes]:.3g}" for lanes in BLOCKS)

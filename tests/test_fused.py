@@ -2,6 +2,8 @@
 
 import ctypes
 import dataclasses
+import functools
+import itertools
 import os
 import pathlib
 import stat
@@ -17,7 +19,7 @@ import pytest
 
 import gdflow as gf
 from gdflow.basins import Limits, engines
-from gdflow.basins.fused import build, engine, source, why_not_fused
+from gdflow.basins.fused import build, engine, matrices, source, why_not_fused
 from gdflow.basins.fused.source import fused_source
 from gdflow.basins.plan import Plan, make_plan
 from gdflow.programs import VARIABLE
@@ -200,6 +202,68 @@ def test_rows_depend_on_no_other_start(plan, monkeypatch):
         np.testing.assert_array_equal(whole[name][300:311], part[name])
 
 
+def test_rows_are_the_same_in_blocks_of_any_size(plan, monkeypatch):
+    """The machine's registers decide but on round-off: which sums of products are rounded once."""
+    head, rows = source._HEAD, []
+    for lanes in (2, 4, 8):
+        monkeypatch.setattr(source, "_HEAD", f"#define V {lanes}\n{head}")
+        engine._program.cache_clear()
+        rows.append(collected(plan, range(100), "fused", monkeypatch))
+    engine._program.cache_clear()
+    for other in rows[1:]:
+        for name, column in rows[0].items():
+            if column.dtype.kind == "f":
+                np.testing.assert_allclose(column, other[name], rtol=1e-9, atol=1e-12)
+            else:
+                np.testing.assert_array_equal(column, other[name])
+
+
+def orders(j: int, k: int):
+    """All ways to multiply layers `j` to `k`, as the places where each product is split."""
+    if j == k:
+        yield {}
+    for s in range(j, k):
+        for below, above in itertools.product(orders(j, s), orders(s + 1, k)):
+            yield {(j, k): s, **below, **above}
+
+
+@pytest.mark.parametrize(
+    "widths", [(6, 5, 5, 3), (3, 5, 5, 6), (10, 2, 7, 3, 4), (4, 1, 4, 9, 2, 5), (3, 3, 3, 3, 3), (2, 3)]
+)
+def test_the_order_of_products_is_the_cheapest(widths):
+    def cost(order):
+        return sum(widths[k + 1] * widths[s + 1] * widths[j] for (j, k), s in order.items())
+
+    chosen = matrices.cheapest_order(widths)
+    every = list(orders(0, len(widths) - 2))
+    assert chosen in every
+    assert cost(chosen) == min(map(cost, every))
+    if len(set(widths)) == 1:  # a network is evaluated from the right
+        assert all(s == k - 1 for (_, k), s in chosen.items())
+
+
+@pytest.mark.parametrize("widths", [(6, 5, 5, 3), (3, 2, 4), (10, 2, 7, 3, 4), (4, 1, 4, 9, 2, 5), (2, 3)])
+def test_derivatives_in_products_of_layers(widths):
+    """Of `⟨G, W_N…W_1⟩` in every `W_k … W_j`: `(W_N…W_{k+1})ᵀ G (W_{j−1}…W_1)ᵀ`, from whatever they are computed."""
+    depth, rng = len(widths) - 1, np.random.default_rng(0)
+    pairs = [(j, k) for j in range(depth) for k in range(j, depth)]
+    places = np.concatenate([[0], np.cumsum([widths[k + 1] * widths[j] for j, k in pairs])])
+    where = {layers: f"(out + {place})" for layers, place in zip(pairs, places, strict=False)}
+    whole, size = where[0, depth - 1], widths[-1] * widths[0]
+    forward, products = matrices.partial_products(widths, matrices.layer_offsets(widths))
+    lines = [*forward, f"for (int p = 0; p < {size}; ++p) {whole}[p] = g[p];"]
+    lines += matrices.derivatives(widths, products, where)
+    code = [f"#define V 1\n{source._HEAD}{source._BASICS}", "void all(const v *y, const v *g, v *out) {", *lines, "}"]
+    weights = [rng.normal(size=(b, a)) for a, b in itertools.pairwise(widths)]
+    g, out = rng.normal(size=(widths[-1], widths[0])), np.empty(places[-1])
+    y = np.concatenate([w.ravel() for w in weights])
+    build.program("\n".join(code)).all(*(x.ctypes.data_as(ctypes.c_void_p) for x in (y, g, out)))
+    for (j, k), found in zip(pairs, np.split(out, places[1:-1]), strict=True):
+        above = functools.reduce(lambda p, w: w @ p, weights[k + 1 :], np.eye(widths[k + 1]))
+        below = functools.reduce(lambda p, w: w @ p, weights[:j], np.eye(widths[0]))
+        np.testing.assert_allclose(found.reshape(widths[k + 1], -1), above.T @ g @ below.T, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_other_verdicts_and_riders(monkeypatch):
     problem = gf.Problem.from_singular_values([3, 2, 1])
@@ -245,7 +309,7 @@ def test_engines_that_are_none_are_refused(plan, monkeypatch):
 @pytest.mark.parametrize("n", range(1, source.LARGEST_ORDER + 1))
 def test_roots_of_eight_numbers_at_once(n):
     """To a few units in the last place, over all magnitudes; what is out of range comes out tiny or huge."""
-    code = source._HEAD + source._BASICS + source._nth_root(n)
+    code = f"#define V {source.LANES}\n{source._HEAD}" + source._BASICS + source._nth_root(n)
     code += "void roots(const double *x, double *r) { v y; EACH(i) y[i] = x[i]; y = nth_root(y); EACH(i) r[i] = y[i]; }"
     function = build.program(code).roots
     rng = np.random.default_rng(n)

@@ -42,7 +42,8 @@ def in_lanes(x: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def functions(widths, solver, order):
-    text = source.fused_source(source.Shape(widths, solver, order, levels=1, crossings=0, proof=True))
+    text = f"#define V {LANES}\n"
+    text += source.fused_source(source.Shape(widths, solver, order, levels=1, crossings=0, proof=True))
     text += """
     void exponentials(v *x) { *x = exponential(*x); }
     void paths(const v *y, const v *y1, const v (*k)[P], const v *h, v (*c)[P]) { path(y, y1, k, *h, c); }

@@ -1,5 +1,6 @@
 """Matrices of vectors in C: products whose sums stay in registers, Gram matrices. All sizes are fixed."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,17 +64,67 @@ def layer_offsets(widths: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(int)
 
 
-def partial_products(widths: tuple[int, ...], offsets: np.ndarray) -> tuple[list[str], dict[int, str]]:
-    """Lines that compute the products `W_j … W_1`, and where these are."""
-    lines, right = [], {1: "y"}
-    for j in range(2, len(widths)):
-        lines.append(f"v r{j}[{widths[j] * widths[0]}];")
-        shape = (widths[j], widths[j - 1], widths[0])
-        lines.append(
-            product(f"r{j}", f"(y + {offsets[j - 1]})", right[j - 1], shape, (widths[j - 1], 1), (widths[0], 1))
-        )
-        right[j] = f"r{j}"
-    return lines, right
+#: Consecutive layers, by the first and the last: `(j, k)` stands for `W_k … W_j`, of shape `(d_k, d_{j−1})`; counted from zero.
+Layers = tuple[int, int]
+
+
+def cheapest_order(widths: tuple[int, ...]) -> dict[Layers, int]:
+    """In which order all layers are multiplied with the fewest operations: of every product `W_k … W_j` that is made on the way
+    the `s` with `(W_k … W_{s+1})(W_s … W_j)`. Going back through the products costs twice as much, in whatever order.
+    """
+
+    @functools.cache
+    def best(j: int, k: int) -> tuple[int, int]:
+        outer = widths[j] * widths[k + 1]
+        costs = [(cost(j, s) + cost(s + 1, k) + outer * widths[s + 1], -s) for s in range(j, k)]
+        return min(costs)  # of equal ones from the right, as a network is evaluated
+
+    def cost(j: int, k: int) -> int:
+        return best(j, k)[0] if k > j else 0
+
+    order, rest = {}, [(0, len(widths) - 2)]
+    while rest:
+        j, k = rest.pop()
+        if k > j:
+            order[j, k] = s = -best(j, k)[1]
+            rest += [(j, s), (s + 1, k)]
+    return order
+
+
+def partial_products(widths: tuple[int, ...], offsets: np.ndarray) -> tuple[list[str], dict[Layers, str]]:
+    """Lines that compute the product of all layers, in the cheapest order, and where it, its factors and the layers are."""
+    lines, where = [], {(j, j): f"(y + {offsets[j]})" for j in range(len(widths) - 1)}
+    for (j, k), s in sorted(cheapest_order(widths).items(), key=lambda item: item[0][1] - item[0][0]):
+        shape = (widths[k + 1], widths[s + 1], widths[j])
+        lines.append(f"v p{j}_{k}[{shape[0] * shape[2]}];")
+        lines.append(product(f"p{j}_{k}", where[s + 1, k], where[j, s], shape, (shape[1], 1), (shape[2], 1)))
+        where[j, k] = f"p{j}_{k}"
+    return lines, where
+
+
+def derivatives(widths: tuple[int, ...], products: dict[Layers, str], where: dict[Layers, str]) -> list[str]:
+    """Lines that compute the derivatives of a function of the product of all layers in products of some of them.
+
+    The derivative in `W_k … W_j` follows from that in a longer product, `W_l … W_j` or `W_k … W_i`: by a product with the
+    transpose of what the latter has beside it, from the left or from the right.
+
+    **Arguments:** `products`: of layers that are known; `where`: where the derivatives are to be; that in the product of all
+    layers is there.
+    """
+    lines, known = [], [(0, len(widths) - 2)]
+    for j, k in sorted(where, key=lambda layers: layers[0] - layers[1])[1:]:
+        rows, columns = widths[k + 1], widths[j]
+        above = [(widths[last + 1], (j, last)) for first, last in known if first == j and (k + 1, last) in products]
+        beside = [(widths[first], (first, k)) for first, last in known if last == k and (first, j - 1) in products]
+        inner, source = min(above + beside)
+        if source[0] == j:
+            a, b = products[k + 1, source[1]], where[source]
+            lines.append(product(where[j, k], a, b, (rows, inner, columns), (1, rows), (columns, 1)))
+        else:
+            a, b = where[source], products[source[0], j - 1]
+            lines.append(product(where[j, k], a, b, (rows, inner, columns), (inner, 1), (1, inner)))
+        known.append((j, k))
+    return lines
 
 
 def weighted_sum(weights: Any, names: Sequence[str]) -> str:

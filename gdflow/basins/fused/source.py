@@ -16,14 +16,21 @@ from typing import Any, NamedTuple
 import diffrax
 import numpy as np
 
-from gdflow.basins.fused.matrices import layer_offsets, number, partial_products, product, weighted_sum
+from gdflow.basins.fused.matrices import (
+    cheapest_order,
+    derivatives,
+    layer_offsets,
+    number,
+    partial_products,
+    weighted_sum,
+)
 from gdflow.basins.fused.tube import tube_source
 from gdflow.basins.methods.runge_kutta import path_weights
 from gdflow.basins.process import SMALLEST_STEP, VANISHING
 from gdflow.dynamics.crossings import MAX_EVALUATIONS
 from gdflow.rounding import frobenius_parts
 
-#: Lanes of a block: one register of AVX-512, two of AVX2.
+#: Lanes of a block at most.
 LANES = 8
 #: So many stages are prepared in one pass over those before.
 _STAGES = 3
@@ -87,21 +94,31 @@ def fused_source(shape: Shape, frame: tuple[str, str] | None = None) -> str:
     return "\n".join([*parts, tail]) + "\n"
 
 
-_HEAD = f"""
+#: A block fills one register. Of 512 bits only where units are as wide: these processors of AMD have halves of them, and blocks
+#: of four fit into the first cache (benchmarks/engines.py).
+_HEAD = """
 #include <math.h>
 #include <stdint.h>
-#define V {LANES}
+#ifndef V
+#if defined(__AVX512F__) && !defined(__znver3__) && !defined(__znver4__)
+#define V 8
+#elif defined(__AVX__)
+#define V 4
+#else
+#define V 2
+#endif
+#endif
 #define FUNCTION static inline
 #define APART static __attribute__((noinline))
 #define TABLE static const
 typedef double v __attribute__((vector_size(8 * V)));
 typedef int64_t m __attribute__((vector_size(8 * V)));
-#define NONE ((m){{0}})
+#define NONE ((m){0})
 #define CHOOSE(c, a, b) ((v)(((m)(a) & (c)) | ((m)(b) & ~(c))))
 #define SQUARE_ROOT __builtin_sqrt
 #define FIRST 0  // of the starts of a pool; the next one
 #define STEP 1
-FUNCTION int64_t take(int64_t *taken) {{ return (*taken)++; }}
+FUNCTION int64_t take(int64_t *taken) { return (*taken)++; }
 """
 
 #: What is alike for vectors and for single numbers.
@@ -139,27 +156,22 @@ FUNCTION v nth_root(v x) {{  // what is out of range, zero and infinity, comes o
 
 
 def _field(widths: tuple[int, ...], offsets: np.ndarray) -> str:
-    """The loss at `y`, and with `−∇L`: products from the right, the residual, products from the left (diagonal design)."""
+    """The loss at `y`, and with `−∇L`: the product of the layers, the residual, and back through the products."""
     depth, d_in, d_out = len(widths) - 1, widths[0], widths[-1]
-    forward, right = partial_products(widths, offsets)
-    residual = f"const v e = {right[depth]}[i * {d_in} + j] * design[j] - target[i * {d_in} + j];"
+    forward, products = partial_products(widths, offsets)
+    whole = (0, depth - 1)
+    where = {layers: f"g{layers[0]}_{layers[1]}" for layers in cheapest_order(widths)}
+    room = [f"v {where[j, k]}[{widths[k + 1] * widths[j]}];" for j, k in where]
+    where |= {(j, j): f"(k + {offsets[j]})" for j in range(depth)}
+    entry = f"i * {d_in} + j"
+    residual = f"const v e = {products[whole]}[{entry}] * design[j] - target[{entry}];"
     loops = f"for (int i = 0; i < {d_out}; ++i) for (int j = 0; j < {d_in}; ++j) {{"
     data = "const double *target, const double *design"
     value = [f"FUNCTION v value(const v *restrict y, {data}) {{", *forward, "v loss = {0};", loops, residual]
     value += ["loss += e * e; }", "return 0.5 * loss; }"]
-    lines = [f"FUNCTION v field(const v *restrict y, v *restrict k, {data}) {{", *forward]
-    first = "k" if depth == 1 else f"left{depth}"
-    if depth > 1:
-        lines.append(f"v {first}[{d_out * d_in}];")
-    lines += ["v loss = {0};", loops, residual, f"loss += e * e; {first}[i * {d_in} + j] = -e * design[j]; }}"]
-    for j in range(depth, 1, -1):
-        shape = (widths[j], d_in, widths[j - 1])
-        lines.append(product(f"(k + {offsets[j - 1]})", f"left{j}", right[j - 1], shape, (d_in, 1), (1, d_in)))
-        goal = f"left{j - 1}" if j > 2 else "k"
-        if j > 2:
-            lines.append(f"v {goal}[{widths[j - 1] * d_in}];")
-        shape = (widths[j - 1], widths[j], d_in)
-        lines.append(product(goal, f"(y + {offsets[j - 1]})", f"left{j}", shape, (1, widths[j - 1]), (d_in, 1)))
+    lines = [f"FUNCTION v field(const v *restrict y, v *restrict k, {data}) {{", *forward, *room, "v loss = {0};"]
+    lines += [loops, residual, f"loss += e * e; {where[whole]}[{entry}] = -e * design[j]; }}"]
+    lines += derivatives(widths, products, where)
     return "\n".join([*value, *lines, "return 0.5 * loss;", "}"])
 
 

@@ -10,7 +10,15 @@ two even coefficients, and the lowest two odd ones, are rounded by at most `3γ�
 
 import numpy as np
 
-from gdflow.basins.fused.matrices import gram_squares, layer_offsets, number, partial_products, product, weighted_sum
+from gdflow.basins.fused.matrices import (
+    derivatives,
+    gram_squares,
+    layer_offsets,
+    number,
+    partial_products,
+    product,
+    weighted_sum,
+)
 from gdflow.basins.path_bounds import INFLATION, RATIOS, UNDERFLOW, num_nodes, relative_error, tail_factor
 from gdflow.basins.tube import INFLATION as SUMS
 from gdflow.basins.tube import MARGINS
@@ -73,40 +81,27 @@ def _squares_at(widths: tuple[int, ...]) -> str:
     """The squares that are integrated, at one node: of the defect, and of the Gram matrices of all `X_jk`, times a weight."""
     depth, d_in, d_out = len(widths) - 1, widths[0], widths[-1]
     offsets = layer_offsets(widths)
-    forward, right = partial_products(widths, offsets)
+    forward, products = partial_products(widths, offsets)
+    pairs = [(j, k) for j in range(depth) for k in range(j, depth)]
+    where = {(j, k): f"x{j}_{k}" for j, k in pairs}  # X_jkᵀ; for j = k the layer's part of −∇L
+    entry = f"i * {d_in} + j"
     lines = [
         "FUNCTION void squares_at(const v *restrict y, const v *restrict velocity, v half, double weight,",
         "                       const double *target, const double *design, v *sums) {",
         *forward,
         "v out[1 + PAIRS];",
         "for (int i = 0; i <= PAIRS; ++i) out[i] = same(0.0);",
-        f"v left{depth}[{d_out * d_in}];",
+        *[f"v {name}[{widths[k + 1] * widths[j]}];" for (j, k), name in where.items()],
         f"for (int i = 0; i < {d_out}; ++i) for (int j = 0; j < {d_in}; ++j)",
-        f"left{depth}[i * {d_in} + j] = "
-        f"(target[i * {d_in} + j] - {right[depth]}[i * {d_in} + j] * design[j]) * design[j];",
+        f"x0_{depth - 1}[{entry}] = (target[{entry}] - {products[0, depth - 1]}[{entry}] * design[j]) * design[j];",
+        *derivatives(widths, products, where),
     ]
-    for k in range(depth - 1, 0, -1):  # left_k = W_{k+1}ᵀ…W_NᵀMD
-        lines.append(f"v left{k}[{widths[k] * d_in}];")
-        shape = (widths[k], widths[k + 1], d_in)
-        lines.append(product(f"left{k}", f"(y + {offsets[k]})", f"left{k + 1}", shape, (1, widths[k]), (d_in, 1)))
     for j in range(depth):
-        for k in range(depth - 1, j - 1, -1):  # for j = k the layer's part of −∇L
-            name, rows, columns = f"left{k + 1}", widths[k + 1], widths[j]
-            if j > 0:  # X_jkᵀ = left_{k+1} (W_j…W_1)ᵀ = W_{k+2}ᵀ X_j,k+1ᵀ, whichever is cheaper
-                name = f"x{j}_{k}"
-                lines.append(f"v {name}[{rows * columns}];")
-                if k < depth - 1 and widths[k + 2] < d_in:
-                    shape, above = (rows, widths[k + 2], columns), f"x{j}_{k + 1}"
-                    lines.append(product(name, f"(y + {offsets[k + 1]})", above, shape, (1, rows), (columns, 1)))
-                else:
-                    shape = (rows, d_in, columns)
-                    lines.append(product(name, f"left{k + 1}", right[j], shape, (d_in, 1), (1, d_in)))
-            if j == k:
-                lines.append(f"for (int p = 0; p < {rows * columns}; ++p) {{")
-                lines.append(f"const v r = velocity[{offsets[j]} + p] - half * {name}[p]; out[0] += r * r; }}")
-            else:
-                pair = 1 + j * (2 * depth - j - 1) // 2 + k - j - 1  # pairs are counted row by row
-                lines.append(gram_squares(f"out[{pair}]", name, rows, columns))
+        lines.append(f"for (int p = 0; p < {offsets[j + 1] - offsets[j]}; ++p) {{")
+        lines.append(f"const v r = velocity[{offsets[j]} + p] - half * {where[j, j]}[p]; out[0] += r * r; }}")
+    pairs = [(j, k) for j, k in pairs if j < k]
+    for n, (j, k) in enumerate(pairs, 1):
+        lines.append(gram_squares(f"out[{n}]", where[j, k], widths[k + 1], widths[j]))
     return "\n".join([*lines, "for (int i = 0; i <= PAIRS; ++i) sums[i] += weight * out[i];", "}"])
 
 
