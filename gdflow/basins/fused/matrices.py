@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 #: Rows and columns of the sums that stay in registers.
-_ROWS, _COLUMNS = 3, 6
+_ROWS, _COLUMNS = 2, 6
 #: The same of Gram matrices.
 _GRAM_ROWS = 5
 
