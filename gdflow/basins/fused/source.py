@@ -61,12 +61,17 @@ class Shape(NamedTuple):
 
     @property
     def stack(self) -> int:
-        """How many bytes its arrays take on the stack of a thread, at most: so many copies of a state in every lane."""
+        """How many bytes its arrays take on the stack of a thread, at most: in every lane so many copies of a state, the products
+        of layers and the derivatives in them.
+        """
         tableau: Any = self.solver.tableau
         weights = path_weights(self.solver)
         assert weights is not None
         copies = len(tableau.b_sol) + len(weights) + (24 if self.proof else 14)
-        return 8 * LANES * copies * sum(a * b for a, b in itertools.pairwise(self.widths))
+        depth, made = len(self.widths) - 1, list(cheapest_order(self.widths))
+        made += [(j, k) for j in range(depth) for k in range(j, depth)] if self.proof else made
+        products = sum(self.widths[j] * self.widths[k + 1] for j, k in made)
+        return 8 * LANES * (copies * sum(a * b for a, b in itertools.pairwise(self.widths)) + products)
 
 
 def fused_source(shape: Shape, frame: tuple[str, str] | None = None) -> str:
