@@ -1,6 +1,6 @@
 """Which engine suits which widths: the fused program, with blocks of 2, 4 and 8 lanes, or XLA's lanes.
 
-    python benchmarks/engines.py [--widths 2 4 6 8 12 16 24] [--layers 3] [--seconds 2]
+    python benchmarks/engines.py [--widths 2 4 6 8 12 16 24] [--layers 3] [--seconds 5]
 
 Times `plan.collect` on networks w-…-w with the drift as the only rider, on all cores, in µs per start, drawing included and
 compilation apart. The rule: what the fused program can run it does run where no layer is wider than
@@ -42,6 +42,7 @@ def timed(plan: Plan, seconds: float) -> tuple[float, float]:
     plan.collect(range(num))
     first = time.perf_counter() - begin
     while True:  # as many starts as take so long
+        plan.collect(range(num))  # pools of another size are drawn by another program
         begin = time.perf_counter()
         plan.collect(range(num))
         spent = time.perf_counter() - begin
@@ -60,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[2, 4, 6, 8, 12, 16, 24])
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=5.0)
     options = parser.parse_args()
     rule, head, default = engine.why_not_fused, source._HEAD, chosen_block()
     titles = [f"fused, {lanes} lanes" for lanes in BLOCKS]

@@ -82,7 +82,9 @@ def coarse_residual_error(
 def coarse_error_parts(
     objective: LinearObjective | Problem, widths: tuple[int, ...]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """`a` and `b` of the coarse bound `a∏‖W_j‖_F + b`."""
+    """`a` and `b` of the coarse bound `a∏‖W_j‖_F + b`, in whatever order the layers are multiplied: each way sums once over every
+    hidden width.
+    """
     factor = gamma(2 * widths[0] + widths[-1] + sum(widths[1:-1]), float(jnp.finfo(objective.target.dtype).eps))
     return factor * _design_norm(objective), _of_target(objective)
 

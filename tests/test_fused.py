@@ -289,6 +289,9 @@ def test_what_is_left_to_xla(plan, monkeypatch):
     assert "too large for the stack" in reason(law=deep, method=gf.integrator(diffrax.Dopri8()))
     assert "wider than" in reason(law=gf.initialization.Gaussian((6, 20, 3)))
     assert reason(proof=True) is None
+    long = gf.initialization.Gaussian((6, *[3] * engine.MOST_PROVED, 3))
+    assert reason(law=long) is None
+    assert "takes long to compile" in reason(law=long, proof=True)
     assert "rider" in reason(riders=(gf.basins.Imbalance(),))
     square = gf.Problem.from_singular_values([2, 1])
     assert "verdicts" in reason(square, gf.initialization.Balanced((2, 2, 2)))

@@ -28,6 +28,8 @@ from gdflow.verdicts import AbstractLevelVerdict, AlmostSure, Balanced, LevelVer
 
 #: The program pays for layers up to this width (benchmarks/engines.py), …
 WIDEST = 16
+#: … with proofs for so many layers, as its source grows with the square of their number and compilers take their time, …
+MOST_PROVED = 8
 #: … if its arrays take so many bytes at most. Threads have two megabytes where the user's limit is none.
 LARGEST_STACK = 3 * 2**19
 
@@ -62,6 +64,8 @@ def why_not_fused(process: Any) -> str | None:
     kinds = [type(rider) for rider in process.riders]
     if len(set(kinds)) < len(kinds) or not set(kinds) <= {Drift, Crossings, Tube}:
         return "a rider looks at every step"
+    if Tube in kinds and len(process.starts.widths) - 1 > MOST_PROVED:
+        return f"the proof of more than {MOST_PROVED} layers takes long to compile"
     if shape_of(process).stack > LARGEST_STACK:
         return "networks are too large for the stack of a thread"
     return None

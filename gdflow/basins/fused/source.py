@@ -99,8 +99,8 @@ def fused_source(shape: Shape, frame: tuple[str, str] | None = None) -> str:
     return "\n".join([*parts, tail]) + "\n"
 
 
-#: A block fills one register. Of 512 bits only where units are as wide: these processors of AMD have halves of them, and blocks
-#: of four fit into the first cache (benchmarks/engines.py).
+#: A block fills one register. Of 512 bits only where units are as wide: AMD's Zen 4, which older compilers take for Zen 3, has
+#: halves of them, and blocks of four fit into its first cache (benchmarks/engines.py).
 _HEAD = """
 #include <math.h>
 #include <stdint.h>
@@ -140,7 +140,7 @@ FUNCTION int any(m c) { int64_t r = 0; EACH(i) r |= c[i]; return r != 0; }
 
 
 def _nth_root(n: int) -> str:
-    """`x^{1/n}` of eight positive numbers at once, where the library's `pow` takes one after the other; to a few units in the
+    """`x^{1/n}` of positive numbers side by side, where the library's `pow` takes one after the other; to a few units in the
     last place.
 
     The bits of a floating-point number are nearly its logarithm, whose `n`-th part gives the root to a tenth; each of Halley's
@@ -324,7 +324,7 @@ _SCALED_SQUARES = """
 
 
 #: The passes over a pool. States lie one after the other, `y[n·P + p]`: with starts along the last axis one would be scattered
-#: over lines of the cache. What is drawn, `start[p·num + n]`, comes so, and is read eight at a time.
+#: over lines of the cache. What is drawn, `start[p·num + n]`, comes so, and is read block by block.
 _LOOP = """
 #define DATA target, design
 #define MARKS (CROSSINGS + PROOF)  // the last one is of the step that decides, if a proof goes on after it
