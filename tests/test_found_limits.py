@@ -179,6 +179,7 @@ def test_limits_are_those_of_gradient_descent_with_a_tiny_step(tanh_estimate, nu
     np.testing.assert_allclose(losses, expected[limits], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_limit_holds(tanh_estimate):
     problem = tanh_estimate.plan.problem
     for limit in tanh_estimate.found:

@@ -38,6 +38,7 @@ def relu_estimate():
     return gf.basin_sizes(problem, Gaussian(problem.widths([3])), 60, key=KEY, audit=0, progress=False)
 
 
+@pytest.mark.slow
 def test_minima_on_kinks_are_minima(relu_estimate):
     """No random step that crosses no other kink leads down from them, however long; on active ones both slopes lead up."""
     estimate = relu_estimate
@@ -63,6 +64,7 @@ def test_minima_on_kinks_are_minima(relu_estimate):
         assert limit.kinks == 0 or z[limit.kinks - 1] < 1e-10, limit
 
 
+@pytest.mark.slow
 def test_limits_are_those_of_subgradient_descent(relu_estimate):
     """Optax with steps that get smaller, from the same starts, written down without gdflow's gradient."""
     estimate, num = relu_estimate, 40

@@ -315,6 +315,7 @@ def small():
     return sm.compute(study, lambda *args: told.append(args), seed=0), told
 
 
+@pytest.mark.slow
 def test_a_small_run(small, tmp_path):
     made, told = small
     assert [done for _, done, _ in told] == list(range(5))
@@ -352,6 +353,7 @@ def test_a_small_run(small, tmp_path):
     assert result.runs.num_rows == 4
 
 
+@pytest.mark.slow
 def test_descent_is_that_of_numpy(small):
     """The start is the law's, the limit and the smallest norm on the way are those of a loop."""
     made, _ = small
