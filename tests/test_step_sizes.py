@@ -61,6 +61,7 @@ def test_ends_are_those_of_a_loop(well):
 
 @pytest.mark.slow
 def test_intervals_are_exact(well):
+    assert np.isfinite(well.rows[0].mean_steps)
     for row in well.rows:
         counts = dict(zip(ENDS, row.counts, strict=True))
         open_ = counts["undecided"] + counts["reached only"]
